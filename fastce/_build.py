@@ -1,0 +1,199 @@
+"""How this folder is compiled. Its own setup.py calls `extension`; so does the setup.py of a package that vendors it:
+
+    spec = importlib.util.spec_from_file_location("_build", "hostpkg/_vendor/ce/_build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    setup(ext_modules=[build.extension("hostpkg._vendor.ce")])
+
+It may assume setuptools, whose build_ext translates the .pyx when Cython is installed, and nothing of the package it
+lies in, which cannot be imported before it is built. It reads from the environment what setuptools reads (CC, CFLAGS,
+LDFLAGS, ...) and FASTCE_OPENMP=0|1. A -march in CFLAGS is the builder's choice and let through: the module then runs on
+fewer processors, but NaN, infinities and the floating-point environment are safe. Flags that harm those are refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension
+
+FOLDER = Path(__file__).resolve().parent
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,  # every index and stride is checked in Python, before a kernel runs
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
+
+# No errno, no trapping: comparisons and selections vectorise. NaN, infinities and signed zeros keep their meaning.
+UNIX_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+MSVC_FLAGS = ["/O2"]
+
+# The variables that reach a compile or link line, and the flags that must not: those that let the compiler assume away
+# NaN and infinities or re-associate sums (the accuracy contract rests on both), and those for which gcc and clang link
+# crtfastmath.o, which turns off subnormal numbers in any process that loads the module. setuptools puts CFLAGS on the
+# link line too. Looked for anywhere in the text, so that -Wp,-ffast-math or -Xclang=-ffast-math count.
+VARIABLES = "CC CXX CPP LDSHARED LDCXXSHARED CFLAGS CXXFLAGS CPPFLAGS LDFLAGS ARCHFLAGS CL _CL_".split()
+COMMANDS = "compiler_so linker_so".split()
+FORBIDDEN = re.compile(
+    r"""(?<![\w/-]) (?:
+      -Ofast | --optimize=fast
+    | -[f-] (?: fast-math | unsafe-math-optimizations | finite-math-only | associative-math | reciprocal-math )
+    | -f (?: approx-func | no-honor-nans | no-honor-infinities | denormal-fp-math(?:-f32)?=(?!ieee)[\w,-]+ )
+    | -m (?: daz-ftz | enable-no-nans | enable-no-infs )
+    | -f?fp-model [=\s] ['"]? (?: fast | aggressive ) [\w=]*
+    | [-/]fp:fast
+    ) (?![\w-])""",
+    re.VERBOSE,
+)
+
+OPENMP_PROBE = """
+#include <omp.h>
+#ifdef _MSC_VER
+__declspec(dllexport)
+#else
+__attribute__((visibility("default")))
+#endif
+int openmp_probe(void)
+{
+    int version = 0;
+    #pragma omp parallel num_threads(2)
+    {
+        #pragma omp master
+        version = omp_get_num_threads() >= 1 ? _OPENMP : 0;
+    }
+    return version;
+}
+"""
+
+
+class BuildError(SystemExit):
+    """Stops the build with its message and no traceback."""
+
+
+def extension(package: str, *, compiler: str | None = None) -> Extension:
+    """The compiled module of this folder, ready for `setup(ext_modules=[...])`.
+
+    Parameters
+    ----------
+    package
+        Dotted name under which the folder will be imported, e.g. ``"hostpkg._vendor.ce"``.
+    compiler
+        setuptools' name of the compiler ("unix", "msvc", "mingw32"), where it is not the platform's default.
+
+    Raises
+    ------
+    BuildError
+        Cython is missing or too old; a flag in the environment would break the numerics; FASTCE_OPENMP is neither
+        0 nor 1, or is 1 where no OpenMP is found.
+    """
+    _check_cython(package)
+    cc = _compiler(compiler)
+    check_flags(package, cc)
+    compile_args, link_args = flags(package, cc)
+    folder = Path(os.path.relpath(FOLDER))  # setuptools wants sources relative to the setup script
+    ext = Extension(
+        f"{package}._kernels",
+        [(folder / "_kernels.pyx").as_posix()],
+        depends=sorted(path.as_posix() for pattern in ("*.h", "*.pxd", "_build.py") for path in folder.glob(pattern)),
+        include_dirs=[folder.as_posix()],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+    # Read by the build_ext that setuptools takes from Cython: the generated C goes to build/, not into the sources.
+    ext.cython_directives = DIRECTIVES
+    ext.cython_c_in_temp = True
+    return ext
+
+
+def flags(package: str, cc: Any) -> tuple[list[str], list[str]]:
+    """Compiler and linker arguments for the compiler object `cc`; whether OpenMP is used is found out by trying it."""
+    msvc = cc.compiler_type == "msvc"
+    ours = MSVC_FLAGS if msvc else UNIX_FLAGS
+    serial = ours + ([] if msvc else ["-fopenmp-simd"])  # the vector pragmas without the threads
+    wish = os.environ.get("FASTCE_OPENMP", "")
+    if wish not in ("", "0", "1"):
+        raise BuildError(f"{package}: FASTCE_OPENMP is {wish!r}, expected 0 (do without), 1 (insist) or unset")
+    if wish == "0":
+        return serial, []
+    for compile_args, link_args in _openmp_candidates(msvc):
+        if _openmp_works(cc, compile_args, link_args):
+            return ours + compile_args, link_args
+    command = " ".join(getattr(cc, "compiler_so", None) or [cc.compiler_type])
+    reason = f"{package}: no working OpenMP found with the compiler `{command}`"
+    if wish == "1":
+        raise BuildError(f"{reason}, and FASTCE_OPENMP=1 insists on it")
+    print(f"{reason}; building without threads (FASTCE_OPENMP=1 makes this an error)", file=sys.stderr)
+    return serial, []
+
+
+def check_flags(package: str, cc: Any = None) -> None:
+    """Refuse flags that change the floating-point environment or drop NaN and infinities, before compiling anything."""
+    places = {name: os.environ.get(name, "") for name in VARIABLES}
+    places |= {f"the compiler's {name}": " ".join(getattr(cc, name, None) or []) for name in COMMANDS}
+    for place, text in places.items():
+        if found := FORBIDDEN.search(text):
+            raise BuildError(
+                f"{package}: refusing to build: {place} contains {found[0]}. It lets the compiler assume that "
+                "there are no NaN and infinities, or links code that switches off subnormal numbers in every process "
+                f"that loads the module: results here and in other libraries would be wrong. Remove it from {place}."
+            )
+
+
+def _check_cython(package: str) -> None:
+    try:
+        from Cython import __version__ as version
+    except ImportError:
+        version = "not installed"
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < (3, 1):
+        raise BuildError(f"{package}: building needs Cython >= 3.1, which is {version}")
+
+
+def _compiler(name: str | None) -> Any:
+    """The compiler that setuptools' build_ext will use, with its settings from Python's build and the environment."""
+    from distutils.ccompiler import new_compiler  # setuptools' own copy, in place since setuptools was imported
+    from distutils.sysconfig import customize_compiler
+
+    cc = new_compiler(compiler=name)
+    customize_compiler(cc)
+    return cc
+
+
+def _openmp_candidates(msvc: bool) -> list[tuple[list[str], list[str]]]:
+    if msvc:
+        return [(["/openmp"], [])]
+    candidates = [(["-fopenmp"], ["-fopenmp"])]
+    if sys.platform == "darwin":
+        # Apple's clang understands the pragmas but ships no runtime; Homebrew's libomp lies outside the search path.
+        candidates.append((["-Xpreprocessor", "-fopenmp"], ["-lomp"]))
+        for prefix in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp"):
+            candidates.append((["-Xpreprocessor", "-fopenmp", f"-I{prefix}/include"], [f"-L{prefix}/lib", "-lomp"]))
+    return candidates
+
+
+def _openmp_works(cc: Any, compile_args: list[str], link_args: list[str]) -> bool:
+    """Compile, link and run a parallel region in a shared object, made and loaded as the extension module will be."""
+    with tempfile.TemporaryDirectory() as tmp:
+        source = Path(tmp, "openmp_probe.c")
+        source.write_text(OPENMP_PROBE)
+        library = str(source.with_suffix(".dll" if sys.platform == "win32" else ".so"))
+        try:
+            objects = cc.compile([str(source)], output_dir=tmp, extra_postargs=compile_args)
+            cc.link_shared_object(objects, library, extra_postargs=link_args)
+        except Exception:  # the compiler has said why; each kind of compiler raises its own class
+            return False
+        if "_PYTHON_HOST_PLATFORM" in os.environ:  # cross-compiling: what was built cannot run here
+            return True
+        run = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).openmp_probe() <= 0)"
+        try:
+            return subprocess.run([sys.executable, "-c", run, library], capture_output=True, timeout=60).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False

@@ -1,0 +1,150 @@
+/* Vector primitives of fastce: loops over contiguous numbers, and nothing else.
+ *
+ * The algorithm that calls them (_kernels.pyx) sees one table of functions for each dtype. The text of the loops is
+ * _simd_body.h; it is compiled once for each (instruction set, dtype) on top of a small vocabulary of vector operations,
+ * _simd_<instruction set>.h. The instruction set is chosen once, by ce_select().
+ *
+ * Everything is static: two copies of fastce can live in one process.
+ */
+#ifndef FASTCE_SIMD_H
+#define FASTCE_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define CE_X86 1
+#include <immintrin.h>
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define CE_NEON 1
+#include <arm_neon.h>
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define CE_INLINE static inline __attribute__((always_inline, unused))
+#else
+#define CE_INLINE static __inline
+#endif
+
+enum { CE_BROADCAST = 0, CE_BY_CLASS = 1, CE_BY_ELEMENT = 2 };
+
+/* What each function computes. x, e, g, v, q point to numbers of the table's dtype. "tile" arrays are
+ * (classes, width) in C order, width a multiple of 16; "by position" arrays have `width` entries.
+ * Sums are formed from short sums of the dtype that are added in float64. */
+typedef struct {
+    /* The largest of n numbers, NaN passed over; -inf for none. */
+    double (*row_max)(const void *x, Py_ssize_t n);
+    /* The first i with x[i] == value, or -1. */
+    Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value);
+    /* sum over i != skip of exp(x[i] - shift); the exponentials are written to e unless it is NULL. x[i] <= shift. */
+    double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip);
+    /* sum of v[i] * (shift - x[i]), where 0 * inf is 0; v = NULL stands for ones. */
+    double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift);
+    /* sum of v[i]. */
+    double (*row_sum)(const void *v, Py_ssize_t n);
+    /* q[i] = (slope * q[i] + offset) * v[i]; v = NULL stands for ones. */
+    void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset);
+    /* g[i] = a * e[i] - b * v[i]; v = NULL stands for ones. With is_logits, e[i] is exp(src[i] - shift), else src[i].
+     * stream: write past the caches. */
+    void (*row_grad)(const void *src, void *g, Py_ssize_t n, int is_logits, double shift, double a, double b,
+                     const void *v, int stream);
+    /* m[p] = max(m[p], x[j, p] over j), NaN passed over. */
+    void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m);
+    /* sum[p] = sum over j of exp(x[j, p] - m[p]), of which drop[p] terms that are exp(0) are left out; e as above. */
+    void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
+                         const double *drop, double *sum);
+    /* sum[p] += sum over j of v * (m[p] - x[j, p]), where 0 * inf is 0; v is 1, v[j] or v[j, p] as `kind` says. */
+    void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width, const void *m,
+                         double *sum);
+    /* sum[p] += sum over j of v[j, p], without those where x[j, p] == m[p] unless x is NULL. */
+    void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m, double *sum);
+    /* g[j, p] = a[p] * e[j, p] - b[p] * v, v as in tile_gap_dot, e and is_logits as in row_grad. Where v is by element,
+     * g[j, p] = at_mark[p] wherever src[j, p] == mark[p]. */
+    void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits, const void *m,
+                      const void *a, const void *b, const void *v, int kind, const void *mark, const void *at_mark);
+    /* The two below do not depend on the dtype. t[i] = log(1 + t[i]) for t[i] >= 0. */
+    void (*log1p)(double *t, Py_ssize_t n);
+    /* How many labels are not `ignored` (if has_ignored); -1 when one of those is outside [0, classes). */
+    Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored, int has_ignored);
+} ce_primitives;
+
+#define CE_CAT3_(a, b, c) a##_##b##_##c
+#define CE_CAT3(a, b, c) CE_CAT3_(a, b, c)
+#define FN(name) CE_CAT3(name, CE_ISA, CE_TAG)
+
+#if defined(__clang__)
+#define CE_PRAGMA(x) _Pragma(#x)
+#define CE_TARGET_BEGIN(features) \
+    CE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define CE_TARGET_END _Pragma("clang attribute pop")
+#elif defined(__GNUC__)
+#define CE_PRAGMA(x) _Pragma(#x)
+#define CE_TARGET_BEGIN(features) _Pragma("GCC push_options") CE_PRAGMA(GCC target(features))
+#define CE_TARGET_END _Pragma("GCC pop_options")
+#endif
+
+/* The baseline: whatever the compiler may assume of the processor anyway. */
+#if defined(CE_X86) && defined(__SSE2__)
+#define CE_BASELINE_VOCABULARY "_simd_sse2.h"
+#elif defined(CE_NEON)
+#define CE_BASELINE_VOCABULARY "_simd_neon.h"
+#else
+#define CE_BASELINE_VOCABULARY "_simd_scalar.h"
+#endif
+
+#define CE_ISA baseline
+#define CE_VOCABULARY CE_BASELINE_VOCABULARY
+#include "_simd_both.h"
+#undef CE_VOCABULARY
+#undef CE_ISA
+
+#ifdef CE_X86
+#define CE_ISA avx2
+#define CE_VOCABULARY "_simd_avx2.h"
+CE_TARGET_BEGIN("avx2,fma")
+#include "_simd_both.h"
+CE_TARGET_END
+#undef CE_VOCABULARY
+#undef CE_ISA
+
+#define CE_ISA avx512
+#define CE_VOCABULARY "_simd_avx512.h"
+CE_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#include "_simd_both.h"
+CE_TARGET_END
+#undef CE_VOCABULARY
+#undef CE_ISA
+#endif
+
+/* The instruction sets this build has, best first, and whether this processor (and its operating system) runs them. */
+typedef struct {
+    const char *name;
+    const ce_primitives *f32;
+    const ce_primitives *f64;
+} ce_isa;
+
+static const ce_isa ce_isas[] = {
+#ifdef CE_X86
+    {"avx512", &table_avx512_f32, &table_avx512_f64},
+    {"avx2", &table_avx2_f32, &table_avx2_f64},
+#endif
+    {"baseline", &table_baseline_f32, &table_baseline_f64},
+};
+enum { CE_ISA_COUNT = sizeof ce_isas / sizeof *ce_isas };
+
+static int ce_isa_runs_here(int i)
+{
+#ifdef CE_X86
+    __builtin_cpu_init();
+    if (i == 0)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (i == 1)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return i < CE_ISA_COUNT;
+}
+
+#endif

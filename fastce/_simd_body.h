@@ -1,0 +1,488 @@
+/* The loops, once for every (instruction set, dtype): T is the dtype, VEC a vector of LANES of them, FN(name) the
+ * function's name in this compilation. Vectors are an implementation detail: a function's result for a given input
+ * depends on the instruction set, never on alignment or on who calls it. */
+
+/* exp(d) for d <= 0 (NaN stays NaN): with n = d*log2(e) rounded to a multiple of 1/EXP_STEPS and r = d - n*ln(2),
+ * exp(d) = 2^n * (1 + r + r^2*Q(r)). Q is minimax for |r| <= ln(2)/(2*EXP_STEPS) (Lawson's algorithm at 40 digits).
+ * Results below the smallest normal number are rounded once (gradual underflow); below half the smallest subnormal
+ * they are set to 0 without an underflow operation, which processors are slow at: masked logits cost nothing. */
+#if CE_F32
+#define LOG2E 0x1.715476p+0f
+#define ROUNDER (0x1.8p+23f / EXP_STEPS) /* adding it rounds to a multiple of 1/EXP_STEPS, left in the low bits */
+#define EXP_CUT -0x1.9fe368p+6f          /* exp(-103.97208) is half of the smallest subnormal, 2^-150 */
+#else
+#define LOG2E 0x1.71547652b82fep+0
+#define ROUNDER (0x1.8p+52 / EXP_STEPS)
+#define EXP_CUT -0x1.74910d52d3052p+9 /* exp(-745.13322) is half of the smallest subnormal, 2^-1075 */
+#endif
+
+CE_INLINE VEC FN(exp)(VEC d)
+{
+    const VEC rounder = SET1(ROUNDER);
+    const VEC z = FMA(d, SET1(LOG2E), rounder);
+    const VEC n = z - rounder;
+#if CE_F32 && EXP_STEPS > 1
+    /* float32(ln 2) is ln 2 to 28.4 bits, so with a fused multiply-add one step is enough. */
+    const VEC r = FMA(n, SET1(-0x1.62e43p-1f), d);
+#elif CE_F32
+    const VEC r = FMA(n, SET1(-0x1.7f7d1cp-20f), FMA(n, SET1(-0x1.62e4p-1f), d));
+#else
+    const VEC r = FMA(n, SET1(-0x1.a39ef35793c76p-33), FMA(n, SET1(-0x1.62e42feep-1), d));
+#endif
+#if CE_F32 && EXP_STEPS == 16 /* error of the polynomial: 0.013 eps */
+    const VEC q = FMA(r, SET1(0x1.55564ap-3f), SET1(0x1.00022p-1f));
+#elif CE_F32 && EXP_STEPS == 8 /* 0.22 eps */
+    const VEC q = FMA(r, SET1(0x1.5558a6p-3f), SET1(0x1.00087cp-1f));
+#elif CE_F32 && EXP_STEPS == 1 /* 0.03 eps */
+    VEC q = FMA(r, SET1(0x1.6a2454p-10f), SET1(0x1.123a2p-7f));
+    q = FMA(r, q, SET1(0x1.5558f2p-5f));
+    q = FMA(r, q, SET1(0x1.555492p-3f));
+    q = FMA(r, q, SET1(0x1.fffffcp-2f));
+#elif !CE_F32 && EXP_STEPS == 16 /* 0.05 eps */
+    VEC q = FMA(r, SET1(0x1.6c14c7ce4db17p-10), SET1(0x1.11123afcd49c0p-7));
+    q = FMA(r, q, SET1(0x1.55555558fcc27p-5));
+    q = FMA(r, q, SET1(0x1.555555548f1f4p-3));
+    q = FMA(r, q, SET1(0x1.fffffffffffb9p-2));
+#elif !CE_F32 && EXP_STEPS == 1 /* 0.05 eps */
+    VEC q = FMA(r, SET1(0x1.ad9641515b7bap-26), SET1(0x1.28ad95ecdadedp-22));
+    q = FMA(r, q, SET1(0x1.71df170af496ep-19));
+    q = FMA(r, q, SET1(0x1.a01999e7b13e2p-16));
+    q = FMA(r, q, SET1(0x1.a01a01309a454p-13));
+    q = FMA(r, q, SET1(0x1.6c16c18436645p-10));
+    q = FMA(r, q, SET1(0x1.1111111126a2ep-7));
+    q = FMA(r, q, SET1(0x1.5555555550854p-5));
+    q = FMA(r, q, SET1(0x1.55555555554fep-3));
+    q = FMA(r, q, SET1(0x1.000000000000ap-1));
+#else
+#error "no polynomial for this EXP_STEPS"
+#endif
+    return EXP_SCALED(d, SET1(EXP_CUT), z, n, FMA(r * r, q, r));
+}
+#undef LOG2E
+#undef ROUNDER
+#undef EXP_CUT
+
+#ifndef LOAD_PART /* the first n < LANES of a vector, without touching what lies behind them */
+CE_INLINE VEC FN(load_part)(const T *p, Py_ssize_t n, T fill)
+{
+    T buffer[LANES];
+    for (int k = 0; k < LANES; k++)
+        buffer[k] = k < n ? p[k] : fill;
+    return LOAD(buffer);
+}
+CE_INLINE void FN(store_part)(T *p, VEC v, Py_ssize_t n)
+{
+    T buffer[LANES];
+    STORE(buffer, v);
+    for (int k = 0; k < LANES && k < n; k++)
+        p[k] = buffer[k];
+}
+#define LOAD_PART(p, n, fill) FN(load_part)(p, n, fill)
+#define STORE_PART(p, v, n) FN(store_part)(p, v, n)
+#endif
+
+CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n, T fill)
+{
+    return n >= LANES ? LOAD(p) : LOAD_PART(p, n, fill);
+}
+CE_INLINE void FN(store_upto)(T *p, VEC v, Py_ssize_t n)
+{
+    if (n >= LANES)
+        STORE(p, v);
+    else
+        STORE_PART(p, v, n);
+}
+
+static const T FN(iota)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+CE_INLINE double FN(acc_sum)(ACC acc)
+{
+    double part[LANES];
+    ACC_STORE(part, acc);
+    for (int width = LANES / 2; width >= 1; width /= 2)
+        for (int k = 0; k < width; k++)
+            part[k] += part[k + width];
+    return part[0];
+}
+
+/* Eight vectors are added as a tree (three roundings) before they reach float64, so that the error of a sum does not
+ * grow with its length. */
+enum { FN(CHUNK) = 8 * LANES };
+CE_INLINE VEC FN(tree)(const VEC *v)
+{
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+static double FN(row_max)(const void *x_, Py_ssize_t n)
+{
+    const T *x = x_;
+    const T none = (T)-INFINITY;
+    VEC m0 = SET1(none), m1 = m0, m2 = m0, m3 = m0;
+    Py_ssize_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        m0 = MAX(LOAD(x + i), m0);
+        m1 = MAX(LOAD(x + i + LANES), m1);
+        m2 = MAX(LOAD(x + i + 2 * LANES), m2);
+        m3 = MAX(LOAD(x + i + 3 * LANES), m3);
+    }
+    for (; i < n; i += LANES)
+        m0 = MAX(FN(load_upto)(x + i, n - i, none), m0);
+    m0 = MAX(MAX(m1, m0), MAX(m2, m3));
+    T part[LANES];
+    STORE(part, m0);
+    for (int width = LANES / 2; width >= 1; width /= 2)
+        for (int k = 0; k < width; k++)
+            part[k] = part[k + width] > part[k] ? part[k + width] : part[k];
+    return part[0];
+}
+
+static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
+{
+    const T *x = x_;
+    const VEC wanted = SET1((T)value);
+    Py_ssize_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        unsigned bits = EQ_BITS(LOAD(x + i), wanted);
+        if (bits)
+            for (;; i++, bits >>= 1)
+                if (bits & 1)
+                    return i;
+    }
+    for (; i < n; i++)
+        if (x[i] == (T)value)
+            return i;
+    return -1;
+}
+
+CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_ssize_t skip, const int keep)
+{
+    const VEC shift = SET1(shift_);
+    ACC acc = ACC_ZERO;
+    Py_ssize_t i = 0;
+    while (i < n) {
+        if (n - i >= FN(CHUNK) && (size_t)(skip - i) >= (size_t)FN(CHUNK)) {
+            VEC v[8];
+            for (int k = 0; k < 8; k++) {
+                v[k] = FN(exp)(LOAD(x + i + k * LANES) - shift);
+                if (keep)
+                    STORE(e + i + k * LANES, v[k]);
+            }
+            ACC_ADD(acc, FN(tree)(v));
+            i += FN(CHUNK);
+            continue;
+        }
+        /* The ragged end, and the chunk that holds `skip`. */
+        const Py_ssize_t stop = n - i > FN(CHUNK) ? i + FN(CHUNK) : n;
+        for (; i < stop; i += LANES) {
+            VEC v = FN(exp)(FN(load_upto)(x + i, n - i, (T)-INFINITY) - shift);
+            if (keep)
+                FN(store_upto)(e + i, v, n - i);
+            if ((size_t)(skip - i) < LANES)
+                v = SELECT_EQ(LOAD(FN(iota)), SET1((T)(skip - i)), SET1(0), v);
+            ACC_ADD(acc, v);
+        }
+    }
+    return FN(acc_sum)(acc);
+}
+
+static double FN(row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip)
+{
+    return e ? FN(row_exp_sum_)(x, e, n, (T)shift, skip, 1) : FN(row_exp_sum_)(x, NULL, n, (T)shift, skip, 0);
+}
+
+CE_INLINE VEC FN(gap_term)(VEC v, VEC gap)
+{
+    return SELECT_EQ(v, SET1(0), SET1(0), v * gap);
+}
+
+static double FN(row_gap_dot)(const void *x_, const void *v_, Py_ssize_t n, double shift_)
+{
+    const T *x = x_, *v = v_;
+    const VEC shift = SET1((T)shift_);
+    ACC acc = ACC_ZERO;
+    Py_ssize_t i = 0;
+    for (; i + FN(CHUNK) <= n; i += FN(CHUNK)) {
+        VEC t[8];
+        for (int k = 0; k < 8; k++) {
+            t[k] = shift - LOAD(x + i + k * LANES);
+            if (v)
+                t[k] = FN(gap_term)(LOAD(v + i + k * LANES), t[k]);
+        }
+        ACC_ADD(acc, FN(tree)(t));
+    }
+    for (; i < n; i += LANES) {
+        VEC t = shift - FN(load_upto)(x + i, n - i, (T)shift_);
+        if (v)
+            t = FN(gap_term)(FN(load_upto)(v + i, n - i, 0), t);
+        else if (n - i < LANES) /* inf - inf in the lanes that are not there */
+            t = LOAD_PART((const T *)&t, n - i, 0);
+        ACC_ADD(acc, t);
+    }
+    return FN(acc_sum)(acc);
+}
+
+static double FN(row_sum)(const void *v_, Py_ssize_t n)
+{
+    const T *v = v_;
+    ACC acc = ACC_ZERO;
+    Py_ssize_t i = 0;
+    for (; i + FN(CHUNK) <= n; i += FN(CHUNK)) {
+        VEC t[8];
+        for (int k = 0; k < 8; k++)
+            t[k] = LOAD(v + i + k * LANES);
+        ACC_ADD(acc, FN(tree)(t));
+    }
+    for (; i < n; i += LANES)
+        ACC_ADD(acc, FN(load_upto)(v + i, n - i, 0));
+    return FN(acc_sum)(acc);
+}
+
+static void FN(row_affine)(void *q_, const void *v_, Py_ssize_t n, double slope, double offset)
+{
+    T *q = q_;
+    const T *v = v_;
+    for (Py_ssize_t i = 0; i < n; i += LANES) {
+        VEC t = FMA(SET1((T)slope), FN(load_upto)(q + i, n - i, 0), SET1((T)offset));
+        if (v)
+            t = t * FN(load_upto)(v + i, n - i, 0);
+        FN(store_upto)(q + i, t, n - i);
+    }
+}
+
+CE_INLINE VEC FN(grad)(VEC s, const int is_logits, VEC shift, VEC a, VEC b)
+{
+    return FMSUB(a, is_logits ? FN(exp)(s - shift) : s, b);
+}
+
+CE_INLINE void FN(row_grad_)(const T *src, T *g, Py_ssize_t n, const int is_logits, T shift_, T a_, T b_, const T *v,
+                             const int stream)
+{
+    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_);
+    Py_ssize_t i = 0;
+    if (stream) { /* up to the first aligned address */
+        i = (Py_ssize_t)(-(uintptr_t)g % sizeof(VEC) / sizeof(T));
+        i = i < n ? i : n;
+        if (i) {
+            const VEC bv = b * (v ? LOAD_PART(v, i, 0) : SET1(1));
+            STORE_PART(g, FN(grad)(LOAD_PART(src, i, 0), is_logits, shift, a, bv), i);
+        }
+    }
+    for (; i + LANES <= n; i += LANES) {
+        const VEC bv = b * (v ? LOAD(v + i) : SET1(1));
+        const VEC t = FN(grad)(LOAD(src + i), is_logits, shift, a, bv);
+        if (stream)
+            STREAM(g + i, t);
+        else
+            STORE(g + i, t);
+    }
+    if (i < n) {
+        const VEC bv = b * (v ? LOAD_PART(v + i, n - i, 0) : SET1(1));
+        STORE_PART(g + i, FN(grad)(LOAD_PART(src + i, n - i, 0), is_logits, shift, a, bv), n - i);
+    }
+}
+
+static void FN(row_grad)(const void *src, void *g, Py_ssize_t n, int is_logits, double shift, double a, double b,
+                         const void *v, int stream)
+{
+#define ROW_GRAD(is_logits, v, stream) FN(row_grad_)(src, g, n, is_logits, (T)shift, (T)a, (T)b, v, stream)
+    if (v && stream)
+        is_logits ? ROW_GRAD(1, v, 1) : ROW_GRAD(0, v, 1);
+    else if (v)
+        is_logits ? ROW_GRAD(1, v, 0) : ROW_GRAD(0, v, 0);
+    else if (stream)
+        is_logits ? ROW_GRAD(1, NULL, 1) : ROW_GRAD(0, NULL, 1);
+    else
+        is_logits ? ROW_GRAD(1, NULL, 0) : ROW_GRAD(0, NULL, 0);
+#undef ROW_GRAD
+}
+
+static void FN(tile_max)(const void *x_, Py_ssize_t classes, Py_ssize_t width, void *m_)
+{
+    const T *x = x_;
+    T *m = m_;
+    for (Py_ssize_t p = 0; p < width; p += LANES) {
+        VEC top = LOAD(m + p);
+        for (Py_ssize_t j = 0; j < classes; j++)
+            top = MAX(LOAD(x + j * width + p), top);
+        STORE(m + p, top);
+    }
+}
+
+CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_t width, const T *m,
+                                 const double *drop, double *sum, const int keep)
+{
+    for (Py_ssize_t p = 0; p < width; p += LANES) {
+        const VEC shift = LOAD(m + p);
+        VEC ones = SET1(0); /* how many terms are exp(0): they are counted apart, the rest may be tiny */
+        ACC acc = ACC_ZERO;
+        Py_ssize_t j = 0;
+        while (j < classes) {
+            const int batch = classes - j >= 4 ? 4 : 1;
+            VEC v[4];
+            for (int k = 0; k < batch; k++) {
+                const Py_ssize_t at = (j + k) * width + p;
+                const VEC d = LOAD(x + at) - shift;
+                v[k] = FN(exp)(d);
+                if (keep)
+                    STORE(e + at, v[k]);
+                ones = ones + SELECT_EQ(d, SET1(0), SET1(1), SET1(0));
+                v[k] = SELECT_EQ(d, SET1(0), SET1(0), v[k]);
+            }
+            if (batch == 4)
+                v[0] = (v[0] + v[1]) + (v[2] + v[3]);
+            ACC_ADD(acc, v[0]);
+            j += batch;
+        }
+        double part[LANES];
+        T count[LANES];
+        ACC_STORE(part, acc);
+        STORE(count, ones);
+        for (int k = 0; k < LANES; k++)
+            sum[p + k] = part[k] + ((double)count[k] - drop[p + k]);
+    }
+}
+
+static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
+                             const double *drop, double *sum)
+{
+    if (e)
+        FN(tile_exp_sum_)(x, e, classes, width, m, drop, sum, 1);
+    else
+        FN(tile_exp_sum_)(x, NULL, classes, width, m, drop, sum, 0);
+}
+
+CE_INLINE VEC FN(tile_value)(const T *v, const int kind, Py_ssize_t j, Py_ssize_t at)
+{
+    return kind == CE_BROADCAST ? SET1(1) : kind == CE_BY_CLASS ? SET1(v[j]) : LOAD(v + at);
+}
+
+CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *v, const int kind, Py_ssize_t classes, Py_ssize_t width,
+                                 const T *m, double *sum)
+{
+    for (Py_ssize_t p = 0; p < width; p += LANES) {
+        const VEC shift = LOAD(m + p);
+        ACC acc = ACC_ZERO;
+        for (Py_ssize_t j = 0; j < classes; j++) {
+            const Py_ssize_t at = j * width + p;
+            ACC_ADD(acc, FN(gap_term)(FN(tile_value)(v, kind, j, at), shift - LOAD(x + at)));
+        }
+        double part[LANES];
+        ACC_STORE(part, acc);
+        for (int k = 0; k < LANES; k++)
+            sum[p + k] += part[k];
+    }
+}
+
+static void FN(tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width,
+                             const void *m, double *sum)
+{
+    if (kind == CE_BROADCAST)
+        FN(tile_gap_dot_)(x, v, CE_BROADCAST, classes, width, m, sum);
+    else if (kind == CE_BY_CLASS)
+        FN(tile_gap_dot_)(x, v, CE_BY_CLASS, classes, width, m, sum);
+    else
+        FN(tile_gap_dot_)(x, v, CE_BY_ELEMENT, classes, width, m, sum);
+}
+
+static void FN(tile_sum)(const void *v_, Py_ssize_t classes, Py_ssize_t width, const void *x_, const void *m_,
+                         double *sum)
+{
+    const T *v = v_, *x = x_, *m = m_;
+    for (Py_ssize_t p = 0; p < width; p += LANES) {
+        ACC acc = ACC_ZERO;
+        for (Py_ssize_t j = 0; j < classes; j++) {
+            const Py_ssize_t at = j * width + p;
+            VEC t = LOAD(v + at);
+            if (x)
+                t = SELECT_EQ(LOAD(x + at), LOAD(m + p), SET1(0), t);
+            ACC_ADD(acc, t);
+        }
+        double part[LANES];
+        ACC_STORE(part, acc);
+        for (int k = 0; k < LANES; k++)
+            sum[p + k] += part[k];
+    }
+}
+
+CE_INLINE void FN(tile_grad_)(const T *src, T *g, Py_ssize_t classes, Py_ssize_t width, const int is_logits,
+                              const T *m, const T *a_, const T *b_, const T *v, const int kind, const T *mark_,
+                              const T *at_mark_)
+{
+    for (Py_ssize_t p = 0; p < width; p += LANES) {
+        const VEC shift = is_logits ? LOAD(m + p) : SET1(0), a = LOAD(a_ + p), b = LOAD(b_ + p);
+        for (Py_ssize_t j = 0; j < classes; j++) {
+            const Py_ssize_t at = j * width + p;
+            const VEC s = LOAD(src + at);
+            const VEC bv = b * FN(tile_value)(v, kind, j, at);
+            VEC t = FN(grad)(s, is_logits, shift, a, bv);
+            if (kind == CE_BY_ELEMENT)
+                t = SELECT_EQ(s, LOAD(mark_ + p), LOAD(at_mark_ + p), t);
+            STORE(g + at, t);
+        }
+    }
+}
+
+static void FN(tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits, const void *m,
+                          const void *a, const void *b, const void *v, int kind, const void *mark,
+                          const void *at_mark)
+{
+#define TILE_GRAD(is_logits, kind) \
+    FN(tile_grad_)(src, g, classes, width, is_logits, m, a, b, v, kind, mark, at_mark)
+    if (kind == CE_BROADCAST)
+        is_logits ? TILE_GRAD(1, CE_BROADCAST) : TILE_GRAD(0, CE_BROADCAST);
+    else if (kind == CE_BY_CLASS)
+        is_logits ? TILE_GRAD(1, CE_BY_CLASS) : TILE_GRAD(0, CE_BY_CLASS);
+    else
+        is_logits ? TILE_GRAD(1, CE_BY_ELEMENT) : TILE_GRAD(0, CE_BY_ELEMENT);
+#undef TILE_GRAD
+}
+
+#if CE_F32
+/* log(1 + t), t >= 0, in float64 for both dtypes: with u = 1 + t = 2^k * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), and
+ * c what rounding u lost, log(1 + t) = k*ln(2) + log(1 + f) + c/u; log(1 + f) as in FreeBSD's e_log.c.
+ * Plain C that compilers vectorise; error below 1 ulp of float64. */
+static void FN(log1p)(double *t, Py_ssize_t n)
+{
+    const uint64_t sqrt_half = 0x3fe6a09e667f3bcdu, two52 = 0x4330000000000000u;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const double u = 1.0 + t[i];
+        uint64_t bits, k, mantissa;
+        double kd, f;
+        memcpy(&bits, &u, sizeof bits);
+        k = (bits - sqrt_half) >> 52;
+        mantissa = bits - (k << 52);
+        k |= two52;
+        memcpy(&f, &mantissa, sizeof f);
+        memcpy(&kd, &k, sizeof kd);
+        kd -= 0x1p52;
+        f -= 1.0;
+        const double c = (t[i] - (u - 1.0)) / u;
+        const double s = f / (2.0 + f), z = s * s, w = z * z, half = 0.5 * f * f;
+        const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+        const double odd = z * (6.666666666666735130e-01 +
+                                w * (2.857142874366239149e-01 +
+                                     w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+        t[i] = kd * 6.93147180369123816490e-01 -
+               ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
+    }
+}
+
+static Py_ssize_t FN(labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
+                                  int has_ignored)
+{
+    int64_t kept = 0, wrong = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const int64_t t = labels[i], keep = !has_ignored | (t != ignored);
+        kept += keep;
+        wrong |= keep & ((t < 0) | (t >= classes));
+    }
+    return wrong ? -1 : (Py_ssize_t)kept;
+}
+#endif
+
+static const ce_primitives FN(table) = {
+    FN(row_max),      FN(row_find),     FN(row_exp_sum), FN(row_gap_dot),
+    FN(row_sum),      FN(row_affine),   FN(row_grad),    FN(tile_max),
+    FN(tile_exp_sum), FN(tile_gap_dot), FN(tile_sum),    FN(tile_grad),
+    CE_CAT3(log1p, CE_ISA, f32), CE_CAT3(labels_kept, CE_ISA, f32),
+};

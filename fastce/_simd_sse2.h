@@ -1,0 +1,72 @@
+/* Vector vocabulary: SSE2, what every x86-64 has. No fused multiply-add. */
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define FMSUB(a, b, c) ((a) * (b) - (c))
+#if CE_F32
+#define VEC __m128
+#define LANES 4
+#define LOAD(p) _mm_loadu_ps(p)
+#define STORE(p, v) _mm_storeu_ps(p, v)
+#define STREAM(p, v) _mm_stream_ps(p, v)
+#define SET1(s) _mm_set1_ps(s)
+#define MAX(x, m) _mm_max_ps(x, m) /* m where x is NaN */
+#define EQ_BITS(a, b) ((unsigned)_mm_movemask_ps(_mm_cmpeq_ps(a, b)))
+CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
+{
+    const VEC equal = _mm_cmpeq_ps(a, b);
+    return _mm_or_ps(_mm_and_ps(equal, x), _mm_andnot_ps(equal, y));
+}
+
+typedef struct {
+    __m128d low, high;
+} CE_CAT3(acc, CE_ISA, CE_TAG);
+#define ACC CE_CAT3(acc, CE_ISA, CE_TAG)
+#define ACC_ZERO {_mm_setzero_pd(), _mm_setzero_pd()}
+#define ACC_ADD(acc, v)                                      \
+    do {                                                     \
+        const VEC v_ = (v);                                  \
+        acc.low += _mm_cvtps_pd(v_);                         \
+        acc.high += _mm_cvtps_pd(_mm_movehl_ps(v_, v_));     \
+    } while (0)
+#define ACC_STORE(p, acc) (_mm_storeu_pd(p, acc.low), _mm_storeu_pd((p) + 2, acc.high))
+
+#define EXP_STEPS 1
+CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+{
+    /* 2^24 * 2^n, normal for every n >= -150 */
+    const VEC scale = _mm_castsi128_ps(
+        _mm_add_epi32(_mm_slli_epi32(_mm_castps_si128(z), 23), _mm_set1_epi32((127 + 24) << 23)));
+    (void)n;
+    return _mm_andnot_ps(_mm_cmplt_ps(d, cut), FMA(scale, p, scale)) * SET1(0x1p-24f);
+}
+#else
+#define VEC __m128d
+#define LANES 2
+#define LOAD(p) _mm_loadu_pd(p)
+#define STORE(p, v) _mm_storeu_pd(p, v)
+#define STREAM(p, v) _mm_stream_pd(p, v)
+#define SET1(s) _mm_set1_pd(s)
+#define MAX(x, m) _mm_max_pd(x, m)
+#define EQ_BITS(a, b) ((unsigned)_mm_movemask_pd(_mm_cmpeq_pd(a, b)))
+CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
+{
+    const VEC equal = _mm_cmpeq_pd(a, b);
+    return _mm_or_pd(_mm_and_pd(equal, x), _mm_andnot_pd(equal, y));
+}
+
+#define ACC __m128d
+#define ACC_ZERO _mm_setzero_pd()
+#define ACC_ADD(acc, v) (acc += (v))
+#define ACC_STORE(p, acc) _mm_storeu_pd(p, acc)
+
+#define EXP_STEPS 1
+CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+{
+    /* 2^54 * 2^n, normal for every n >= -1075 */
+    const VEC scale = _mm_castsi128_pd(
+        _mm_add_epi64(_mm_slli_epi64(_mm_castpd_si128(z), 52), _mm_set1_epi64x((long long)(1023 + 54) << 52)));
+    (void)n;
+    return _mm_andnot_pd(_mm_cmplt_pd(d, cut), FMA(scale, p, scale)) * SET1(0x1p-54);
+}
+#endif
+#define SELECT_EQ(a, b, x, y) FN(select_eq)(a, b, x, y)
+#define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

@@ -1,0 +1,21 @@
+/* Ends the vocabulary of one (instruction set, dtype). */
+#undef VEC
+#undef LANES
+#undef LOAD
+#undef STORE
+#undef STREAM
+#undef LOAD_PART
+#undef STORE_PART
+#undef SET1
+#undef FMA
+#undef FMSUB
+#undef MAX
+#undef ZERO_WHERE_LESS
+#undef SELECT_EQ
+#undef EQ_BITS
+#undef ACC
+#undef ACC_ZERO
+#undef ACC_ADD
+#undef ACC_STORE
+#undef EXP_STEPS
+#undef EXP_SCALED

@@ -1,0 +1,362 @@
+"""Softmax cross-entropy in plain NumPy: the definition of what fastce computes, and the baseline of its benchmarks.
+
+Read it to see what an option means, run it to see what a good NumPy program costs. It uses the formulas of the
+textbooks (``lse = m + log(sum exp(x - m))``, ``grad = p - q``), shares no code with the rest of the package and needs
+nothing but NumPy. The functions take and return what their namesakes in `fastce` do, except ``num_threads``, which does
+not exist here. Valid input is assumed: nothing is checked. Being the textbook's, the results are not accurate to the
+last digits: a confident row's loss is 0 here.
+
+Each row is turned into ``q``, the numbers that multiply ``-log p`` in its loss:
+
+* class index ``t``: ``q[j] = weight[j] * label_smoothing / C``, plus ``weight[t] * (1 - label_smoothing)`` at ``t``,
+* probabilities ``c``: ``q[j] = weight[j] * ((1 - label_smoothing) * c[j] + label_smoothing / C)``.
+
+With ``Q = sum(q)`` the loss is ``Q * lse - sum(q * x) + z_loss * lse**2``, and its gradient
+``(Q + 2 * z_loss * lse) * p - q``, both times the row's sample weight.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["CrossEntropyLoss", "SoftmaxStats", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad"]
+
+
+class SoftmaxStats(NamedTuple):
+    """What the backward pass needs of each row: ``row_max``, and ``tail``, the sum of ``exp(x - row_max)`` over every
+    class but the first that attains the maximum. ``logsumexp`` is ``row_max + log1p(tail)``."""
+
+    row_max: np.ndarray
+    tail: np.ndarray
+
+
+def cross_entropy(
+    logits,
+    targets,
+    *,
+    weight=None,
+    sample_weight=None,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    reduction="mean",
+    normalizer=None,
+    axis=-1,
+    return_stats=False,
+):
+    """Softmax cross-entropy of ``logits``; see `fastce.cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(cross_entropy(np.zeros((2, 4)), np.array([0, 3])))  # log(4)
+    1.3862943611198906
+    """
+    options = weight is not None or sample_weight is not None or label_smoothing or z_loss or return_stats
+    if not options and _is_plain(logits, targets, ignore_index, reduction, normalizer, axis):
+        return _plain(logits, targets, np.empty_like(logits), reduction, None)
+    with np.errstate(all="ignore"):
+        x, e, _ = _views(logits, None, axis)
+        aim = _aim(x, targets, weight, ignore_index, label_smoothing, axis)
+        m = np.maximum.reduce(x, axis=-1, keepdims=True)
+        np.subtract(x, m, out=e)
+        qx = _q_dot(aim, e)
+        np.exp(e, out=e)
+        tail = None
+        if return_stats:
+            top = np.argmax(x, axis=-1, keepdims=True)
+            np.put_along_axis(e, top, np.take_along_axis(e, top, -1) - 1, axis=-1)  # 1 - 1, or NaN stays NaN
+            tail = np.add.reduce(e, axis=-1, keepdims=True)
+        s = np.add.reduce(e, axis=-1, keepdims=True) if tail is None else 1 + tail
+        loss = _row_losses(aim, m, s, qx, z_loss, sample_weight)
+        loss = _reduced(loss, reduction, _denominator(aim, sample_weight, reduction, normalizer))
+    return (loss, SoftmaxStats(m[..., 0], tail[..., 0])) if return_stats else loss
+
+
+def cross_entropy_with_grad(
+    logits,
+    targets,
+    *,
+    weight=None,
+    sample_weight=None,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    reduction="mean",
+    normalizer=None,
+    axis=-1,
+    upstream=1.0,
+    out=None,
+):
+    """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, grad = cross_entropy_with_grad(np.zeros((1, 4)), np.array([2]))
+    >>> grad
+    array([[ 0.25,  0.25, -0.75,  0.25]])
+    """
+    if out is not None:
+        targets, weight, sample_weight, upstream = _apart(out, targets, weight, sample_weight, upstream)
+    options = weight is not None or sample_weight is not None or label_smoothing or z_loss
+    if not options and _is_plain(logits, targets, ignore_index, reduction, normalizer, axis):
+        grad = np.empty_like(logits) if out is None else out
+        return _plain(logits, targets, grad, reduction, upstream), grad
+    with np.errstate(all="ignore"):
+        x, g, grad = _views(logits, out, axis)
+        aim = _aim(x, targets, weight, ignore_index, label_smoothing, axis)
+        m = np.maximum.reduce(x, axis=-1, keepdims=True)
+        np.subtract(x, m, out=g)
+        qx = _q_dot(aim, g)
+        np.exp(g, out=g)
+        s = np.add.reduce(g, axis=-1, keepdims=True)
+        denominator = _denominator(aim, sample_weight, reduction, normalizer)
+        _finish_grad(g, aim, m, s, z_loss, sample_weight, upstream, denominator)
+        loss = _reduced(_row_losses(aim, m, s, qx, z_loss, sample_weight), reduction, denominator)
+    return loss, grad
+
+
+def cross_entropy_grad(
+    logits,
+    targets,
+    *,
+    weight=None,
+    sample_weight=None,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    reduction="mean",
+    normalizer=None,
+    axis=-1,
+    upstream=1.0,
+    out=None,
+    stats=None,
+):
+    """Gradient alone; see `fastce.cross_entropy_grad`. With ``stats`` the maximum and the sum are not formed again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cross_entropy_grad(np.zeros((1, 4)), np.array([2]), upstream=2.0)
+    array([[ 0.5,  0.5, -1.5,  0.5]])
+    """
+    if out is not None:
+        targets, weight, sample_weight, upstream = _apart(out, targets, weight, sample_weight, upstream)
+        stats = stats and _apart(out, *stats)
+    with np.errstate(all="ignore"):
+        x, g, grad = _views(logits, out, axis)
+        aim = _aim(x, targets, weight, ignore_index, label_smoothing, axis)
+        m = np.maximum.reduce(x, axis=-1, keepdims=True) if stats is None else np.asarray(stats[0])[..., None]
+        np.subtract(x, m, out=g)
+        np.exp(g, out=g)
+        s = np.add.reduce(g, axis=-1, keepdims=True) if stats is None else 1 + np.asarray(stats[1])[..., None]
+        denominator = _denominator(aim, sample_weight, reduction, normalizer)
+        _finish_grad(g, aim, m, s, z_loss, sample_weight, upstream, denominator)
+    return grad
+
+
+class CrossEntropyLoss:
+    """The layer form; see `fastce.CrossEntropyLoss`. Options are those of `cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ce = CrossEntropyLoss(reduction="sum")
+    >>> logits, labels = np.zeros((1, 2)), np.array([1])
+    >>> float(ce(logits, labels))  # log(2)
+    0.6931471805599453
+    >>> ce.backward()
+    array([[ 0.5, -0.5]])
+    """
+
+    def __init__(self, **options):
+        self._options = options
+
+    def __call__(self, logits, targets, **options):
+        """The loss. Options given here replace the layer's for this call and its `backward`."""
+        options = self._options | options
+        loss, stats = cross_entropy(logits, targets, **options, return_stats=True)
+        self._saved = logits, targets, options, stats
+        return loss
+
+    def backward(self, upstream=1.0, *, out=None):
+        """Gradient with respect to the logits of the last call."""
+        logits, targets, options, stats = self._saved
+        return cross_entropy_grad(logits, targets, **options, upstream=upstream, out=out, stats=stats)
+
+
+def _is_plain(logits, targets, ignore_index, reduction, normalizer, axis):
+    """Nothing but rows of native floats, an index for each, none ignored, and one number asked for."""
+    return (
+        axis == -1
+        and normalizer is None
+        and reduction != "none"
+        and type(logits) is type(targets) is np.ndarray
+        and logits.ndim == 2
+        and targets.ndim == 1
+        and logits.dtype in (np.float32, np.float64)
+        and len(targets)
+        and not (ignore_index is not None and np.count_nonzero(targets == ignore_index))
+    )
+
+
+def _plain(x, t, g, reduction, upstream):
+    """The short program that this is without options. `g` becomes the gradient, unless `upstream` is None."""
+    rows = np.arange(len(t))
+    with np.errstate(all="ignore"):
+        np.subtract(x, np.maximum.reduce(x, axis=1, keepdims=True), out=g)
+        x_t = g[rows, t]
+        np.exp(g, out=g)
+        s = np.add.reduce(g, axis=1)
+        total = np.add.reduce(np.log(s) - x_t, dtype=np.float64)
+        if reduction == "mean":
+            total /= len(t)
+        if upstream is not None:
+            scale = g.dtype.type(upstream / len(t) if reduction == "mean" else upstream)
+            g *= (scale / s)[:, None]
+            g[rows, t] -= scale
+    return g.dtype.type(total)
+
+
+class _Aim(NamedTuple):
+    """The targets as ``q``: ``base``, broadcast over rows and classes (None: 0), plus ``hot`` at the index ``at``."""
+
+    at: tuple | None  # None: probability targets, all of q is in base
+    hot: np.ndarray | float
+    base: np.ndarray | float | None
+    total: np.ndarray | float  # Q, the sum of q over classes
+    ignored: np.ndarray | None  # rows that count nowhere; None: there are none
+    count: np.ndarray | float  # what each row adds to the denominator of the mean: weight[t], or 1
+    rows: int
+
+
+def _views(logits, out, axis):
+    """Logits and gradient with the classes moved to the last axis, and the gradient in the caller's shape."""
+    x = np.asarray(logits)
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
+    grad = np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
+    if axis in (-1, x.ndim - 1):
+        return x, grad, grad
+    return np.moveaxis(x, axis, -1), np.moveaxis(grad, axis, -1), grad
+
+
+def _apart(out, *arrays):
+    """Copies of those arrays that share memory with `out`, which is about to be overwritten."""
+    return [np.array(a) if isinstance(a, np.ndarray) and np.may_share_memory(a, out) else a for a in arrays]
+
+
+def _aim(x, targets, weight, ignore_index, eps, axis):
+    dtype, classes = x.dtype.newbyteorder("="), x.shape[-1]
+    targets = np.asarray(targets)
+    if weight is not None:
+        weight = np.asarray(weight, dtype)
+    if targets.ndim == x.ndim:  # probabilities
+        q = np.asarray(np.moveaxis(targets, axis, -1), dtype)
+        if eps:
+            q = q * dtype.type(1 - eps)
+            q += dtype.type(eps / classes)
+        if weight is not None:
+            q = q * weight
+        return _Aim(None, 0.0, q, np.add.reduce(q, axis=-1, keepdims=True), None, 1.0, q.size // classes)
+
+    t = targets[..., None]
+    ignored = None
+    if ignore_index is not None:
+        ignored = t == ignore_index
+        if np.count_nonzero(ignored):
+            t = np.where(ignored, 0, t)
+        else:
+            ignored = None
+    rows = (np.arange(len(t))[:, None],) if t.ndim == 2 else np.indices(t.shape, sparse=True)[:-1]
+    weight_t = 1.0 if weight is None else weight[t]
+    hot, base, total = weight_t, None, weight_t
+    if eps:
+        hot = weight_t * dtype.type(1 - eps)
+        base = dtype.type(eps / classes) * (1 if weight is None else weight)
+        total = hot + (eps if weight is None else np.add.reduce(base))
+    return _Aim((*rows, t), hot, base, total, ignored, weight_t, t.size)
+
+
+def _q_dot(aim, shifted):
+    """Sum of q * (x - m) over the classes of each row, where 0 * -inf is 0."""
+    if aim.at is None:
+        qx = _dot(shifted, aim.base)
+    elif np.ndim(aim.hot) == 0 and aim.hot:
+        qx = shifted[aim.at] * aim.hot
+    else:
+        qx = np.where(aim.hot == 0, 0, shifted[aim.at] * aim.hot)
+    if aim.at is not None and aim.base is not None:
+        qx += _dot(shifted, aim.base)
+    return qx
+
+
+def _dot(shifted, q):
+    if np.ndim(q) == 0:
+        return np.add.reduce(shifted, axis=-1, keepdims=True) * q
+    sums = np.einsum("...j,...j->...", shifted, q)[..., None]
+    if np.isnan(sums).any():  # an infinity met a zero, or the row holds NaN: rare, so tested for afterwards
+        sums = np.add.reduce(np.where(q == 0, 0, shifted * q), axis=-1, keepdims=True)
+    return sums
+
+
+def _row_losses(aim, m, s, qx, z_loss, sample_weight):
+    loss = np.log(s)
+    square = z_loss * (m + loss) ** 2 if z_loss else None
+    loss *= aim.total
+    loss -= qx
+    if z_loss:
+        loss += square
+    if sample_weight is not None:
+        loss *= np.asarray(sample_weight, loss.dtype)[..., None]
+    if aim.ignored is not None:
+        loss[aim.ignored] = 0
+    return loss[..., 0]
+
+
+def _denominator(aim, sample_weight, reduction, normalizer):
+    if reduction != "mean":
+        return 1
+    if normalizer is not None:
+        return normalizer
+    count = aim.count if sample_weight is None else aim.count * np.asarray(sample_weight, np.float64)[..., None]
+    if np.ndim(count) == 0:
+        return aim.rows if aim.ignored is None else aim.rows - np.count_nonzero(aim.ignored)
+    return np.add.reduce(count if aim.ignored is None else count[~aim.ignored], axis=None, dtype=np.float64)
+
+
+def _reduced(loss, reduction, denominator):
+    if reduction == "none":
+        return loss
+    total = np.add.reduce(loss, axis=None, dtype=np.float64)
+    return loss.dtype.type(total / denominator if denominator else np.nan)
+
+
+def _finish_grad(g, aim, m, s, z_loss, sample_weight, upstream, denominator):
+    """Turn g = exp(x - m) into the gradient."""
+    if not denominator:  # the mean of nothing has none
+        g[...] = 0
+        return
+    scale = upstream
+    if np.ndim(upstream):
+        scale = np.asarray(upstream, g.dtype)[..., None]
+    if sample_weight is not None:
+        scale = scale * np.asarray(sample_weight, g.dtype)[..., None]
+    if denominator != 1:
+        scale = scale / denominator
+    if np.ndim(scale) == 0:
+        scale = g.dtype.type(scale)
+
+    a = aim.total + 2 * z_loss * (m + np.log(s)) if z_loss else aim.total
+    if np.ndim(aim.base) < 2:
+        g *= a * scale / s
+        if aim.base is not None:
+            g -= aim.base * scale
+        g[aim.at] -= aim.hot * scale
+    else:
+        g *= a / s
+        g -= aim.base
+        g *= scale
+    if aim.ignored is not None:
+        g[aim.ignored[..., 0]] = 0
