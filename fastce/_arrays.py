@@ -38,9 +38,9 @@ def as_array(name: str, value: Any) -> Array:
 
 def native(array: Array) -> Array:
     """The array itself if it is aligned and in native byte order, else a copy that is."""
-    if array.flags.aligned and array.dtype.isnative:
-        return array
-    return array.astype(array.dtype.newbyteorder("="), copy=True)
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()
 
 
 def as_logits(value: Any, name: str = "logits") -> Array:
@@ -48,11 +48,11 @@ def as_logits(value: Any, name: str = "logits") -> Array:
     array = as_array(name, value)
     dtype = array.dtype
     if dtype is F32 or dtype is F64:
-        return array if array.flags.aligned else native(array)
+        return native(array)
     if dtype.kind in "iub":
         return array.astype(F64)
     if dtype.kind == "f" and dtype.itemsize in (4, 8):
-        return native(array)
+        return native(array).view(F32 if dtype.itemsize == 4 else F64)  # equal dtypes need not be the same object
     raise TypeError(
         f"{name} has dtype {dtype}, expected float32 or float64 (computed as they are), or integers or bools (computed as "
         f"float64); cast it: {name}.astype(np.float32)"
@@ -73,7 +73,10 @@ def as_axis(axis: Any, ndim: int) -> int:
 def as_number(name: str, value: Any) -> float:
     """A real scalar."""
     if isinstance(value, (float, int)):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is too large for a float64") from None
     array = as_array(name, value)
     if array.ndim:
         raise ValueError(f"{name} has shape {array.shape}, expected a scalar")
@@ -202,7 +205,7 @@ class Order(NamedTuple):
         """An array of one number for each position, flat, in order."""
         if self.inverse is not None:
             array = array.transpose(np.argsort(self.inverse))
-        return array.reshape(-1)
+        return np.ascontiguousarray(array).reshape(-1)
 
     def to_caller(self, flat: Array, shape: tuple[int, ...]) -> Array:
         """The way back: `flat` as an array of `shape`."""

@@ -36,7 +36,8 @@ cdef extern from "_simd.h" nogil:
     ctypedef struct ce_primitives:
         double (*row_max)(const void *x, Py_ssize_t n) noexcept nogil
         Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
-        double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip) noexcept nogil
+        double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip,
+                              const void *next) noexcept nogil
         double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift) noexcept nogil
         double (*row_sum)(const void *v, Py_ssize_t n) noexcept nogil
         void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset) noexcept nogil
@@ -143,14 +144,20 @@ cdef struct Job:
     Py_ssize_t unit                 # positions in a unit
     double *unit_sums
 
-cdef struct Group:
-    # The state of up to GROUP positions; what it needs for its losses, which are finished together.
-    double row_max[GROUP]
-    double tail[GROUP]
-    double mass[GROUP]              # Q
-    double linear[GROUP]            # sum_j q_j*(row_max - x_j)
-    double rest[GROUP]              # Q - q at the label or at the maximum, wherever p - q may cancel
-    double scale[GROUP]             # of the gradient
+cdef struct Sum:
+    # A float64 sum and what its additions lost.
+    double total
+    double lost
+
+cdef struct Row:
+    # The state of a row.
+    double row_max
+    double tail
+    double mass                     # Q
+    double linear                   # sum_j q_j*(row_max - x_j)
+    Py_ssize_t target               # the label, or the (first) maximum: where p - q may cancel; -1 if there is none
+    double q                        # its target
+    double rest                     # Q - q, not formed by subtraction
 
 
 cdef const ce_primitives *primitives_f32 = NULL
@@ -183,17 +190,41 @@ cdef inline bint is_ignored(const Job *job, Py_ssize_t i) noexcept nogil:
     return job.has_ignored and job.labels != NULL and job.labels[i] == job.ignored
 
 
-cdef inline double lse_slope(const Job *job, double row_max, double tail) noexcept nogil:
+cdef inline double lse_slope(const Job *job, const Row *row) noexcept nogil:
     """d(z_loss*lse^2)/d(lse)."""
-    return 0.0 if job.z_loss == 0 else 2*job.z_loss*(row_max + log1p(tail))
+    return 0.0 if job.z_loss == 0 else 2*job.z_loss*(row.row_max + log1p(row.tail))
 
 
-cdef inline double grad_at_target(double mass, double rest, double tail, double e, double slope) noexcept nogil:
-    """(Q + slope)*p - q for the class whose exp(x - row_max) is e and for which Q - q is rest, never forming p - 1."""
-    cdef double total = 1 + tail
-    # The maximum itself: 1 - p = tail/(1 + tail). Of two or more maxima each has p <= 1/2.
-    cdef double other = tail/total if e == 1 else 1 - e/total
-    return (rest - mass*other) + slope*(e/total)
+cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, Row *row) noexcept nogil:
+    """Completes a state that lacks only its label t, whose logit is x_t."""
+    cdef double weight = weight_of(job, t)
+    row.target = t
+    row.q = (job.keep + job.uniform)*weight
+    row.rest = job.smooth_mass - job.uniform*weight
+    row.mass = job.smooth_mass + job.keep*weight
+    row.linear += times(job.keep*weight, row.row_max - x_t)
+
+
+cdef inline double grad_at_target(const Row *row, double e, double slope) noexcept nogil:
+    """(Q + slope)*p - q at row.target, whose exp(x - row_max) is e. Where p may be near 1, p - 1 is -tail/(1 + tail)."""
+    cdef double total = 1 + row.tail
+    if e == 1 and row.tail < 1:
+        return (row.rest - row.mass*(row.tail/total)) + slope/total
+    return (row.mass + slope)*(e/total) - row.q
+
+
+cdef inline void add(Sum *s, double term) noexcept nogil:
+    cdef double total = s.total + term, z = total - s.total
+    s.lost += (s.total - (total - z)) + (term - z)
+    s.total = total
+
+
+cdef inline double value(const Sum *s) noexcept nogil:
+    return s.total + s.lost if isfinite(s.total) else s.total
+
+
+cdef inline void set_sum(Sum *s, double total) noexcept nogil:
+    s.total, s.lost = total, 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,6 +291,15 @@ cdef inline const floating *logits_block(const Job *job, const char *row, Py_ssi
         return <const floating *>row
     gather(own_type(scratch), row, job.x.by_class, n, scratch, 1)
     return scratch
+
+
+cdef inline const floating *block_after(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
+    """Where the logits lie that are read after the block x of row i that ends before class j; x if not contiguous."""
+    if job.x.by_class != sizeof(floating):
+        return x
+    if j < job.classes:
+        return <const floating *>position(&job.x, i) + j
+    return <const floating *>position(&job.x, i + 1) if i + 1 < job.positions else x
 
 
 cdef inline const floating *v_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
@@ -331,15 +371,6 @@ cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t
 # Rows: vectors along the classes
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef struct Row:
-    double row_max
-    double tail
-    double mass
-    double linear
-    double rest
-    Py_ssize_t target               # the label, or the first maximum: where p - q may cancel
-
-
 cdef void row_state(const Job *job, Py_ssize_t i, Row *state, floating *e, floating *scratch) noexcept nogil:
     """The state of row i, block by block: each block comes from memory once. Writes the exponentials to e unless NULL.
     With stats_given, row_max and tail are not computed but looked up, and only what else is needed is read."""
@@ -347,52 +378,57 @@ cdef void row_state(const Job *job, Py_ssize_t i, Row *state, floating *e, float
     cdef const char *row = position(&job.x, i)
     cdef const floating *x
     cdef const floating *v
+    cdef const floating *next
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
     cdef Py_ssize_t j = 0, n, k
-    cdef double row_max = -INFINITY, tail = -1, mass = 0, linear = 0, rest = 0, shift = 0     # of no class
-    cdef double block_max, label_mass, x_t
-    state.target = -1
+    cdef double row_max = -INFINITY, shift = 0, block_max, v_sum
+    cdef Sum tail, mass, linear, rest
+    set_sum(&tail, -1)          # of no class, so that 1 + tail is 0
+    set_sum(&mass, 0)
+    set_sum(&linear, 0)
+    set_sum(&rest, 0)
+    state.target, state.q = -1, 0
     if given:
-        row_max, tail = (<const floating *>job.row_max)[i], (<const floating *>job.tail)[i]
+        row_max = (<const floating *>job.row_max)[i]
+        set_sum(&tail, (<const floating *>job.tail)[i])
     while j < job.classes and (by_element or not given):
         n = min(job.classes - j, BLOCK)
         x = logits_block(job, row, j, n, scratch)
-        k = -1              # where this block holds the maximum of all so far
+        k = -1                  # where this block holds the first maximum of all so far
         if given:
             k = f.row_find(x, n, row_max) if state.target < 0 else -1
         else:
+            next = block_after(job, i, j + n, x)
             block_max = f.row_max(x, n)
             if block_max > row_max:
                 k = f.row_find(x, n, block_max)
-                tail = f.row_exp_sum(x, e, n, block_max, k) + (1 + tail)*exp(row_max - block_max)
-                linear += times(mass, block_max - shift)
+                set_sum(&tail, (1 + value(&tail))*exp(row_max - block_max))
+                add(&tail, f.row_exp_sum(x, e, n, block_max, k, next))
+                add(&linear, times(value(&mass), block_max - shift))
                 row_max = shift = block_max
             else:
-                tail += f.row_exp_sum(x, e, n, shift, -1)
+                add(&tail, f.row_exp_sum(x, e, n, shift, -1, next))
         if job.v_scale != 0:
             v = v_block(job, i, j, n, scratch + BLOCK)
             if job.with_loss:
-                linear += job.v_scale*f.row_gap_dot(x, v, n, shift)
-            if not by_element:
-                mass += job.v_scale*(n if v == NULL else f.row_sum(v, n))
-            elif k < 0:
-                rest += f.row_sum(v, n)
-                mass += f.row_sum(v, n)
+                add(&linear, job.v_scale*f.row_gap_dot(x, v, n, shift))
+            if by_element and k >= 0:
+                rest = mass
+                add(&rest, f.row_sum(v, k))
+                add(&rest, f.row_sum(v + k + 1, n - k - 1))
+                mass = rest
+                add(&mass, v[k])
+                state.target, state.q = j + k, v[k]
             else:
-                state.target = j + k
-                rest = mass + f.row_sum(v, k) + f.row_sum(v + k + 1, n - k - 1)
-                mass = rest + v[k]
+                v_sum = job.v_scale*(n if v == NULL else f.row_sum(v, n))
+                add(&mass, v_sum)
+                add(&rest, v_sum)
         j += n
-    if not isfinite(row_max):   # every class masked, or +inf
-        tail = NAN
+    state.row_max = row_max
+    state.tail = value(&tail) if isfinite(row_max) else NAN     # every class masked, or +inf
+    state.mass, state.linear, state.rest = value(&mass), value(&linear), value(&rest)
     if job.labels != NULL and not is_ignored(job, i):
-        state.target = job.labels[i]
-        label_mass = job.keep*weight_of(job, state.target)
-        rest = job.smooth_mass - job.uniform*weight_of(job, state.target)
-        mass = job.smooth_mass + label_mass
-        x_t = (<const floating *>(row + state.target*job.x.by_class))[0]
-        linear += times(label_mass, row_max - x_t)
-    state.row_max, state.tail, state.mass, state.linear, state.rest = row_max, tail, mass, linear, rest
+        add_label(job, job.labels[i], (<const floating *>(row + job.labels[i]*job.x.by_class))[0], state)
 
 
 cdef void row_grad(const Job *job, Py_ssize_t i, const Row *state, double scale, const floating *e,
@@ -405,7 +441,7 @@ cdef void row_grad(const Job *job, Py_ssize_t i, const Row *state, double scale,
     cdef floating *dst
     cdef bint in_place = job.g.by_class == sizeof(floating)
     cdef Py_ssize_t j = 0, n, k
-    cdef double slope = lse_slope(job, state.row_max, state.tail), e_t = 1
+    cdef double slope = lse_slope(job, state), e_t = 1
     cdef double a = scale*(state.mass + slope)/(1 + state.tail), b = scale*job.v_scale
     if state.target >= 0:
         e_t = exp((<const floating *>(row + state.target*job.x.by_class))[0] - state.row_max)
@@ -421,8 +457,7 @@ cdef void row_grad(const Job *job, Py_ssize_t i, const Row *state, double scale,
                 (<floating *>(grad + (j + k)*job.g.by_class))[0] = dst[k]
         j += n
     if state.target >= 0:
-        (<floating *>(grad + state.target*job.g.by_class))[0] = <floating>(
-            scale*grad_at_target(state.mass, state.rest, state.tail, e_t, slope))
+        (<floating *>(grad + state.target*job.g.by_class))[0] = <floating>(scale*grad_at_target(state, e_t, slope))
 
 
 cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
@@ -435,10 +470,10 @@ cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noe
             (<floating *>(grad + j*job.g.by_class))[0] = 0
 
 
-cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, Group *group, floating *scratch) noexcept nogil:
+cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, Row *states, const double *scale,
+               floating *scratch) noexcept nogil:
     cdef bint with_grad = job.g.data != NULL, ignored
     cdef Py_ssize_t r
-    cdef Row state
     # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
     # costs to bring them back.
     cdef floating *e = NULL
@@ -447,15 +482,13 @@ cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, Group *group,
     for r in range(count):
         ignored = is_ignored(job, start + r)
         if ignored and job.row_max == NULL:     # its logits are not even read
-            state.row_max = state.tail = state.mass = state.linear = 0
+            memset(&states[r], 0, sizeof(Row))
         else:
-            row_state(job, start + r, &state, e, scratch)
-        group.row_max[r], group.tail[r] = state.row_max, state.tail
-        group.mass[r], group.linear[r] = state.mass, state.linear
+            row_state(job, start + r, &states[r], e, scratch)
         if with_grad and ignored:
             row_zero_grad(job, start + r, scratch)
         elif with_grad:
-            row_grad(job, start + r, &state, group.scale[r], e, scratch)
+            row_grad(job, start + r, &states[r], scale[r], e, scratch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -479,10 +512,10 @@ cdef void load_v_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t
                                      job.uniform*weight_of(job, j + k))
 
 
-cdef void tile_state(const Job *job, const Tile *tile, Group *group, double *e_t, bint keep,
+cdef void tile_state(const Job *job, const Tile *tile, Row *states, double *e_t, bint keep,
                      floating *scratch) noexcept nogil:
-    """row_state for a tile. With `keep`, the logits of its only block are replaced by their exponentials, and e_t is
-    the label's."""
+    """row_state for a tile. With `keep`, the logits of its only block are replaced by their exponentials. e_t is that of
+    the label."""
     cdef const ce_primitives *f = primitives(scratch)
     cdef floating *x = scratch
     cdef floating *v = scratch + TILE
@@ -492,17 +525,21 @@ cdef void tile_state(const Job *job, const Tile *tile, Group *group, double *e_t
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
     cdef double drop[GROUP]
     cdef double sums[GROUP]
-    cdef double label_mass, x_t
+    cdef Sum tail[GROUP]
+    cdef Sum mass[GROUP]
+    cdef Sum linear[GROUP]
+    cdef Sum rest[GROUP]
+    cdef double v_sum, x_t
     cdef Py_ssize_t width = tile.width, p, j = 0, n, t
-    memset(group.tail, 0, sizeof(group.tail))
-    memset(group.mass, 0, sizeof(group.mass))
-    memset(group.linear, 0, sizeof(group.linear))
-    memset(group.rest, 0, sizeof(group.rest))
+    memset(tail, 0, width*sizeof(Sum))
+    memset(mass, 0, width*sizeof(Sum))
+    memset(linear, 0, width*sizeof(Sum))
+    memset(rest, 0, width*sizeof(Sum))
     for p in range(width):
         row_max[p] = -INFINITY
         if given:
             row_max[p] = (<const floating *>job.row_max)[tile.start + p] if p < tile.count else 0
-            group.tail[p] = (<const floating *>job.tail)[tile.start + p] if p < tile.count else 0
+            tail[p].total = (<const floating *>job.tail)[tile.start + p] if p < tile.count else 0
         shift[p] = row_max[p]
     while j < job.classes and (by_element or not given):
         n = min(job.classes - j, tile.most)
@@ -513,49 +550,48 @@ cdef void tile_state(const Job *job, const Tile *tile, Group *group, double *e_t
             for p in range(width):
                 drop[p] = row_max[p] > before[p]
                 if j > 0 and row_max[p] > before[p]:
-                    group.tail[p] = (1 + group.tail[p])*(exp(<double>before[p] - row_max[p]) if before[p] > -INFINITY else 0)
-                    group.linear[p] += times(group.mass[p], <double>row_max[p] - shift[p])
-                    group.rest[p] = group.mass[p]
+                    set_sum(&tail[p], (1 + value(&tail[p]))*(
+                        exp(<double>before[p] - row_max[p]) if before[p] > -INFINITY else 0))
+                    add(&linear[p], times(value(&mass[p]), <double>row_max[p] - shift[p]))
+                    rest[p] = mass[p]
                 shift[p] = row_max[p] if row_max[p] > -INFINITY else 0
         if by_element:
             load_v_tile(job, tile, j, n, v)
-            f.tile_sum(v, n, width, NULL, NULL, group.mass)
-            f.tile_sum(v, n, width, x, shift, group.rest)
-            if job.with_loss:
-                f.tile_gap_dot(x, v, CE_BY_ELEMENT, n, width, shift, group.linear)
-        elif job.v_scale != 0 and job.with_loss:
-            memset(sums, 0, sizeof(sums))
-            f.tile_gap_dot(x, v_block(job, 0, j, n, v), job.v_kind, n, width, shift, sums)
-            x_t = job.v_scale*(n if job.smooth == NULL else f.row_sum((<const floating *>job.smooth) + j, n))
+            f.tile_sum(v, n, width, NULL, NULL, sums)
             for p in range(width):
-                group.linear[p] += job.v_scale*sums[p]
-                group.mass[p] += x_t
+                add(&mass[p], sums[p])
+            f.tile_sum(v, n, width, x, shift, sums)
+            for p in range(width):
+                add(&rest[p], sums[p])
+        elif job.v_scale != 0:
+            v_sum = job.v_scale*(n if job.smooth == NULL else f.row_sum((<const floating *>job.smooth) + j, n))
+            for p in range(width):
+                add(&mass[p], v_sum)
+        if job.v_scale != 0 and job.with_loss:
+            f.tile_gap_dot(x, v if by_element else v_block(job, 0, j, n, v), job.v_kind, n, width, shift, sums)
+            for p in range(width):
+                add(&linear[p], job.v_scale*sums[p])
         if not given:
             f.tile_exp_sum(x, x if keep else NULL, n, width, shift, drop, sums)
             for p in range(width):
-                group.tail[p] += sums[p]
+                add(&tail[p], sums[p])
         j += n
     for p in range(tile.count):
-        if not isfinite(row_max[p]):
-            group.tail[p] = NAN
-        group.row_max[p] = row_max[p]
-        if job.labels == NULL:
-            continue
+        states[p].row_max = row_max[p]
+        states[p].tail = value(&tail[p]) if isfinite(row_max[p]) else NAN
+        states[p].mass, states[p].linear, states[p].rest = value(&mass[p]), value(&linear[p]), value(&rest[p])
+        states[p].q, states[p].target = 0, -1
         e_t[p] = 1
-        if is_ignored(job, tile.start + p):
-            continue
-        t = job.labels[tile.start + p]
-        label_mass = job.keep*weight_of(job, t)
-        group.rest[p] = job.smooth_mass - job.uniform*weight_of(job, t)
-        group.mass[p] = job.smooth_mass + label_mass
-        x_t = (<const floating *>(position(&job.x, tile.start + p) + t*job.x.by_class))[0]
-        group.linear[p] += times(label_mass, group.row_max[p] - x_t)
-        if job.g.data != NULL:
-            e_t[p] = x[t*width + p] if keep else exp(x_t - group.row_max[p])
+        if job.labels != NULL and not is_ignored(job, tile.start + p):
+            t = job.labels[tile.start + p]
+            x_t = (<const floating *>(position(&job.x, tile.start + p) + t*job.x.by_class))[0]
+            add_label(job, t, x_t, &states[p])
+            if job.g.data != NULL:
+                e_t[p] = x[t*width + p] if keep else exp(x_t - states[p].row_max)
 
 
-cdef void tile_grad(const Job *job, const Tile *tile, const Group *group, const double *e_t, bint kept,
-                    floating *scratch) noexcept nogil:
+cdef void tile_grad(const Job *job, const Tile *tile, const Row *states, const double *scale, const double *e_t,
+                    bint kept, floating *scratch) noexcept nogil:
     """row_grad for a tile, from the exponentials that tile_state kept or from the logits again."""
     cdef const ce_primitives *f = primitives(scratch)
     cdef floating *x = scratch
@@ -574,13 +610,12 @@ cdef void tile_grad(const Job *job, const Tile *tile, const Group *group, const 
         a[p] = b[p] = at_mark[p] = 0
         mark[p] = INFINITY
     for p in range(tile.count):
-        slope = lse_slope(job, group.row_max[p], group.tail[p])
-        shift[p] = <floating>group.row_max[p]
-        a[p] = <floating>(group.scale[p]*(group.mass[p] + slope)/(1 + group.tail[p]))
-        b[p] = <floating>(group.scale[p]*job.v_scale)
-        at_target[p] = group.scale[p]*grad_at_target(group.mass[p], group.rest[p], group.tail[p],
-                                                     1 if by_element else e_t[p], slope)
-        if group.tail[p] < 1:
+        slope = lse_slope(job, &states[p])
+        shift[p] = <floating>states[p].row_max
+        a[p] = <floating>(scale[p]*(states[p].mass + slope)/(1 + states[p].tail))
+        b[p] = <floating>(scale[p]*job.v_scale)
+        at_target[p] = scale[p]*grad_at_target(&states[p], e_t[p], slope)
+        if states[p].tail < 1:
             mark[p] = 1 if kept else shift[p]
             at_mark[p] = <floating>at_target[p]
     while j < job.classes:
@@ -606,7 +641,8 @@ cdef void tile_grad(const Job *job, const Tile *tile, const Group *group, const 
         j += n
 
 
-cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, Group *group, floating *scratch) noexcept nogil:
+cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, Row *states, const double *scale,
+                floating *scratch) noexcept nogil:
     cdef double e_t[GROUP]
     cdef bint with_grad = job.g.data != NULL, keep
     cdef Tile tile
@@ -614,63 +650,64 @@ cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, Group *group
     tile.width = (count + LANES - 1)/LANES*LANES
     tile.most = TILE/tile.width
     keep = with_grad and job.classes <= tile.most and not job.stats_given
-    tile_state(job, &tile, group, e_t, keep, scratch)
+    tile_state(job, &tile, states, e_t, keep, scratch)
     if with_grad:
-        tile_grad(job, &tile, group, e_t, keep, scratch)
+        tile_grad(job, &tile, states, scale, e_t, keep, scratch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Units of work, threads
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef double finish(const Job *job, Py_ssize_t start, Py_ssize_t count, const Group *group,
-                   const floating *dtype) noexcept nogil:
-    """Writes what was asked for of a group's positions, and returns the sum of their losses."""
+cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, const Row *states, Sum *total,
+                 const floating *dtype) noexcept nogil:
+    """Writes what was asked for of a group's positions, and adds their losses to total."""
     cdef double log_total[GROUP]
-    cdef double loss, total = 0
+    cdef double loss
     cdef Py_ssize_t p
     if job.row_max != NULL and not job.stats_given:
         for p in range(count):
-            (<floating *>job.row_max)[start + p] = <floating>group.row_max[p]
-            (<floating *>job.tail)[start + p] = <floating>group.tail[p]
+            (<floating *>job.row_max)[start + p] = <floating>states[p].row_max
+            (<floating *>job.tail)[start + p] = <floating>states[p].tail
     if not job.with_loss:
-        return 0
-    memcpy(log_total, group.tail, count*sizeof(double))
+        return
+    for p in range(count):
+        log_total[p] = states[p].tail
     primitives(dtype).log1p(log_total, count)
     for p in range(count):
-        loss = group.mass[p]*log_total[p] + group.linear[p]
+        loss = states[p].mass*log_total[p] + states[p].linear
         if job.z_loss != 0:
-            loss += job.z_loss*(group.row_max[p] + log_total[p])*(group.row_max[p] + log_total[p])
+            loss += job.z_loss*(states[p].row_max + log_total[p])*(states[p].row_max + log_total[p])
         if job.sample != NULL:
             loss *= job.sample[start + p]
-        if job.labels != NULL and is_ignored(job, start + p):
+        if is_ignored(job, start + p):
             loss = 0
         if job.losses != NULL:
             (<floating *>job.losses)[start + p] = <floating>loss
-        total += loss
-    return total
+        add(total, loss)
 
 
 cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nogil:
     cdef Py_ssize_t start = u*job.unit, stop = min(start + job.unit, job.positions), count, p
-    cdef Group group
-    cdef double total = 0
+    cdef Row states[GROUP]
+    cdef double scale[GROUP]
+    cdef Sum total
+    set_sum(&total, 0)
     while start < stop:
         count = min(stop - start, GROUP)
-        if job.g.data != NULL:
-            for p in range(count):
-                group.scale[p] = job.factor
-                if job.sample != NULL:
-                    group.scale[p] *= job.sample[start + p]
-                if job.upstream != NULL:
-                    group.scale[p] *= job.upstream[start + p]
+        for p in range(count):
+            scale[p] = job.factor
+            if job.sample != NULL:
+                scale[p] *= job.sample[start + p]
+            if job.upstream != NULL:
+                scale[p] *= job.upstream[start + p]
         if job.by_tiles:
-            tiles(job, start, count, &group, scratch)
+            tiles(job, start, count, states, scale, scratch)
         else:
-            rows(job, start, count, &group, scratch)
-        total += finish(job, start, count, &group, scratch)
+            rows(job, start, count, states, scale, scratch)
+        finish(job, start, count, states, &total, scratch)
         start += count
-    job.unit_sums[u] = total
+    job.unit_sums[u] = value(&total)
 
 
 cdef void run(const Job *job, Py_ssize_t units, int threads, floating *scratch, Py_ssize_t room) noexcept nogil:
@@ -766,7 +803,7 @@ def cross_entropy(
     cdef Py_ssize_t j, units, room, classes = x.shape[1]
     cdef char *memory
     cdef floating *scratch
-    cdef double total = 0
+    cdef Sum total
     memset(&job, 0, sizeof(job))
     job.positions, job.classes = positions, classes
     job.x.data = <char *>&x[0, 0]
@@ -839,18 +876,20 @@ def cross_entropy(
     scratch = <floating *>(memory + (64 - <size_t>memory % 64))
     job.unit_sums = <double *>(scratch + threads*room)
     if labels is not None and weight is not None and smoothing != 0:
-        job.smooth_mass = 0
         job.v_kind, job.v_scale = CE_BY_CLASS, 1
         job.smooth = <floating *>(job.unit_sums + units)
+        set_sum(&total, 0)
         for j in range(classes):
-            job.smooth_mass += job.uniform*weight[j]
+            add(&total, weight[j])
             (<floating *>job.smooth)[j] = <floating>(job.uniform*weight[j])
+        job.smooth_mass = job.uniform*value(&total)
     with nogil:
         run(&job, units, threads, scratch, room)
+    set_sum(&total, 0)
     for j in range(units):
-        total += job.unit_sums[j]
+        add(&total, job.unit_sums[j])
     free(memory)
-    return total
+    return value(&total)
 
 
 def automatic_threads(int quota):

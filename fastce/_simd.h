@@ -23,22 +23,26 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define CE_INLINE static inline __attribute__((always_inline, unused))
+#define CE_PREFETCH(p) __builtin_prefetch(p)
 #else
 #define CE_INLINE static __inline
+#define CE_PREFETCH(p) ((void)(p))
 #endif
+enum { CE_CACHE_LINE = 64 };
 
 enum { CE_BROADCAST = 0, CE_BY_CLASS = 1, CE_BY_ELEMENT = 2 };
 
 /* What each function computes. x, e, g, v, q point to numbers of the table's dtype. "tile" arrays are
  * (classes, width) in C order, width a multiple of 16; "by position" arrays have `width` entries.
- * Sums are formed from short sums of the dtype that are added in float64. */
+ * The error of a sum does not grow with its length. */
 typedef struct {
     /* The largest of n numbers, NaN passed over; -inf for none. */
     double (*row_max)(const void *x, Py_ssize_t n);
     /* The first i with x[i] == value, or -1. */
     Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value);
-    /* sum over i != skip of exp(x[i] - shift); the exponentials are written to e unless it is NULL. x[i] <= shift. */
-    double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip);
+    /* sum over i != skip of exp(x[i] - shift); the exponentials are written to e unless it is NULL. x[i] <= shift.
+     * Meanwhile n numbers at `next` are brought into the cache: what the caller reads next, or x again. */
+    double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip, const void *next);
     /* sum of v[i] * (shift - x[i]), where 0 * inf is 0; v = NULL stands for ones. */
     double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift);
     /* sum of v[i]. */
@@ -54,10 +58,10 @@ typedef struct {
     /* sum[p] = sum over j of exp(x[j, p] - m[p]), of which drop[p] terms that are exp(0) are left out; e as above. */
     void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
                          const double *drop, double *sum);
-    /* sum[p] += sum over j of v * (m[p] - x[j, p]), where 0 * inf is 0; v is 1, v[j] or v[j, p] as `kind` says. */
+    /* sum[p] = sum over j of v * (m[p] - x[j, p]), where 0 * inf is 0; v is 1, v[j] or v[j, p] as `kind` says. */
     void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width, const void *m,
                          double *sum);
-    /* sum[p] += sum over j of v[j, p], without those where x[j, p] == m[p] unless x is NULL. */
+    /* sum[p] = sum over j of v[j, p], without those where x[j, p] == m[p] unless x is NULL. */
     void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m, double *sum);
     /* g[j, p] = a[p] * e[j, p] - b[p] * v, v as in tile_gap_dot, e and is_logits as in row_grad. Where v is by element,
      * g[j, p] = at_mark[p] wherever src[j, p] == mark[p]. */

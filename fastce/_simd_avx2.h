@@ -51,10 +51,6 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 #define SELECT_EQ(a, b, x, y) _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_EQ_OQ))
 #define EQ_BITS(a, b) ((unsigned)_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ)))
 
-#define ACC __m256d
-#define ACC_ZERO _mm256_setzero_pd()
-#define ACC_ADD(acc, v) (acc += (v))
-#define ACC_STORE(p, acc) _mm256_storeu_pd(p, acc)
 
 #define EXP_STEPS 1
 CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)

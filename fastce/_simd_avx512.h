@@ -54,10 +54,6 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 #define SELECT_EQ(a, b, x, y) _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), x)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ))
 
-#define ACC __m512d
-#define ACC_ZERO _mm512_setzero_pd()
-#define ACC_ADD(acc, v) (acc += (v))
-#define ACC_STORE(p, acc) _mm512_storeu_pd(p, acc)
 
 #define EXP_STEPS 16
 static const double FN(roots)[16] = { /* 2^(k/16) */

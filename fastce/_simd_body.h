@@ -95,6 +95,31 @@ CE_INLINE void FN(store_upto)(T *p, VEC v, Py_ssize_t n)
 
 static const T FN(iota)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
+/* Sums of many float32 are float64 sums of a few; sums of many float64 keep what each addition loses (Knuth's TwoSum).
+ * Either way the error does not grow with their length. */
+#if !CE_F32
+typedef struct {
+    VEC total, lost;
+} CE_CAT3(acc, CE_ISA, CE_TAG);
+#define ACC CE_CAT3(acc, CE_ISA, CE_TAG)
+#define ACC_ZERO {SET1(0), SET1(0)}
+#define ACC_ADD(acc, v)                                                 \
+    do {                                                                \
+        const VEC v_ = (v), t_ = acc.total + v_, z_ = t_ - acc.total;   \
+        acc.lost = acc.lost + ((acc.total - (t_ - z_)) + (v_ - z_));    \
+        acc.total = t_;                                                 \
+    } while (0)
+CE_INLINE void FN(acc_store)(double *p, ACC acc)
+{
+    double lost[LANES];
+    STORE(p, acc.total);
+    STORE(lost, acc.lost);
+    for (int k = 0; k < LANES; k++)
+        p[k] += lost[k] == lost[k] ? lost[k] : 0; /* NaN once the total is infinite */
+}
+#define ACC_STORE(p, acc) FN(acc_store)(p, acc)
+#endif
+
 CE_INLINE double FN(acc_sum)(ACC acc)
 {
     double part[LANES];
@@ -105,8 +130,7 @@ CE_INLINE double FN(acc_sum)(ACC acc)
     return part[0];
 }
 
-/* Eight vectors are added as a tree (three roundings) before they reach float64, so that the error of a sum does not
- * grow with its length. */
+/* Eight vectors are added as a tree: three roundings. */
 enum { FN(CHUNK) = 8 * LANES };
 CE_INLINE VEC FN(tree)(const VEC *v)
 {
@@ -154,7 +178,8 @@ static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
     return -1;
 }
 
-CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_ssize_t skip, const int keep)
+CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_ssize_t skip, const T *next,
+                                  const int keep)
 {
     const VEC shift = SET1(shift_);
     ACC acc = ACC_ZERO;
@@ -162,6 +187,8 @@ CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_s
     while (i < n) {
         if (n - i >= FN(CHUNK) && (size_t)(skip - i) >= (size_t)FN(CHUNK)) {
             VEC v[8];
+            for (int k = 0; k < FN(CHUNK); k += CE_CACHE_LINE / sizeof(T))
+                CE_PREFETCH(next + i + k);
             for (int k = 0; k < 8; k++) {
                 v[k] = FN(exp)(LOAD(x + i + k * LANES) - shift);
                 if (keep)
@@ -185,9 +212,10 @@ CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_s
     return FN(acc_sum)(acc);
 }
 
-static double FN(row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip)
+static double FN(row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip, const void *next)
 {
-    return e ? FN(row_exp_sum_)(x, e, n, (T)shift, skip, 1) : FN(row_exp_sum_)(x, NULL, n, (T)shift, skip, 0);
+    return e ? FN(row_exp_sum_)(x, e, n, (T)shift, skip, next, 1)
+             : FN(row_exp_sum_)(x, NULL, n, (T)shift, skip, next, 0);
 }
 
 CE_INLINE VEC FN(gap_term)(VEC v, VEC gap)
@@ -369,7 +397,7 @@ CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *v, const int kind, Py_ssiz
         double part[LANES];
         ACC_STORE(part, acc);
         for (int k = 0; k < LANES; k++)
-            sum[p + k] += part[k];
+            sum[p + k] = part[k];
     }
 }
 
@@ -400,7 +428,7 @@ static void FN(tile_sum)(const void *v_, Py_ssize_t classes, Py_ssize_t width, c
         double part[LANES];
         ACC_STORE(part, acc);
         for (int k = 0; k < LANES; k++)
-            sum[p + k] += part[k];
+            sum[p + k] = part[k];
     }
 }
 

@@ -48,10 +48,6 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 static const uint64_t FN(lane_bits)[2] = {1, 2};
 #define EQ_BITS(a, b) ((unsigned)vaddvq_u64(vandq_u64(vceqq_f64(a, b), vld1q_u64(FN(lane_bits)))))
 
-#define ACC float64x2_t
-#define ACC_ZERO vdupq_n_f64(0)
-#define ACC_ADD(acc, v) (acc += (v))
-#define ACC_STORE(p, acc) vst1q_f64(p, acc)
 
 #define EXP_STEPS 1
 CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)

@@ -10,10 +10,12 @@
 #define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y))
 #define EQ_BITS(a, b) ((unsigned)((a) == (b)))
+#if CE_F32
 #define ACC double
 #define ACC_ZERO 0
 #define ACC_ADD(acc, v) (acc += (v))
 #define ACC_STORE(p, acc) (*(p) = (acc))
+#endif
 #define EXP_STEPS 1
 CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 {

@@ -53,10 +53,6 @@ CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
     return _mm_or_pd(_mm_and_pd(equal, x), _mm_andnot_pd(equal, y));
 }
 
-#define ACC __m128d
-#define ACC_ZERO _mm_setzero_pd()
-#define ACC_ADD(acc, v) (acc += (v))
-#define ACC_STORE(p, acc) _mm_storeu_pd(p, acc)
 
 #define EXP_STEPS 1
 CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)

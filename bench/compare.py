@@ -1,0 +1,151 @@
+"""The speed table: fastce, its NumPy reference and the installed peers, each verified and then timed in turns.
+
+    python bench/compare.py                              # loss + gradient, every case
+    python bench/compare.py --forward --case 4096        # forward only, the cases whose name contains "4096"
+    taskset -c 0 python bench/compare.py                 # every side on one core, JAX too
+
+pytest-benchmark (`pytest bench`) times one side after the other, so that a noisy minute falls on one of them; here all
+take turns, round after round until the case's time is used up, and the best of each counts. In a turn a side runs
+several times in a row and so finds in cache what fits there. Prints a markdown table, or JSON with --json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from cases import CASES, Case, Problem
+from peers import OWN, Run, describe, environment, runs
+
+TURN = 0.01  # seconds a side runs before the next takes over; at least one call
+PAUSE = 0.02  # between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
+ROUNDS = 5  # at least, however long a case takes
+BATCH = 50e-6  # calls shorter than this are timed several at a time
+ORDER = ["NumPy", "PyTorch", "JAX", "scikit-learn", "Numba", "copy", "read"]
+LIMITS = ("copy", "read")
+
+
+def turn(run: Run, number: int) -> float:
+    """Seconds per call, the best of as many as fit into a turn."""
+    call, best, stop = run.call, float("inf"), time.perf_counter() + TURN
+    while True:
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        end = time.perf_counter()
+        best = min(best, (end - start) / number)
+        if end >= stop:
+            return best
+
+
+def measure(case: Case, gradient: bool, seconds: float, rounds: int) -> dict[Run, float]:
+    """Best seconds per call of every side that can do the case."""
+    problem = Problem(case)
+    sides = runs(problem, gradient)
+    for run in sides:
+        run.verify(problem)
+    numbers, best = {}, dict.fromkeys(sides, float("inf"))
+    for run in sides:
+        run.enter()
+        numbers[run] = 1 + int(BATCH / turn(run, 1))
+    deadline = time.perf_counter() + seconds
+    while rounds > 0 or time.perf_counter() < deadline:
+        for run in sides:
+            time.sleep(PAUSE)
+            run.enter()
+            best[run] = min(best[run], turn(run, numbers[run]))
+        rounds -= 1
+    return best
+
+
+def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
+    """One case's figures as plain data."""
+    size = math.prod(case.shape)
+    payload = size * np.dtype(case.dtype).itemsize * (1 + gradient)
+    sides = [
+        {
+            "side": run.side,
+            "threads": run.threads if run.threads != OWN else None,
+            "seconds": seconds,
+            "ns_per_logit": seconds * 1e9 / size,
+            "GB_per_s": payload / seconds / 1e9,
+        }
+        for run, seconds in best.items()
+    ]
+    return {"case": case.name, "gradient": gradient, "size": size, "sides": sides}
+
+
+def number_text(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def times_text(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x"
+
+
+def table(rows: Iterable[dict]) -> str:
+    """Markdown: a line per case, 1 / 2 threads in a cell; behind a time, how many times fastce's it is, at the same
+    number of threads. NumPy, which has one thread, JAX, which has its own, and the memory's limit, the better of its
+    two, are set against both."""
+    rows = list(rows)
+    sides = [name for name in ORDER if any(s["side"] == name for r in rows for s in r["sides"])]
+    lines = ["| ns per logit | fastce | " + " | ".join(sides) + " |", "|---|---|" + "---|" * len(sides)]
+    for data in rows:
+        scale, name = 1e9 / data["size"], data["case"]
+        if data["size"] < 1000:
+            scale, name = 1e6, f"{name} (µs a call)"
+        best: dict[str, list[float]] = {}
+        for side in data["sides"]:
+            best.setdefault(side["side"], []).append(side["seconds"])
+        ours = best.pop("fastce")
+        cells = [name, " / ".join(number_text(scale * seconds) for seconds in ours)]
+        for side in sides:
+            theirs = best.get(side, [])
+            if side in LIMITS:
+                theirs = [min(theirs)]
+            times = " / ".join(number_text(scale * seconds) for seconds in theirs)
+            pairs = zip(theirs if len(theirs) == len(ours) else theirs * len(ours), ours, strict=True)
+            cells.append(f"{times} ({' / '.join(times_text(them / us) for them, us in pairs)})" if theirs else "–")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", metavar="TEXT", help="only cases with TEXT in the name; repeatable")
+    parser.add_argument("--forward", action="store_true", help="forward only, instead of loss + gradient")
+    parser.add_argument("--both", action="store_true", help="forward only too, in a second table")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="time for each case (default %(default)s), or five rounds"
+    )
+    parser.add_argument("--smoke", action="store_true", help="few rows, one round: does it run?")
+    parser.add_argument("--json", action="store_true", help="raw figures instead of a table")
+    arguments = parser.parse_args()
+    cases = [c for c in CASES if arguments.case is None or any(text in c.name for text in arguments.case)]
+    if not cases:
+        parser.error("no such case; there are: " + "; ".join(case.name for case in CASES))
+    if arguments.smoke:
+        cases = [case.smoke() for case in cases]
+    results = []
+    for gradient in [True, False] if arguments.both else [not arguments.forward]:
+        for case in cases:
+            print(f"{case.name}, {'loss + gradient' if gradient else 'forward'} ...", file=sys.stderr, flush=True)
+            seconds, rounds = (0.0, 1) if arguments.smoke else (arguments.seconds, ROUNDS)
+            best = measure(case, gradient, seconds, rounds)
+            results.append(row(case, gradient, best))
+    if arguments.json:
+        print(json.dumps({"environment": environment(), "results": results}, indent=1))
+        return 0
+    print(describe())
+    for gradient, title in [(True, "Loss + gradient"), (False, "Forward")]:
+        if chosen := [data for data in results if data["gradient"] == gradient]:
+            print(f"\n{title}; 1 / 2 threads; in brackets: times as long as fastce\n\n{table(chosen)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""Who is measured: fastce, its NumPy reference, the memory's limit, and the peers that happen to be installed. Each
+side binds itself to a problem and hands back a `Run`: a call without arguments, and how to read loss and gradient from
+what it returned. Used by compare.py and by the pytest suite beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Problem
+
+import fastce
+from fastce import reference
+
+THREADS = (1, 2)
+OWN = 0  # "as many threads as it likes"
+Result = tuple[float, np.ndarray | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One side, bound to one problem. `enter` is called before a turn, untimed, and sets the side's threads."""
+
+    side: str
+    threads: int
+    call: Callable[[], Any]
+    read: Callable[[Any], Result] | None = None  # None: nothing to verify
+    enter: Callable[[], object] = lambda: None
+
+    @property
+    def label(self) -> str:
+        return self.side if self.threads == OWN else f"{self.side}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    def verify(self, problem: Problem) -> None:
+        if self.read is not None:
+            self.enter()
+            problem.check(self.label, *self.read(self.call()))
+
+
+def as_numpy(result: Any) -> Result:
+    loss, gradient = result if isinstance(result, tuple) else (result, None)
+    return float(loss), gradient
+
+
+def ours(module: Any, problem: Problem, gradient: bool, **extra: Any) -> Callable[[], Any]:
+    """The call of fastce and of its reference, which have the same signatures."""
+    if not gradient:
+        return partial(module.cross_entropy, problem.logits, problem.targets, **problem.options, **extra)
+    if problem.buffer is not None:
+        extra["out"] = problem.buffer
+    return partial(module.cross_entropy_with_grad, problem.logits, problem.targets, **problem.options, **extra)
+
+
+def numpy_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    yield Run("NumPy", 1, ours(reference, problem, gradient), as_numpy)
+
+
+def fastce_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    for threads in THREADS:
+        yield Run("fastce", threads, ours(fastce, problem, gradient, num_threads=threads), as_numpy)
+
+
+@cache
+def pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def limit_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    """What a loss + gradient cannot beat much, a copy; what a forward cannot, a read (of the maximum)."""
+    source = problem.logits.ravel(order="K")  # a view: the logits of every case are one piece of memory
+    target = problem.buffer.ravel(order="K") if problem.buffer is not None else np.ones_like(source)
+    for threads in THREADS:
+        parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+        works = [partial(np.copyto, to, part) if gradient else part.max for to, part in parts]
+        call = works[0] if threads == 1 else partial(_all, pool(threads), works)
+        yield Run("copy" if gradient else "read", threads, call)
+
+
+def _all(executor: ThreadPoolExecutor, works: list[Callable[[], Any]]) -> None:
+    for done in [executor.submit(work) for work in works]:
+        done.result()
+
+
+def torch_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    import torch
+    from torch.nn import functional as F
+
+    if problem.case.axis not in (-1, 1):
+        return
+    logits, targets = torch.from_numpy(problem.logits), torch.from_numpy(problem.targets)
+    options: dict[str, Any] = {}
+    if problem.case.options:
+        weight = torch.from_numpy(problem.options["weight"])
+        options = {"weight": weight, "label_smoothing": LABEL_SMOOTHING, "ignore_index": IGNORE_INDEX}
+
+    def loss_of(x: Any) -> Any:
+        loss = F.cross_entropy(x, targets, **options)
+        if problem.case.options:  # there is no z_loss: written out, as its users do
+            kept = targets != IGNORE_INDEX
+            lse = torch.logsumexp(x, dim=-1)
+            loss = loss + Z_LOSS * (lse.square() * kept).sum() / weight[targets * kept].mul(kept).sum()
+        return loss
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return loss_of(logits)
+
+    def both() -> Any:
+        x = logits.detach().requires_grad_()
+        loss = loss_of(x)
+        loss.backward()
+        return loss.detach(), x.grad.numpy()
+
+    for threads in THREADS:
+        yield Run("PyTorch", threads, both if gradient else forward, as_numpy, partial(torch.set_num_threads, threads))
+
+
+def jax_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    """JAX fixes its threads when the process starts: measured with those; `taskset -c 0` gives every side one core."""
+    import jax
+    import optax
+
+    if problem.case.options or problem.case.order != "C":  # it has no such options, and no arrays of such order
+        return
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    if problem.case.probabilities:
+        entropy = optax.softmax_cross_entropy
+
+    def loss_of(x: Any, targets: Any) -> Any:
+        return entropy(x, targets, axis=problem.case.axis).mean()
+
+    compiled = jax.jit(jax.value_and_grad(loss_of) if gradient else loss_of)
+    with jax.enable_x64(problem.case.dtype == "float64"):
+        logits, targets = jax.device_put(problem.logits), jax.device_put(problem.targets)
+
+    def call() -> Any:
+        return jax.block_until_ready(compiled(logits, targets))
+
+    def call_x64() -> Any:
+        with jax.enable_x64(True):
+            return jax.block_until_ready(compiled(logits, targets))
+
+    def read(result: Any) -> Result:
+        loss, grad = result if gradient else (result, None)
+        return float(loss), None if grad is None else np.asarray(grad)
+
+    yield Run("JAX", OWN, call_x64 if problem.case.dtype == "float64" else call, read)
+
+
+def sklearn_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    from sklearn._loss.loss import HalfMultinomialLoss
+
+    if not problem.case.plain:
+        return
+    rows, classes = problem.case.shape
+    loss = HalfMultinomialLoss(n_classes=classes)
+    labels = problem.targets.astype(problem.case.dtype)  # it wants them as floats
+    mean = np.full(rows, 1 / rows, problem.case.dtype)
+    work = {"y_true": labels, "raw_prediction": problem.logits, "sample_weight": mean}
+    if gradient and problem.buffer is not None:
+        work["gradient_out"] = problem.buffer
+
+    def call(threads: int) -> Any:
+        if not gradient:
+            return loss.loss(**work, n_threads=threads).sum()
+        losses, grad = loss.loss_gradient(**work, n_threads=threads)
+        return losses.sum(), grad
+
+    for threads in THREADS:
+        yield Run("scikit-learn", threads, partial(call, threads), as_numpy)
+
+
+@cache
+def numba_kernels() -> tuple[Any, Any]:
+    import numba
+
+    @numba.njit(parallel=True)
+    def forward(logits: Any, targets: Any) -> Any:
+        losses = np.empty(len(logits))
+        for i in numba.prange(len(logits)):
+            x = logits[i]
+            row_max = x[0]
+            for j in range(1, len(x)):
+                row_max = max(row_max, x[j])
+            total = 0.0
+            for j in range(len(x)):
+                total += np.exp(x[j] - row_max)
+            losses[i] = np.log(total) + row_max - x[targets[i]]
+        return losses.mean()
+
+    @numba.njit(parallel=True)
+    def both(logits: Any, targets: Any, out: Any) -> Any:
+        losses = np.empty(len(logits))
+        for i in numba.prange(len(logits)):
+            x, grad = logits[i], out[i]
+            row_max = x[0]
+            for j in range(1, len(x)):
+                row_max = max(row_max, x[j])
+            total = 0.0
+            for j in range(len(x)):
+                grad[j] = np.exp(x[j] - row_max)
+                total += grad[j]
+            scale = x.dtype.type(1 / (total * len(logits)))
+            for j in range(len(x)):
+                grad[j] *= scale
+            grad[targets[i]] -= x.dtype.type(1 / len(logits))
+            losses[i] = np.log(total) + row_max - x[targets[i]]
+        return losses.mean()
+
+    return forward, both
+
+
+def numba_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    import numba
+
+    if not problem.case.plain:
+        return
+    forward, both = numba_kernels()
+
+    def call() -> Any:
+        if not gradient:
+            return forward(problem.logits, problem.targets)
+        out = problem.buffer if problem.buffer is not None else np.empty_like(problem.logits)
+        return both(problem.logits, problem.targets, out), out
+
+    for threads in THREADS:
+        if threads <= numba.config.NUMBA_NUM_THREADS:
+            yield Run("Numba", threads, call, as_numpy, partial(numba.set_num_threads, threads))
+
+
+# Name, the packages it needs, how it binds itself to a problem.
+SIDES: list[tuple[str, tuple[str, ...], Callable[[Problem, bool], Iterator[Run]]]] = [
+    ("NumPy", ("numpy",), numpy_runs),
+    ("fastce", ("fastce",), fastce_runs),
+    ("PyTorch", ("torch",), torch_runs),
+    ("JAX", ("jax", "optax"), jax_runs),
+    ("scikit-learn", ("sklearn._loss.loss",), sklearn_runs),
+    ("Numba", ("numba",), numba_runs),
+    ("limit", ("numpy",), limit_runs),
+]
+
+
+@cache
+def missing(packages: tuple[str, ...]) -> str | None:
+    """Which of the packages cannot be imported, if any."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError:
+            return package
+    return None
+
+
+def installed() -> list[str]:
+    return [name for name, packages, _ in SIDES if missing(packages) is None]
+
+
+def runs(problem: Problem, gradient: bool) -> list[Run]:
+    """All that can compute this problem, NumPy first and the memory's limit last."""
+    return [run for _, packages, bind in SIDES if missing(packages) is None for run in bind(problem, gradient)]
+
+
+def cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def cpus() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know beside the figures."""
+    config = fastce.show_config(mode="dicts")
+    packages = ["numpy", "torch", "jax", "optax", "scikit-learn", "numba"]
+    modules = {"scikit-learn": "sklearn"}
+    found = {name: version(name) for name in packages if missing((modules.get(name, name),)) is None}
+    return {
+        "cpu": cpu_model(),
+        "cpus": cpus(),
+        "python": platform.python_version(),
+        "fastce": config["version"],
+        "isa": config["isa"],
+        "openmp": config["openmp"],
+        "compiler": config["compiler"],
+        **found,
+    }
+
+
+def describe() -> str:
+    """The environment in two lines."""
+    env = environment()
+    names = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "scikit-learn": "scikit-learn", "numba": "Numba"}
+    versions = ", ".join(f"{title} {env[name]}" for name, title in names.items() if name in env)
+    return (
+        f"{env['cpu']}, {env['cpus']} CPUs; Python {env['python']}, {versions}.\n"
+        f"fastce {env['fastce']}: kernels for {env['isa']}, OpenMP {env['openmp']}, {env['compiler']}."
+    )

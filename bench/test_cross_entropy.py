@@ -1,0 +1,49 @@
+"""Forward and loss + gradient of every side on every case, one benchmark each. A side's result is checked against a
+float64 computation before it is timed. pytest-benchmark times the sides one after the other; compare.py takes turns and
+is what the README's table comes from."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import peers
+import pytest
+from cases import CASES, Case, Problem
+
+GRADIENT = {"loss+grad": True, "forward": False}
+SIDES = {name: (packages, bind) for name, packages, bind in peers.SIDES}
+
+
+@lru_cache(maxsize=1)
+def problem_of(case: Case) -> Problem:
+    """The problem in use, and only that one: the largest takes 800 MB. The case is the outermost parameter."""
+    return Problem(case)
+
+
+def threads_of(side: str) -> tuple[int, ...]:
+    return (1,) if side == "NumPy" else (peers.OWN,) if side == "JAX" else peers.THREADS
+
+
+CHOICES = [(side, threads) for side in SIDES for threads in threads_of(side)]
+IDS = [side if len(threads_of(side)) == 1 else f"{side}-{threads}" for side, threads in CHOICES]
+
+
+@pytest.mark.parametrize("side, threads", CHOICES, ids=IDS)
+@pytest.mark.parametrize("mode", GRADIENT)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_speed(case: Case, mode: str, side: str, threads: int, benchmark, pytestconfig) -> None:
+    packages, bind = SIDES[side]
+    if package := peers.missing(packages):
+        pytest.skip(f"{package} is not installed")
+    if pytestconfig.getoption("--benchmark-disable"):
+        case = case.smoke()
+    problem = problem_of(case)
+    found = [run for run in bind(problem, GRADIENT[mode]) if run.threads == threads]
+    if not found:
+        pytest.skip(f"{side} does not have this case, or not so many threads")
+    run = found[0]
+    run.verify(problem)
+    benchmark.group = f"{case.name}, {mode}"
+    benchmark.extra_info |= {"side": run.label, "size": problem.size, "bytes": problem.moved_bytes(GRADIENT[mode])}
+    run.enter()
+    benchmark(run.call)
