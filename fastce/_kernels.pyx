@@ -45,7 +45,8 @@ cdef extern from "_simd.h" nogil:
                          const void *v, int stream) noexcept nogil
         void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m) noexcept nogil
         void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                             const double *drop, double *sum) noexcept nogil
+                             const void *before, const void *label, double *sum, double *d_label,
+                             double *e_label) noexcept nogil
         void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width,
                              const void *m, double *sum) noexcept nogil
         void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m,
@@ -53,7 +54,17 @@ cdef extern from "_simd.h" nogil:
         void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits,
                           const void *m, const void *a, const void *b, const void *v, int kind, const void *mark,
                           const void *at_mark) noexcept nogil
-        void (*log1p)(double *t, Py_ssize_t n) noexcept nogil
+        void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
+                          Py_ssize_t dst_step) noexcept nogil
+        void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label) noexcept nogil
+        void (*narrow)(const double *src, Py_ssize_t n, void *to) noexcept nogil
+        void (*widen)(const void *src, Py_ssize_t n, double *to) noexcept nogil
+        void (*add)(double *total, double *lost, const double *term, Py_ssize_t n) noexcept nogil
+        void (*coefficients)(Py_ssize_t n, const double *tail, const double *mass, const double *q,
+                             const double *rest, const double *e, const double *slope, const double *scale,
+                             double *a, double *at_target) noexcept nogil
+        void (*losses)(Py_ssize_t n, const double *tail, const double *mass, const double *linear,
+                       double *log_total, double *loss) noexcept nogil
         Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
                                   int has_ignored) noexcept nogil
     ctypedef struct ce_isa:
@@ -149,15 +160,22 @@ cdef struct Sum:
     double total
     double lost
 
-cdef struct Row:
-    # The state of a row.
-    double row_max
-    double tail
-    double mass                     # Q
-    double linear                   # sum_j q_j*(row_max - x_j)
-    Py_ssize_t target               # the label, or the (first) maximum: where p - q may cancel; -1 if there is none
-    double q                        # its target
-    double rest                     # Q - q, not formed by subtraction
+cdef struct State:
+    # The state of up to GROUP positions, and what follows from it.
+    double row_max[GROUP]
+    double tail[GROUP]
+    double mass[GROUP]              # Q
+    double linear[GROUP]            # sum_j q_j*(row_max - x_j)
+    Py_ssize_t target[GROUP]        # the label, or the (first) maximum: where p - q may cancel; -1 if there is none
+    double q[GROUP]                 # its target,
+    double rest[GROUP]              # Q - q, not formed by subtraction,
+    double e[GROUP]                 # and its exp(x - row_max)
+    double slope[GROUP]             # d(z_loss*lse^2)/d(lse)
+    double scale[GROUP]             # of the gradient
+    double a[GROUP]                 # the gradient's factor of e,
+    double at_target[GROUP]         # and its value at the target
+    double log_total[GROUP]         # log(1 + tail)
+    double loss[GROUP]
 
 
 cdef const ce_primitives *primitives_f32 = NULL
@@ -190,27 +208,25 @@ cdef inline bint is_ignored(const Job *job, Py_ssize_t i) noexcept nogil:
     return job.has_ignored and job.labels != NULL and job.labels[i] == job.ignored
 
 
-cdef inline double lse_slope(const Job *job, const Row *row) noexcept nogil:
-    """d(z_loss*lse^2)/d(lse)."""
-    return 0.0 if job.z_loss == 0 else 2*job.z_loss*(row.row_max + log1p(row.tail))
-
-
-cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, Row *row) noexcept nogil:
-    """Completes a state that lacks only its label t, whose logit is x_t."""
+cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, State *s, Py_ssize_t r) noexcept nogil:
+    """Completes the state of position r, which lacks only its label t, whose logit is x_t."""
     cdef double weight = weight_of(job, t)
-    row.target = t
-    row.q = (job.keep + job.uniform)*weight
-    row.rest = job.smooth_mass - job.uniform*weight
-    row.mass = job.smooth_mass + job.keep*weight
-    row.linear += times(job.keep*weight, row.row_max - x_t)
+    s.target[r] = t
+    s.q[r] = (job.keep + job.uniform)*weight
+    s.rest[r] = job.smooth_mass - job.uniform*weight
+    s.mass[r] = job.smooth_mass + job.keep*weight
+    s.linear[r] += times(job.keep*weight, s.row_max[r] - x_t)
+    s.e[r] = exp(x_t - s.row_max[r])
 
 
-cdef inline double grad_at_target(const Row *row, double e, double slope) noexcept nogil:
-    """(Q + slope)*p - q at row.target, whose exp(x - row_max) is e. Where p may be near 1, p - 1 is -tail/(1 + tail)."""
-    cdef double total = 1 + row.tail
-    if e == 1 and row.tail < 1:
-        return (row.rest - row.mass*(row.tail/total)) + slope/total
-    return (row.mass + slope)*(e/total) - row.q
+cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n,
+                              const ce_primitives *f) noexcept nogil:
+    """a and at_target of n positions from r on."""
+    cdef Py_ssize_t p
+    for p in range(r, r + n):
+        s.slope[p] = 0 if job.z_loss == 0 else 2*job.z_loss*(s.row_max[p] + log1p(s.tail[p]))
+    f.coefficients(n, s.tail + r, s.mass + r, s.q + r, s.rest + r, s.e + r, s.slope + r, s.scale + r, s.a + r,
+                   s.at_target + r)
 
 
 cdef inline void add(Sum *s, double term) noexcept nogil:
@@ -322,20 +338,26 @@ cdef inline const floating *v_block(const Job *job, Py_ssize_t i, Py_ssize_t j, 
     return scratch
 
 
+cdef inline Py_ssize_t run_of(const Matrix *a, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """How many of n positions from i on are at one distance from each other."""
+    return n if a.blocks == NULL else min(n, a.per_block - i % a.per_block)
+
+
 cdef void load_tile(const Matrix *a, int dtype, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j, Py_ssize_t classes,
                     Py_ssize_t width, floating *tile) noexcept nogil:
     """tile[k, p] = a[i + p, j + k], 0 for count <= p < width."""
     cdef Py_ssize_t p = 0, k, run, room = sizeof(floating)
+    cdef bint own = dtype == own_type(tile)
     cdef const char *src
     while p < count:
         src = position(a, i + p) + j*a.by_class
-        run = count - p
-        if a.blocks != NULL and a.per_block - (i + p) % a.per_block < run:
-            run = a.per_block - (i + p) % a.per_block
-        if a.by_position == room and dtype == own_type(tile):
+        run = run_of(a, i + p, count - p)
+        if own and a.by_position == room:
             for k in range(classes):
                 memcpy(tile + k*width + p, src + k*a.by_class, run*room)
-        elif a.by_position < a.by_class and 0 < a.by_position:
+        elif own and a.by_class == room:
+            primitives(tile).transpose(src, a.by_position, run, classes, tile + p, width*room)
+        elif 0 < a.by_position < a.by_class:
             for k in range(classes):
                 gather(dtype, src + k*a.by_class, a.by_position, run, tile + k*width + p, 1)
         else:
@@ -354,12 +376,12 @@ cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t
     cdef char *dst
     while p < count:
         dst = position(a, i + p) + j*a.by_class
-        run = count - p
-        if a.blocks != NULL and a.per_block - (i + p) % a.per_block < run:
-            run = a.per_block - (i + p) % a.per_block
+        run = run_of(a, i + p, count - p)
         if a.by_position == room:
             for k in range(classes):
                 memcpy(dst + k*a.by_class, tile + k*width + p, run*room)
+        elif a.by_class == room:
+            primitives(tile).transpose(tile + p, width*room, classes, run, dst, a.by_position)
         else:
             for r in range(run):
                 for k in range(classes):
@@ -371,8 +393,9 @@ cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t
 # Rows: vectors along the classes
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef void row_state(const Job *job, Py_ssize_t i, Row *state, floating *e, floating *scratch) noexcept nogil:
-    """The state of row i, block by block: each block comes from memory once. Writes the exponentials to e unless NULL.
+cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *e,
+                    floating *scratch) noexcept nogil:
+    """The state r of row i, block by block: each block comes from memory once. Writes the exponentials to e unless NULL.
     With stats_given, row_max and tail are not computed but looked up, and only what else is needed is read."""
     cdef const ce_primitives *f = primitives(scratch)
     cdef const char *row = position(&job.x, i)
@@ -387,7 +410,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, Row *state, floating *e, float
     set_sum(&mass, 0)
     set_sum(&linear, 0)
     set_sum(&rest, 0)
-    state.target, state.q = -1, 0
+    s.target[r], s.q[r], s.e[r] = -1, 0, 1
     if given:
         row_max = (<const floating *>job.row_max)[i]
         set_sum(&tail, (<const floating *>job.tail)[i])
@@ -396,7 +419,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, Row *state, floating *e, float
         x = logits_block(job, row, j, n, scratch)
         k = -1                  # where this block holds the first maximum of all so far
         if given:
-            k = f.row_find(x, n, row_max) if state.target < 0 else -1
+            k = f.row_find(x, n, row_max) if s.target[r] < 0 else -1
         else:
             next = block_after(job, i, j + n, x)
             block_max = f.row_max(x, n)
@@ -418,20 +441,20 @@ cdef void row_state(const Job *job, Py_ssize_t i, Row *state, floating *e, float
                 add(&rest, f.row_sum(v + k + 1, n - k - 1))
                 mass = rest
                 add(&mass, v[k])
-                state.target, state.q = j + k, v[k]
+                s.target[r], s.q[r] = j + k, v[k]
             else:
                 v_sum = job.v_scale*(n if v == NULL else f.row_sum(v, n))
                 add(&mass, v_sum)
                 add(&rest, v_sum)
         j += n
-    state.row_max = row_max
-    state.tail = value(&tail) if isfinite(row_max) else NAN     # every class masked, or +inf
-    state.mass, state.linear, state.rest = value(&mass), value(&linear), value(&rest)
+    s.row_max[r] = row_max
+    s.tail[r] = value(&tail) if isfinite(row_max) else NAN     # every class masked, or +inf
+    s.mass[r], s.linear[r], s.rest[r] = value(&mass), value(&linear), value(&rest)
     if job.labels != NULL and not is_ignored(job, i):
-        add_label(job, job.labels[i], (<const floating *>(row + job.labels[i]*job.x.by_class))[0], state)
+        add_label(job, job.labels[i], (<const floating *>(row + job.labels[i]*job.x.by_class))[0], s, r)
 
 
-cdef void row_grad(const Job *job, Py_ssize_t i, const Row *state, double scale, const floating *e,
+cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
                    floating *scratch) noexcept nogil:
     """The gradient of row i, from its exponentials in e or, when that is NULL, from its logits again."""
     cdef const ce_primitives *f = primitives(scratch)
@@ -439,25 +462,22 @@ cdef void row_grad(const Job *job, Py_ssize_t i, const Row *state, double scale,
     cdef char *grad = position(&job.g, i)
     cdef const floating *src = e
     cdef floating *dst
-    cdef bint in_place = job.g.by_class == sizeof(floating)
+    cdef bint direct = job.g.by_class == sizeof(floating)
     cdef Py_ssize_t j = 0, n, k
-    cdef double slope = lse_slope(job, state), e_t = 1
-    cdef double a = scale*(state.mass + slope)/(1 + state.tail), b = scale*job.v_scale
-    if state.target >= 0:
-        e_t = exp((<const floating *>(row + state.target*job.x.by_class))[0] - state.row_max)
+    coefficients(job, s, r, 1, f)
     while j < job.classes:
         n = min(job.classes - j, BLOCK)
         if e == NULL:
             src = logits_block(job, row, j, n, scratch)
-        dst = (<floating *>grad) + j if in_place else scratch + 2*BLOCK
-        f.row_grad(src, dst, n, e == NULL, state.row_max, a, b, v_block(job, i, j, n, scratch + BLOCK),
-                   in_place and job.stream)
-        if not in_place:
+        dst = (<floating *>grad) + j if direct else scratch + 2*BLOCK
+        f.row_grad(src, dst, n, e == NULL, s.row_max[r], s.a[r], s.scale[r]*job.v_scale,
+                   v_block(job, i, j, n, scratch + BLOCK), direct and job.stream)
+        if not direct:
             for k in range(n):
                 (<floating *>(grad + (j + k)*job.g.by_class))[0] = dst[k]
         j += n
-    if state.target >= 0:
-        (<floating *>(grad + state.target*job.g.by_class))[0] = <floating>(scale*grad_at_target(state, e_t, slope))
+    if s.target[r] >= 0:
+        (<floating *>(grad + s.target[r]*job.g.by_class))[0] = <floating>s.at_target[r]
 
 
 cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
@@ -470,8 +490,7 @@ cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noe
             (<floating *>(grad + j*job.g.by_class))[0] = 0
 
 
-cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, Row *states, const double *scale,
-               floating *scratch) noexcept nogil:
+cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     cdef bint with_grad = job.g.data != NULL, ignored
     cdef Py_ssize_t r
     # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
@@ -482,13 +501,13 @@ cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, Row *states, 
     for r in range(count):
         ignored = is_ignored(job, start + r)
         if ignored and job.row_max == NULL:     # its logits are not even read
-            memset(&states[r], 0, sizeof(Row))
+            s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
         else:
-            row_state(job, start + r, &states[r], e, scratch)
+            row_state(job, start + r, s, r, e, scratch)
         if with_grad and ignored:
             row_zero_grad(job, start + r, scratch)
         elif with_grad:
-            row_grad(job, start + r, &states[r], scale[r], e, scratch)
+            row_grad(job, start + r, s, r, e, scratch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -512,200 +531,217 @@ cdef void load_v_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t
                                      job.uniform*weight_of(job, j + k))
 
 
-cdef void tile_state(const Job *job, const Tile *tile, Row *states, double *e_t, bint keep,
-                     floating *scratch) noexcept nogil:
-    """row_state for a tile. With `keep`, the logits of its only block are replaced by their exponentials. e_t is that of
-    the label."""
+cdef inline void accumulate(const ce_primitives *f, bint first, double *total, double *lost, const double *term,
+                            Py_ssize_t n) noexcept nogil:
+    if first:
+        memcpy(total, term, n*sizeof(double))
+        memset(lost, 0, n*sizeof(double))
+    else:
+        f.add(total, lost, term, n)
+
+
+cdef void grow(State *s, double *lost_tail, double *lost_mass, double *lost_linear, double *lost_rest,
+               const floating *before, const floating *row_max, Py_ssize_t width) noexcept nogil:
+    """Re-bases the state of the blocks so far from the maxima `before` to row_max."""
+    cdef Py_ssize_t p
+    for p in range(width):
+        if row_max[p] > before[p]:
+            s.tail[p] = (1 + s.tail[p] + lost_tail[p])*(exp(<double>before[p] - row_max[p]) if before[p] > -INFINITY else 0)
+            s.linear[p] += times(s.mass[p], <double>row_max[p] - (before[p] if before[p] > -INFINITY else 0))
+            s.rest[p], lost_rest[p] = s.mass[p], lost_mass[p]
+            lost_tail[p] = 0
+
+
+cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floating *scratch) noexcept nogil:
+    """row_state for a tile. With `keep`, the logits of its only block are replaced by their exponentials."""
     cdef const ce_primitives *f = primitives(scratch)
     cdef floating *x = scratch
     cdef floating *v = scratch + TILE
     cdef floating *row_max = scratch + 2*TILE
     cdef floating *before = row_max + GROUP
-    cdef floating *shift = before + GROUP       # row_max, or 0 while that is -inf
+    cdef floating *lanes = before + GROUP
+    cdef const floating *label = NULL
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
-    cdef double drop[GROUP]
+    # One block: the labels' logits and exponentials are picked up on the way.
+    cdef bint pick = job.labels != NULL and not given and job.classes <= tile.most
     cdef double sums[GROUP]
-    cdef Sum tail[GROUP]
-    cdef Sum mass[GROUP]
-    cdef Sum linear[GROUP]
-    cdef Sum rest[GROUP]
+    cdef double d_label[GROUP]
+    cdef double lost[4][GROUP]
     cdef double v_sum, x_t
-    cdef Py_ssize_t width = tile.width, p, j = 0, n, t
-    memset(tail, 0, width*sizeof(Sum))
-    memset(mass, 0, width*sizeof(Sum))
-    memset(linear, 0, width*sizeof(Sum))
-    memset(rest, 0, width*sizeof(Sum))
-    for p in range(width):
-        row_max[p] = -INFINITY
-        if given:
-            row_max[p] = (<const floating *>job.row_max)[tile.start + p] if p < tile.count else 0
-            tail[p].total = (<const floating *>job.tail)[tile.start + p] if p < tile.count else 0
-        shift[p] = row_max[p]
+    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, t
+    if given:
+        memset(row_max, 0, width*sizeof(floating))
+        memcpy(row_max, (<const floating *>job.row_max) + tile.start, count*sizeof(floating))
+        memset(s.tail, 0, width*sizeof(double))
+        f.widen((<const floating *>job.tail) + tile.start, count, s.tail)
+    else:
+        for p in range(width):
+            row_max[p] = -INFINITY
+    if pick:
+        memset(lanes, 0, width*sizeof(floating))
+        f.label_lanes(job.labels + tile.start, count, 0, lanes)
+        label = lanes
+    memset(s.mass, 0, width*sizeof(double))
+    memset(s.linear, 0, width*sizeof(double))
+    memset(s.rest, 0, width*sizeof(double))
+    memset(lost, 0, sizeof(lost))
     while j < job.classes and (by_element or not given):
         n = min(job.classes - j, tile.most)
-        load_tile(&job.x, own_type(scratch), tile.start, tile.count, j, n, width, x)
+        load_tile(&job.x, own_type(scratch), tile.start, count, j, n, width, x)
         if not given:
             memcpy(before, row_max, width*sizeof(floating))
             f.tile_max(x, n, width, row_max)
-            for p in range(width):
-                drop[p] = row_max[p] > before[p]
-                if j > 0 and row_max[p] > before[p]:
-                    set_sum(&tail[p], (1 + value(&tail[p]))*(
-                        exp(<double>before[p] - row_max[p]) if before[p] > -INFINITY else 0))
-                    add(&linear[p], times(value(&mass[p]), <double>row_max[p] - shift[p]))
-                    rest[p] = mass[p]
-                shift[p] = row_max[p] if row_max[p] > -INFINITY else 0
+            if j > 0:
+                grow(s, lost[0], lost[1], lost[2], lost[3], before, row_max, width)
         if by_element:
             load_v_tile(job, tile, j, n, v)
             f.tile_sum(v, n, width, NULL, NULL, sums)
-            for p in range(width):
-                add(&mass[p], sums[p])
-            f.tile_sum(v, n, width, x, shift, sums)
-            for p in range(width):
-                add(&rest[p], sums[p])
+            accumulate(f, j == 0, s.mass, lost[1], sums, width)
+            f.tile_sum(v, n, width, x, row_max, sums)
+            accumulate(f, j == 0, s.rest, lost[3], sums, width)
         elif job.v_scale != 0:
             v_sum = job.v_scale*(n if job.smooth == NULL else f.row_sum((<const floating *>job.smooth) + j, n))
             for p in range(width):
-                add(&mass[p], v_sum)
+                sums[p] = v_sum
+            accumulate(f, j == 0, s.mass, lost[1], sums, width)
         if job.v_scale != 0 and job.with_loss:
-            f.tile_gap_dot(x, v if by_element else v_block(job, 0, j, n, v), job.v_kind, n, width, shift, sums)
+            f.tile_gap_dot(x, v if by_element else v_block(job, 0, j, n, v), job.v_kind, n, width, row_max, sums)
             for p in range(width):
-                add(&linear[p], job.v_scale*sums[p])
+                sums[p] *= job.v_scale
+            f.add(s.linear, lost[2], sums, width)
         if not given:
-            f.tile_exp_sum(x, x if keep else NULL, n, width, shift, drop, sums)
-            for p in range(width):
-                add(&tail[p], sums[p])
+            f.tile_exp_sum(x, x if keep else NULL, n, width, row_max, before, label, sums, d_label, s.e)
+            accumulate(f, j == 0, s.tail, lost[0], sums, width)
         j += n
-    for p in range(tile.count):
-        states[p].row_max = row_max[p]
-        states[p].tail = value(&tail[p]) if isfinite(row_max[p]) else NAN
-        states[p].mass, states[p].linear, states[p].rest = value(&mass[p]), value(&linear[p]), value(&rest[p])
-        states[p].q, states[p].target = 0, -1
-        e_t[p] = 1
-        if job.labels != NULL and not is_ignored(job, tile.start + p):
-            t = job.labels[tile.start + p]
-            x_t = (<const floating *>(position(&job.x, tile.start + p) + t*job.x.by_class))[0]
-            add_label(job, t, x_t, &states[p])
-            if job.g.data != NULL:
-                e_t[p] = x[t*width + p] if keep else exp(x_t - states[p].row_max)
+    f.widen(row_max, count, s.row_max)
+    for p in range(count):
+        if not isfinite(s.row_max[p]):
+            s.tail[p] = NAN
+    if job.labels == NULL:
+        for p in range(count):
+            s.e[p] = 1
+    elif pick and job.weight == NULL:
+        for p in range(count):
+            s.q[p] = job.keep + job.uniform
+            s.rest[p] = job.smooth_mass - job.uniform
+            s.mass[p] = job.smooth_mass + job.keep
+            s.linear[p] -= times(job.keep, d_label[p])
+    else:
+        for p in range(count):
+            if not is_ignored(job, tile.start + p):
+                t = job.labels[tile.start + p]
+                x_t = (<const floating *>(position(&job.x, tile.start + p) + t*job.x.by_class))[0]
+                add_label(job, t, x_t, s, p)
 
 
-cdef void tile_grad(const Job *job, const Tile *tile, const Row *states, const double *scale, const double *e_t,
-                    bint kept, floating *scratch) noexcept nogil:
+cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, floating *scratch) noexcept nogil:
     """row_grad for a tile, from the exponentials that tile_state kept or from the logits again."""
     cdef const ce_primitives *f = primitives(scratch)
     cdef floating *x = scratch
     cdef floating *v_tile = scratch + TILE
-    cdef floating *shift = scratch + 2*TILE
-    cdef floating *a = shift + GROUP
+    cdef floating *row_max = scratch + 2*TILE
+    cdef floating *a = row_max + GROUP
     cdef floating *b = a + GROUP
-    cdef floating *mark = b + GROUP             # what stands at a maximum that holds most of the probability ...
-    cdef floating *at_mark = mark + GROUP       # ... and the gradient there
-    cdef const floating *v
-    cdef double at_target[GROUP]
-    cdef double slope
+    cdef floating *mark = b + GROUP             # where the gradient is ...
+    cdef floating *at_mark = mark + GROUP       # ... this: at the label, or at a maximum that holds most of the probability
+    cdef const floating *v = v_tile
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT
-    cdef Py_ssize_t width = tile.width, p, j = 0, n, k, t
-    for p in range(width):
-        a[p] = b[p] = at_mark[p] = 0
-        mark[p] = INFINITY
-    for p in range(tile.count):
-        slope = lse_slope(job, &states[p])
-        shift[p] = <floating>states[p].row_max
-        a[p] = <floating>(scale[p]*(states[p].mass + slope)/(1 + states[p].tail))
-        b[p] = <floating>(scale[p]*job.v_scale)
-        at_target[p] = scale[p]*grad_at_target(&states[p], e_t[p], slope)
-        if states[p].tail < 1:
-            mark[p] = 1 if kept else shift[p]
-            at_mark[p] = <floating>at_target[p]
+    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k
+    coefficients(job, s, 0, count, f)
+    memset(a, 0, 4*GROUP*sizeof(floating))
+    f.narrow(s.a, count, a)
+    f.narrow(s.at_target, count, at_mark)
+    for p in range(count):
+        b[p] = <floating>(s.scale[p]*job.v_scale)
+    if by_element:
+        for p in range(width):
+            mark[p] = INFINITY
+            if p < count and s.tail[p] < 1:
+                mark[p] = 1 if kept else row_max[p]
     while j < job.classes:
         n = min(job.classes - j, tile.most)
-        if by_element:
-            v = v_tile
-            if not kept:
-                load_v_tile(job, tile, j, n, v_tile)
-        else:
+        if not by_element:
             v = v_block(job, 0, j, n, v_tile)
+            f.label_lanes(job.labels + tile.start, count, j, mark)
+        elif not kept:
+            load_v_tile(job, tile, j, n, v_tile)
         if not kept:
-            load_tile(&job.x, own_type(scratch), tile.start, tile.count, j, n, width, x)
-        f.tile_grad(x, x, n, width, not kept, shift, a, b, v, job.v_kind, mark, at_mark)
-        if job.labels != NULL:
-            for p in range(tile.count):
-                t = job.labels[tile.start + p]
+            load_tile(&job.x, own_type(scratch), tile.start, count, j, n, width, x)
+        f.tile_grad(x, x, n, width, not kept, row_max, a, b, v, job.v_kind, mark, at_mark)
+        if job.has_ignored:
+            for p in range(count):
                 if is_ignored(job, tile.start + p):
                     for k in range(n):
                         x[k*width + p] = 0
-                elif j <= t < j + n:
-                    x[(t - j)*width + p] = <floating>at_target[p]
-        store_tile(&job.g, tile.start, tile.count, j, n, width, x)
+        store_tile(&job.g, tile.start, count, j, n, width, x)
         j += n
 
 
-cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, Row *states, const double *scale,
-                floating *scratch) noexcept nogil:
-    cdef double e_t[GROUP]
+cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     cdef bint with_grad = job.g.data != NULL, keep
     cdef Tile tile
     tile.start, tile.count = start, count
     tile.width = (count + LANES - 1)/LANES*LANES
     tile.most = TILE/tile.width
     keep = with_grad and job.classes <= tile.most and not job.stats_given
-    tile_state(job, &tile, states, e_t, keep, scratch)
+    tile_state(job, &tile, s, keep, scratch)
     if with_grad:
-        tile_grad(job, &tile, states, scale, e_t, keep, scratch)
+        tile_grad(job, &tile, s, keep, scratch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Units of work, threads
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, const Row *states, Sum *total,
+cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
                  const floating *dtype) noexcept nogil:
     """Writes what was asked for of a group's positions, and adds their losses to total."""
-    cdef double log_total[GROUP]
-    cdef double loss
+    cdef const ce_primitives *f = primitives(dtype)
+    cdef double lse
     cdef Py_ssize_t p
     if job.row_max != NULL and not job.stats_given:
-        for p in range(count):
-            (<floating *>job.row_max)[start + p] = <floating>states[p].row_max
-            (<floating *>job.tail)[start + p] = <floating>states[p].tail
+        f.narrow(s.row_max, count, (<floating *>job.row_max) + start)
+        f.narrow(s.tail, count, (<floating *>job.tail) + start)
     if not job.with_loss:
         return
-    for p in range(count):
-        log_total[p] = states[p].tail
-    primitives(dtype).log1p(log_total, count)
-    for p in range(count):
-        loss = states[p].mass*log_total[p] + states[p].linear
-        if job.z_loss != 0:
-            loss += job.z_loss*(states[p].row_max + log_total[p])*(states[p].row_max + log_total[p])
-        if job.sample != NULL:
-            loss *= job.sample[start + p]
-        if is_ignored(job, start + p):
-            loss = 0
-        if job.losses != NULL:
-            (<floating *>job.losses)[start + p] = <floating>loss
-        add(total, loss)
+    f.losses(count, s.tail, s.mass, s.linear, s.log_total, s.loss)
+    if job.z_loss != 0:
+        for p in range(count):
+            lse = s.row_max[p] + s.log_total[p]
+            s.loss[p] += job.z_loss*lse*lse
+    if job.sample != NULL:
+        for p in range(count):
+            s.loss[p] *= job.sample[start + p]
+    if job.has_ignored:
+        for p in range(count):
+            if is_ignored(job, start + p):
+                s.loss[p] = 0
+    if job.losses != NULL:
+        f.narrow(s.loss, count, (<floating *>job.losses) + start)
+    add(total, primitives_f64.row_sum(s.loss, count))
 
 
 cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nogil:
     cdef Py_ssize_t start = u*job.unit, stop = min(start + job.unit, job.positions), count, p
-    cdef Row states[GROUP]
-    cdef double scale[GROUP]
+    cdef State s
     cdef Sum total
     set_sum(&total, 0)
+    for p in range(GROUP):
+        s.scale[p] = job.factor
     while start < stop:
         count = min(stop - start, GROUP)
-        for p in range(count):
-            scale[p] = job.factor
-            if job.sample != NULL:
-                scale[p] *= job.sample[start + p]
-            if job.upstream != NULL:
-                scale[p] *= job.upstream[start + p]
+        if job.sample != NULL or job.upstream != NULL:
+            for p in range(count):
+                s.scale[p] = job.factor
+                if job.sample != NULL:
+                    s.scale[p] *= job.sample[start + p]
+                if job.upstream != NULL:
+                    s.scale[p] *= job.upstream[start + p]
         if job.by_tiles:
-            tiles(job, start, count, states, scale, scratch)
+            tiles(job, start, count, &s, scratch)
         else:
-            rows(job, start, count, states, scale, scratch)
-        finish(job, start, count, states, &total, scratch)
+            rows(job, start, count, &s, scratch)
+        finish(job, start, count, &s, &total, scratch)
         start += count
     job.unit_sums[u] = value(&total)
 

@@ -28,12 +28,15 @@
 #define CE_INLINE static __inline
 #define CE_PREFETCH(p) ((void)(p))
 #endif
+#ifdef _MSC_VER
+#define restrict __restrict
+#endif
 enum { CE_CACHE_LINE = 64 };
 
 enum { CE_BROADCAST = 0, CE_BY_CLASS = 1, CE_BY_ELEMENT = 2 };
 
-/* What each function computes. x, e, g, v, q point to numbers of the table's dtype. "tile" arrays are
- * (classes, width) in C order, width a multiple of 16; "by position" arrays have `width` entries.
+/* What each function computes. Untyped pointers are to numbers of the table's dtype. Tiles are (classes, width) in C
+ * order, width a multiple of 16; arrays indexed by p have `width` entries.
  * The error of a sum does not grow with its length. */
 typedef struct {
     /* The largest of n numbers, NaN passed over; -inf for none. */
@@ -55,20 +58,41 @@ typedef struct {
                      const void *v, int stream);
     /* m[p] = max(m[p], x[j, p] over j), NaN passed over. */
     void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m);
-    /* sum[p] = sum over j of exp(x[j, p] - m[p]), of which drop[p] terms that are exp(0) are left out; e as above. */
+    /* sum[p] = sum over j of exp(x[j, p] - m[p]), less one term exp(0) where m[p] > before[p]; the exponentials are
+     * written to e unless it is NULL. Where label[p] is a j, d_label[p] = x[j, p] - m[p] and e_label[p] is its
+     * exponential; label may be NULL. An m[p] of -inf counts as 0. */
     void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                         const double *drop, double *sum);
-    /* sum[p] = sum over j of v * (m[p] - x[j, p]), where 0 * inf is 0; v is 1, v[j] or v[j, p] as `kind` says. */
+                         const void *before, const void *label, double *sum, double *d_label, double *e_label);
+    /* sum[p] = sum over j of v * (m[p] - x[j, p]), where 0 * inf is 0 and an m[p] of -inf counts as 0;
+     * v is 1, v[j] or v[j, p] as `kind` says. */
     void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width, const void *m,
                          double *sum);
     /* sum[p] = sum over j of v[j, p], without those where x[j, p] == m[p] unless x is NULL. */
     void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m, double *sum);
-    /* g[j, p] = a[p] * e[j, p] - b[p] * v, v as in tile_gap_dot, e and is_logits as in row_grad. Where v is by element,
-     * g[j, p] = at_mark[p] wherever src[j, p] == mark[p]. */
+    /* g[j, p] = a[p] * e[j, p] - b[p] * v, v as in tile_gap_dot, e and is_logits as in row_grad; but at_mark[p] where j
+     * (v by element: src[j, p]) == mark[p]. */
     void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits, const void *m,
                       const void *a, const void *b, const void *v, int kind, const void *mark, const void *at_mark);
-    /* The two below do not depend on the dtype. t[i] = log(1 + t[i]) for t[i] >= 0. */
-    void (*log1p)(double *t, Py_ssize_t n);
+    /* dst[k, r] = src[r, k]: the rows of src and of dst are by_row and by_class bytes apart. */
+    void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
+                      Py_ssize_t dst_step);
+    /* label[p] = labels[p] - first, in the dtype. */
+    void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label);
+
+    /* Those below work on one float64 for each position; they do not depend on the dtype.
+     * to[p] = the numbers of `from` */
+    void (*narrow)(const double *from, Py_ssize_t n, void *to);
+    void (*widen)(const void *from, Py_ssize_t n, double *to);
+    /* total[p] + lost[p] += term[p], keeping what the addition loses. */
+    void (*add)(double *total, double *lost, const double *term, Py_ssize_t n);
+    /* a = scale * (mass + slope) / (1 + tail), and at_target = scale * ((mass + slope)*p - q) where p = e/(1 + tail) is
+     * the probability of a class whose target is q, and rest is mass - q. Where p may be near 1, p - 1 is not formed:
+     * it is -tail/(1 + tail). */
+    void (*coefficients)(Py_ssize_t n, const double *tail, const double *mass, const double *q, const double *rest,
+                         const double *e, const double *slope, const double *scale, double *a, double *at_target);
+    /* loss = mass * log(1 + tail) + linear; and log(1 + tail) itself, for tail >= 0. */
+    void (*losses)(Py_ssize_t n, const double *tail, const double *mass, const double *linear, double *log_total,
+                   double *loss);
     /* How many labels are not `ignored` (if has_ignored); -1 when one of those is outside [0, classes). */
     Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored, int has_ignored);
 } ce_primitives;

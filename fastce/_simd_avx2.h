@@ -10,6 +10,8 @@
 #define FMSUB(a, b, c) _mm256_fmsub_ps(a, b, c)
 #define MAX(x, m) _mm256_max_ps(x, m) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_EQ_OQ))
+#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ), y))
+#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ), y))
 #define EQ_BITS(a, b) ((unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)))
 
 typedef struct {
@@ -49,6 +51,8 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 #define FMSUB(a, b, c) _mm256_fmsub_pd(a, b, c)
 #define MAX(x, m) _mm256_max_pd(x, m)
 #define SELECT_EQ(a, b, x, y) _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_EQ_OQ))
+#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + _mm256_and_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ), y))
+#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + _mm256_and_pd(_mm256_cmp_pd(a, b, _CMP_NEQ_UQ), y))
 #define EQ_BITS(a, b) ((unsigned)_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ)))
 
 
@@ -63,4 +67,5 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
     return _mm256_andnot_pd(_mm256_cmp_pd(d, cut, _CMP_LT_OQ), FMA(scale, p, scale)) * SET1(0x1p-54);
 }
 #endif
+#include "_simd_transpose.h"
 #define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

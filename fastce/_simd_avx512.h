@@ -13,6 +13,8 @@
 #define FMSUB(a, b, c) _mm512_fmsub_ps(a, b, c)
 #define MAX(x, m) _mm512_max_ps(x, m) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x)
+#define ADD_WHERE_EQ(acc, a, b, y) _mm512_mask_add_ps(acc, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), acc, y)
+#define ADD_UNLESS_EQ(acc, a, b, y) _mm512_mask_add_ps(acc, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), acc, y)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ))
 
 typedef struct {
@@ -52,6 +54,8 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 #define FMSUB(a, b, c) _mm512_fmsub_pd(a, b, c)
 #define MAX(x, m) _mm512_max_pd(x, m)
 #define SELECT_EQ(a, b, x, y) _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), x)
+#define ADD_WHERE_EQ(acc, a, b, y) _mm512_mask_add_pd(acc, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), acc, y)
+#define ADD_UNLESS_EQ(acc, a, b, y) _mm512_mask_add_pd(acc, _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ), acc, y)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ))
 
 
@@ -68,4 +72,5 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
     return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(d, cut, _CMP_NLT_UQ), FMA(root, p, root), n);
 }
 #endif
+#include "_simd_transpose.h"
 #define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

@@ -336,47 +336,78 @@ static void FN(tile_max)(const void *x_, Py_ssize_t classes, Py_ssize_t width, v
     }
 }
 
-CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_t width, const T *m,
-                                 const double *drop, double *sum, const int keep)
+/* Sums of a tile: four terms at most are added in the dtype. */
+enum { FN(SHORT_SUM) = 4 };
+
+CE_INLINE VEC FN(tile_shift)(const T *m)
+{
+    return SELECT_EQ(LOAD(m), SET1((T)-INFINITY), SET1(0), LOAD(m));
+}
+
+CE_INLINE void FN(widen_vec)(double *to, VEC v)
+{
+    T part[LANES];
+    STORE(part, v);
+    for (int k = 0; k < LANES; k++)
+        to[k] = part[k];
+}
+
+CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_t width, const T *m, const T *before,
+                                 const T *label_, double *sum, double *d_label, double *e_label, const int keep,
+                                 const int labelled)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
-        const VEC shift = LOAD(m + p);
-        VEC ones = SET1(0); /* how many terms are exp(0): they are counted apart, the rest may be tiny */
+        const VEC shift = FN(tile_shift)(m + p), zero = SET1(0);
+        const VEC label = labelled ? LOAD(label_ + p) : zero;
+        /* Terms exp(0) are counted apart: one of them is left out, and the rest may be tiny. */
+        VEC ones = zero, d_at = zero, e_at = SET1(1), jv = zero;
         ACC acc = ACC_ZERO;
-        Py_ssize_t j = 0;
-        while (j < classes) {
-            const int batch = classes - j >= 4 ? 4 : 1;
-            VEC v[4];
+        for (Py_ssize_t j = 0; j < classes; j += FN(SHORT_SUM)) {
+            VEC part = zero;
+            const int batch = classes - j < FN(SHORT_SUM) ? (int)(classes - j) : FN(SHORT_SUM);
             for (int k = 0; k < batch; k++) {
                 const Py_ssize_t at = (j + k) * width + p;
                 const VEC d = LOAD(x + at) - shift;
-                v[k] = FN(exp)(d);
+                const VEC v = FN(exp)(d);
                 if (keep)
-                    STORE(e + at, v[k]);
-                ones = ones + SELECT_EQ(d, SET1(0), SET1(1), SET1(0));
-                v[k] = SELECT_EQ(d, SET1(0), SET1(0), v[k]);
+                    STORE(e + at, v);
+                ones = ADD_WHERE_EQ(ones, d, zero, v);
+                part = ADD_UNLESS_EQ(part, d, zero, v);
+                if (labelled) {
+                    d_at = SELECT_EQ(label, jv, d, d_at);
+                    e_at = SELECT_EQ(label, jv, v, e_at);
+                    jv = jv + SET1(1);
+                }
             }
-            if (batch == 4)
-                v[0] = (v[0] + v[1]) + (v[2] + v[3]);
-            ACC_ADD(acc, v[0]);
-            j += batch;
+            ACC_ADD(acc, part);
         }
         double part[LANES];
         T count[LANES];
         ACC_STORE(part, acc);
         STORE(count, ones);
         for (int k = 0; k < LANES; k++)
-            sum[p + k] = part[k] + ((double)count[k] - drop[p + k]);
+            sum[p + k] = part[k] + (double)(count[k] - (T)(m[p + k] > before[p + k]));
+        if (labelled) {
+            FN(widen_vec)(d_label + p, d_at);
+            FN(widen_vec)(e_label + p, e_at);
+        }
     }
 }
 
 static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                             const double *drop, double *sum)
+                             const void *before, const void *label, double *sum, double *d_label, double *e_label)
 {
-    if (e)
-        FN(tile_exp_sum_)(x, e, classes, width, m, drop, sum, 1);
+#define TILE_EXP_SUM(e, keep, labelled) \
+    FN(tile_exp_sum_)(x, e, classes, width, m, before, label, sum, d_label, e_label, keep, labelled)
+    if (e && label)
+        TILE_EXP_SUM(e, 1, 1);
+    else if (e)
+        TILE_EXP_SUM(e, 1, 0);
+    else if (label)
+        TILE_EXP_SUM(NULL, 0, 1);
     else
-        FN(tile_exp_sum_)(x, NULL, classes, width, m, drop, sum, 0);
+        TILE_EXP_SUM(NULL, 0, 0);
+#undef TILE_EXP_SUM
 }
 
 CE_INLINE VEC FN(tile_value)(const T *v, const int kind, Py_ssize_t j, Py_ssize_t at)
@@ -388,16 +419,13 @@ CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *v, const int kind, Py_ssiz
                                  const T *m, double *sum)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
-        const VEC shift = LOAD(m + p);
+        const VEC shift = FN(tile_shift)(m + p);
         ACC acc = ACC_ZERO;
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + p;
             ACC_ADD(acc, FN(gap_term)(FN(tile_value)(v, kind, j, at), shift - LOAD(x + at)));
         }
-        double part[LANES];
-        ACC_STORE(part, acc);
-        for (int k = 0; k < LANES; k++)
-            sum[p + k] = part[k];
+        ACC_STORE(sum + p, acc);
     }
 }
 
@@ -425,10 +453,7 @@ static void FN(tile_sum)(const void *v_, Py_ssize_t classes, Py_ssize_t width, c
                 t = SELECT_EQ(LOAD(x + at), LOAD(m + p), SET1(0), t);
             ACC_ADD(acc, t);
         }
-        double part[LANES];
-        ACC_STORE(part, acc);
-        for (int k = 0; k < LANES; k++)
-            sum[p + k] = part[k];
+        ACC_STORE(sum + p, acc);
     }
 }
 
@@ -438,14 +463,14 @@ CE_INLINE void FN(tile_grad_)(const T *src, T *g, Py_ssize_t classes, Py_ssize_t
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
         const VEC shift = is_logits ? LOAD(m + p) : SET1(0), a = LOAD(a_ + p), b = LOAD(b_ + p);
+        const VEC mark = LOAD(mark_ + p), at_mark = LOAD(at_mark_ + p);
+        VEC jv = SET1(0);
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + p;
             const VEC s = LOAD(src + at);
-            const VEC bv = b * FN(tile_value)(v, kind, j, at);
-            VEC t = FN(grad)(s, is_logits, shift, a, bv);
-            if (kind == CE_BY_ELEMENT)
-                t = SELECT_EQ(s, LOAD(mark_ + p), LOAD(at_mark_ + p), t);
-            STORE(g + at, t);
+            const VEC t = FN(grad)(s, is_logits, shift, a, b * FN(tile_value)(v, kind, j, at));
+            STORE(g + at, SELECT_EQ(kind == CE_BY_ELEMENT ? s : jv, mark, at_mark, t));
+            jv = jv + SET1(1);
         }
     }
 }
@@ -465,33 +490,119 @@ static void FN(tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize
 #undef TILE_GRAD
 }
 
-#if CE_F32
-/* log(1 + t), t >= 0, in float64 for both dtypes: with u = 1 + t = 2^k * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), and
- * c what rounding u lost, log(1 + t) = k*ln(2) + log(1 + f) + c/u; log(1 + f) as in FreeBSD's e_log.c.
- * Plain C that compilers vectorise; error below 1 ulp of float64. */
-static void FN(log1p)(double *t, Py_ssize_t n)
+/* Squares of SQUARE x SQUARE are transposed in registers; the last ones of a row or column overlap those before. */
+static void FN(transpose)(const void *src_, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst_,
+                          Py_ssize_t dst_step)
+{
+    const char *src = src_;
+    char *dst = dst_;
+#define SRC(r, k) (const T *)(src + (r) * src_step + (k) * (Py_ssize_t)sizeof(T))
+#define DST(r, k) (T *)(dst + (k) * dst_step + (r) * (Py_ssize_t)sizeof(T))
+#ifdef SQUARE
+    if (rows >= SQUARE && columns >= SQUARE) {
+        for (Py_ssize_t r = 0; r < rows; r += SQUARE) {
+            const Py_ssize_t row = r + SQUARE <= rows ? r : rows - SQUARE;
+            for (Py_ssize_t k = 0; k < columns; k += SQUARE) {
+                const Py_ssize_t column = k + SQUARE <= columns ? k : columns - SQUARE;
+                TRANSPOSE(SRC(row, column), src_step, DST(row, column), dst_step);
+            }
+        }
+        return;
+    }
+#endif
+    if (columns < rows) {
+        for (Py_ssize_t k = 0; k < columns; k++)
+            for (Py_ssize_t r = 0; r < rows; r++)
+                *DST(r, k) = *SRC(r, k);
+    } else {
+        for (Py_ssize_t r = 0; r < rows; r++)
+            for (Py_ssize_t k = 0; k < columns; k++)
+                *DST(r, k) = *SRC(r, k);
+    }
+#undef SRC
+#undef DST
+}
+
+static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label_)
+{
+    T *label = label_;
+    for (Py_ssize_t i = 0; i < n; i++)
+        label[i] = (T)(labels[i] - first);
+}
+
+static void FN(narrow)(const double *from, Py_ssize_t n, void *to_)
+{
+    T *to = to_;
+    for (Py_ssize_t i = 0; i < n; i++)
+        to[i] = (T)from[i];
+}
+
+static void FN(widen)(const void *from_, Py_ssize_t n, double *to)
+{
+    const T *from = from_;
+    for (Py_ssize_t i = 0; i < n; i++)
+        to[i] = from[i];
+}
+
+#if CE_F32 /* what does not depend on the dtype: plain C that compilers vectorise */
+static void FN(add)(double *restrict total, double *restrict lost, const double *restrict term, Py_ssize_t n)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const double t = total[i] + term[i], z = t - total[i];
+        lost[i] += (total[i] - (t - z)) + (term[i] - z);
+        total[i] = t;
+    }
+}
+
+static void FN(coefficients)(Py_ssize_t n, const double *restrict tail, const double *restrict mass,
+                             const double *restrict q, const double *restrict rest, const double *restrict e,
+                             const double *restrict slope, const double *restrict scale, double *restrict a,
+                             double *restrict at_target)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const double share = 1.0 / (1.0 + tail[i]);
+        const double sure = (rest[i] - mass[i] * (tail[i] * share)) + slope[i] * share;
+        const double unsure = (mass[i] + slope[i]) * (e[i] * share) - q[i];
+        a[i] = scale[i] * ((mass[i] + slope[i]) * share);
+        /* Of two or more maxima each has p <= 1/2. */
+        at_target[i] = scale[i] * ((e[i] == 1.0) & (tail[i] < 1.0) ? sure : unsure);
+    }
+}
+
+/* log(1 + t), t >= 0: with u = 1 + t = 2^k * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), and c what rounding u lost,
+ * log(1 + t) = k*ln(2) + log(1 + f) + c/u; log(1 + f) as in FreeBSD's e_log.c. Error below 1.5 ulp. */
+CE_INLINE double FN(log1p)(double t)
 {
     const uint64_t sqrt_half = 0x3fe6a09e667f3bcdu, two52 = 0x4330000000000000u;
+    const double u = 1.0 + t;
+    uint64_t bits, k, mantissa;
+    double kd, f;
+    memcpy(&bits, &u, sizeof bits);
+    k = (bits - sqrt_half) >> 52;
+    mantissa = bits - (k << 52);
+    k |= two52;
+    memcpy(&f, &mantissa, sizeof f);
+    memcpy(&kd, &k, sizeof kd);
+    kd -= 0x1p52;
+    f -= 1.0;
+    /* one division for both quotients */
+    const double d = 2.0 + f, r = 1.0 / (d * u);
+    const double c = (t - (u - 1.0)) * (d * r);
+    const double s = f * (u * r), z = s * s, w = z * z, half = 0.5 * f * f;
+    const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+    const double odd = z * (6.666666666666735130e-01 +
+                            w * (2.857142874366239149e-01 +
+                                 w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    return kd * 6.93147180369123816490e-01 -
+           ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
+}
+
+static void FN(losses)(Py_ssize_t n, const double *restrict tail, const double *restrict mass,
+                       const double *restrict linear, double *restrict log_total, double *restrict loss)
+{
     for (Py_ssize_t i = 0; i < n; i++) {
-        const double u = 1.0 + t[i];
-        uint64_t bits, k, mantissa;
-        double kd, f;
-        memcpy(&bits, &u, sizeof bits);
-        k = (bits - sqrt_half) >> 52;
-        mantissa = bits - (k << 52);
-        k |= two52;
-        memcpy(&f, &mantissa, sizeof f);
-        memcpy(&kd, &k, sizeof kd);
-        kd -= 0x1p52;
-        f -= 1.0;
-        const double c = (t[i] - (u - 1.0)) / u;
-        const double s = f / (2.0 + f), z = s * s, w = z * z, half = 0.5 * f * f;
-        const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-        const double odd = z * (6.666666666666735130e-01 +
-                                w * (2.857142874366239149e-01 +
-                                     w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
-        t[i] = kd * 6.93147180369123816490e-01 -
-               ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
+        log_total[i] = FN(log1p)(tail[i]);
+        loss[i] = mass[i] * log_total[i] + linear[i];
     }
 }
 
@@ -508,9 +619,11 @@ static Py_ssize_t FN(labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t c
 }
 #endif
 
+#define SHARED(name) CE_CAT3(name, CE_ISA, f32)
 static const ce_primitives FN(table) = {
-    FN(row_max),      FN(row_find),     FN(row_exp_sum), FN(row_gap_dot),
-    FN(row_sum),      FN(row_affine),   FN(row_grad),    FN(tile_max),
-    FN(tile_exp_sum), FN(tile_gap_dot), FN(tile_sum),    FN(tile_grad),
-    CE_CAT3(log1p, CE_ISA, f32), CE_CAT3(labels_kept, CE_ISA, f32),
+    FN(row_max),     FN(row_find),     FN(row_exp_sum), FN(row_gap_dot),      FN(row_sum),    FN(row_affine),
+    FN(row_grad),    FN(tile_max),     FN(tile_exp_sum), FN(tile_gap_dot),    FN(tile_sum),   FN(tile_grad),
+    FN(transpose),   FN(label_lanes),  FN(narrow),      FN(widen),            SHARED(add),    SHARED(coefficients),
+    SHARED(losses),  SHARED(labels_kept),
 };
+#undef SHARED

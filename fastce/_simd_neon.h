@@ -35,6 +35,20 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
     (void)n;
     return vreinterpretq_f32_u32(vbicq_u32(value, vcltq_f32(d, cut))) * SET1(0x1p-24f);
 }
+
+#define SQUARE 4
+CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, Py_ssize_t dst_step)
+{
+#define ROW(k) LOAD((const T *)((const char *)src + (k) * src_step))
+#define OUT(k, low, high) STORE((T *)((char *)dst + (k) * dst_step), vcombine_f32(low, high))
+    const float32x4x2_t ab = vtrnq_f32(ROW(0), ROW(1)), cd = vtrnq_f32(ROW(2), ROW(3));
+    OUT(0, vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
+    OUT(1, vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
+    OUT(2, vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
+    OUT(3, vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
+#undef ROW
+#undef OUT
+}
 #else
 #define VEC float64x2_t
 #define LANES 2
@@ -59,6 +73,17 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
     (void)n;
     return vreinterpretq_f64_u64(vbicq_u64(value, vcltq_f64(d, cut))) * SET1(0x1p-54);
 }
+
+#define SQUARE 2
+CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, Py_ssize_t dst_step)
+{
+    const VEC a = LOAD(src), b = LOAD((const T *)((const char *)src + src_step));
+    STORE(dst, vtrn1q_f64(a, b));
+    STORE((T *)((char *)dst + dst_step), vtrn2q_f64(a, b));
+}
 #endif
+#define TRANSPOSE(src, src_step, dst, dst_step) FN(transpose_square)(src, src_step, dst, dst_step)
+#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, y, SET1(0)))
+#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, SET1(0), y))
 #define STREAM(p, v) STORE(p, v)
 #define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

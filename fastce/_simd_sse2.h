@@ -38,6 +38,17 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
     (void)n;
     return _mm_andnot_ps(_mm_cmplt_ps(d, cut), FMA(scale, p, scale)) * SET1(0x1p-24f);
 }
+
+#define SQUARE 4
+CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, Py_ssize_t dst_step)
+{
+    VEC row[SQUARE];
+    for (int k = 0; k < SQUARE; k++)
+        row[k] = LOAD((const T *)((const char *)src + k * src_step));
+    _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
+    for (int k = 0; k < SQUARE; k++)
+        STORE((T *)((char *)dst + k * dst_step), row[k]);
+}
 #else
 #define VEC __m128d
 #define LANES 2
@@ -63,6 +74,17 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
     (void)n;
     return _mm_andnot_pd(_mm_cmplt_pd(d, cut), FMA(scale, p, scale)) * SET1(0x1p-54);
 }
+
+#define SQUARE 2
+CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, Py_ssize_t dst_step)
+{
+    const VEC a = LOAD(src), b = LOAD((const T *)((const char *)src + src_step));
+    STORE(dst, _mm_unpacklo_pd(a, b));
+    STORE((T *)((char *)dst + dst_step), _mm_unpackhi_pd(a, b));
+}
 #endif
+#define TRANSPOSE(src, src_step, dst, dst_step) FN(transpose_square)(src, src_step, dst, dst_step)
+#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, y, SET1(0)))
+#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, SET1(0), y))
 #define SELECT_EQ(a, b, x, y) FN(select_eq)(a, b, x, y)
 #define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

@@ -10,8 +10,11 @@
 #undef FMA
 #undef FMSUB
 #undef MAX
-#undef ZERO_WHERE_LESS
 #undef SELECT_EQ
+#undef ADD_WHERE_EQ
+#undef ADD_UNLESS_EQ
+#undef SQUARE
+#undef TRANSPOSE
 #undef EQ_BITS
 #undef ACC
 #undef ACC_ZERO
