@@ -27,11 +27,17 @@ class Case:
     order: str = "C"
     probabilities: bool = False  # targets are rows of probabilities, else int64 labels
     options: bool = False  # weight, label_smoothing, z_loss and ignored rows
+    in_place: bool = False  # the gradient is written over the logits
 
     @property
     def plain(self) -> bool:
         """Labels, nothing but labels, and the classes on the last of two axes: what every peer can do."""
-        return len(self.shape) == 2 and not (self.probabilities or self.options)
+        return len(self.shape) == 2 and not (self.probabilities or self.options or self.in_place)
+
+    @property
+    def modes(self) -> list[bool]:
+        """With gradient, and without where that is another case."""
+        return [True] if self.in_place else [True, False]
 
     def smoke(self) -> Case:
         """The same with few rows (and few pixels): checks that the benchmark works, measures nothing."""
@@ -53,6 +59,8 @@ CASES = [
     Case("4096 x 1000 float64", (4096, 1000), dtype="float64"),
     Case("1024 x 32000", (1024, 32000)),
     Case("512 x 128256", (512, 128256)),
+    Case("1024 x 32000, in place", (1024, 32000), in_place=True),
+    Case("512 x 128256, in place", (512, 128256), in_place=True),
     Case("4096 x 1000, all options", (4096, 1000), options=True),
     Case("4096 x 1000, probabilities", (4096, 1000), probabilities=True),
     Case("16 x 21 x 256 x 256, axis=1", (16, 21, 256, 256), axis=1),
@@ -63,7 +71,8 @@ CASES = [
 @dataclass
 class Problem:
     """A case with its data. `buffer` is where a side that can be handed a gradient's buffer writes it, if the case is
-    large; else None, and the side allocates."""
+    large; else None, and the side allocates. In place, `buffer` holds the logits too: a side's first call finds them
+    there, each later one the gradient that the one before has left, which takes as long."""
 
     case: Case
     logits: np.ndarray = field(init=False)
@@ -92,7 +101,8 @@ class Problem:
                 "z_loss": Z_LOSS,
                 "ignore_index": IGNORE_INDEX,
             }
-        self.buffer = np.ones_like(self.logits) if self.logits.nbytes > OUT_FROM_BYTES else None
+        large = case.in_place or self.logits.nbytes > OUT_FROM_BYTES
+        self.buffer = self.logits.copy(order="K") if large else None
 
     @cached_property
     def truth(self) -> tuple[float, np.ndarray]:
@@ -142,6 +152,11 @@ class Problem:
             mine, true = gradient[start : start + step], true_gradient[start : start + step]
             if not (np.abs(mine - true) <= rtol * np.abs(true) + atol * largest).all():
                 raise ArithmeticError(f"{side}, {self.case.name}: the gradient is off by {np.abs(mine - true).max()}")
+
+    def restore(self) -> None:
+        """In place: put the logits where the last call's gradient is."""
+        if self.case.in_place and self.buffer is not None:
+            np.copyto(self.buffer, self.logits)
 
     @property
     def size(self) -> int:

@@ -15,18 +15,20 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from cases import CASES, Case, Problem
-from peers import OWN, Run, describe, environment, runs
+from peers import OWN, THREADS, Run, describe, environment, runs
 
 TURN = 0.01  # seconds a side runs before the next takes over; at least one call
 PAUSE = 0.02  # between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
+TITLES = {True: "Loss + gradient", False: "Forward"}
+LEGEND = f"{THREADS[0]} / {THREADS[1]} threads; in brackets: times as long as fastce"
 ROUNDS = 5  # at least, however long a case takes
 BATCH = 50e-6  # calls shorter than this are timed several at a time
-ORDER = ["NumPy", "PyTorch", "JAX", "scikit-learn", "Numba", "copy", "read"]
-LIMITS = ("copy", "read")
+ORDER = ["NumPy", "PyTorch", "JAX", "scikit-learn", "Numba"]
+LIMITS = ["copy", "rewrite", "read"]
 
 
 def turn(run: Run, number: int) -> float:
@@ -42,10 +44,8 @@ def turn(run: Run, number: int) -> float:
             return best
 
 
-def measure(case: Case, gradient: bool, seconds: float, rounds: int) -> dict[Run, float]:
-    """Best seconds per call of every side that can do the case."""
-    problem = Problem(case)
-    sides = runs(problem, gradient)
+def measure(problem: Problem, sides: list[Run], seconds: float, rounds: int = ROUNDS) -> dict[Run, float]:
+    """Best seconds per call of every side, verified."""
     for run in sides:
         run.verify(problem)
     numbers, best = {}, dict.fromkeys(sides, float("inf"))
@@ -79,6 +79,15 @@ def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
     return {"case": case.name, "gradient": gradient, "size": size, "sides": sides}
 
 
+def rows_of(case: Case, modes: Iterable[bool], seconds: float, rounds: int = ROUNDS) -> Iterator[dict]:
+    """All sides' figures for one case: with gradient, without, or both, as far as the case has them."""
+    problem = Problem(case)
+    for gradient in modes:
+        if gradient in case.modes:
+            print(f"{case.name}, {TITLES[gradient].lower()} ...", file=sys.stderr, flush=True)
+            yield row(case, gradient, measure(problem, runs(problem, gradient), seconds, rounds))
+
+
 def number_text(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
@@ -88,12 +97,14 @@ def times_text(ratio: float) -> str:
 
 
 def table(rows: Iterable[dict]) -> str:
-    """Markdown: a line per case, 1 / 2 threads in a cell; behind a time, how many times fastce's it is, at the same
-    number of threads. NumPy, which has one thread, JAX, which has its own, and the memory's limit, the better of its
-    two, are set against both."""
+    """Markdown: a line per case, one / many threads in a cell; behind a time, how many times fastce's it is, at the
+    same number of threads. NumPy, which has one thread, JAX, which has its own, and the memory's limit, the better of
+    its two, are set against both."""
     rows = list(rows)
-    sides = [name for name in ORDER if any(s["side"] == name for r in rows for s in r["sides"])]
-    lines = ["| ns per logit | fastce | " + " | ".join(sides) + " |", "|---|---|" + "---|" * len(sides)]
+    found = {side["side"] for data in rows for side in data["sides"]}
+    sides = [[name] for name in ORDER if name in found] + [[name for name in LIMITS if name in found]]
+    titles = " | ".join(" or ".join(names) for names in sides)
+    lines = [f"| ns per logit | fastce | {titles} |", "|---|---|" + "---|" * len(sides)]
     for data in rows:
         scale, name = 1e9 / data["size"], data["case"]
         if data["size"] < 1000:
@@ -103,9 +114,9 @@ def table(rows: Iterable[dict]) -> str:
             best.setdefault(side["side"], []).append(side["seconds"])
         ours = best.pop("fastce")
         cells = [name, " / ".join(number_text(scale * seconds) for seconds in ours)]
-        for side in sides:
-            theirs = best.get(side, [])
-            if side in LIMITS:
+        for names in sides:
+            theirs = [seconds for name in names for seconds in best.get(name, [])]
+            if names[0] in LIMITS:
                 theirs = [min(theirs)]
             times = " / ".join(number_text(scale * seconds) for seconds in theirs)
             pairs = zip(theirs if len(theirs) == len(ours) else theirs * len(ours), ours, strict=True)
@@ -125,25 +136,21 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="few rows, one round: does it run?")
     parser.add_argument("--json", action="store_true", help="raw figures instead of a table")
     arguments = parser.parse_args()
+    modes = [True, False] if arguments.both else [not arguments.forward]
     cases = [c for c in CASES if arguments.case is None or any(text in c.name for text in arguments.case)]
     if not cases:
         parser.error("no such case; there are: " + "; ".join(case.name for case in CASES))
     if arguments.smoke:
         cases = [case.smoke() for case in cases]
-    results = []
-    for gradient in [True, False] if arguments.both else [not arguments.forward]:
-        for case in cases:
-            print(f"{case.name}, {'loss + gradient' if gradient else 'forward'} ...", file=sys.stderr, flush=True)
-            seconds, rounds = (0.0, 1) if arguments.smoke else (arguments.seconds, ROUNDS)
-            best = measure(case, gradient, seconds, rounds)
-            results.append(row(case, gradient, best))
+    seconds, rounds = (0.0, 1) if arguments.smoke else (arguments.seconds, ROUNDS)
+    results = [data for case in cases for data in rows_of(case, modes, seconds, rounds)]
     if arguments.json:
         print(json.dumps({"environment": environment(), "results": results}, indent=1))
         return 0
     print(describe())
-    for gradient, title in [(True, "Loss + gradient"), (False, "Forward")]:
+    for gradient in modes:
         if chosen := [data for data in results if data["gradient"] == gradient]:
-            print(f"\n{title}; 1 / 2 threads; in brackets: times as long as fastce\n\n{table(chosen)}")
+            print(f"\n{TITLES[gradient]}; {LEGEND}\n\n{table(chosen)}")
     return 0
 
 

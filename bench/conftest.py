@@ -1,4 +1,4 @@
-"""Set-up of `pytest bench`: the options, and a table for each group behind pytest-benchmark's own."""
+"""Set-up of `pytest bench`: the options, and a table for each group in place of pytest-benchmark's own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
         hint = "install it first (`pip install '.[bench]'`) and start `pytest`, not `python -m pytest`"
         pytest.exit(f"fastce: {error}: {hint}", pytest.ExitCode.USAGE_ERROR)
     config.addinivalue_line("filterwarnings", "default")  # what peers warn of is not ours to turn into errors
+    config.option.benchmark_quiet = True
     if config.getoption("--smoke"):
         config.option.benchmark_disable = True
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,7 +20,7 @@ from cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Problem
 import fastce
 from fastce import reference
 
-THREADS = (1, 2)
+THREADS = (1, max(2, fastce.show_config(mode="dicts")["threads"]))  # one, and as many as the peers will take
 OWN = 0  # "as many threads as it likes"
 Result = tuple[float, np.ndarray | None]
 
@@ -42,6 +42,7 @@ class Run:
     def verify(self, problem: Problem) -> None:
         if self.read is not None:
             self.enter()
+            problem.restore()
             problem.check(self.label, *self.read(self.call()))
 
 
@@ -56,15 +57,16 @@ def ours(module: Any, problem: Problem, gradient: bool, **extra: Any) -> Callabl
         return partial(module.cross_entropy, problem.logits, problem.targets, **problem.options, **extra)
     if problem.buffer is not None:
         extra["out"] = problem.buffer
-    return partial(module.cross_entropy_with_grad, problem.logits, problem.targets, **problem.options, **extra)
+    logits = problem.buffer if problem.case.in_place else problem.logits
+    return partial(module.cross_entropy_with_grad, logits, problem.targets, **problem.options, **extra)
 
 
 def numpy_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
     yield Run("NumPy", 1, ours(reference, problem, gradient), as_numpy)
 
 
-def fastce_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
-    for threads in THREADS:
+def fastce_runs(problem: Problem, gradient: bool, counts: Iterable[int] = THREADS) -> Iterator[Run]:
+    for threads in counts:
         yield Run("fastce", threads, ours(fastce, problem, gradient, num_threads=threads), as_numpy)
 
 
@@ -73,15 +75,21 @@ def pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def limit_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
-    """What a loss + gradient cannot beat much, a copy; what a forward cannot, a read (of the maximum)."""
+def limit_runs(problem: Problem, gradient: bool, counts: Iterable[int] = THREADS) -> Iterator[Run]:
+    """What a loss + gradient cannot beat much, a copy, or in place a change of every sign; what a forward cannot, a
+    read (of the maximum)."""
     source = problem.logits.ravel(order="K")  # a view: the logits of every case are one piece of memory
     target = problem.buffer.ravel(order="K") if problem.buffer is not None else np.ones_like(source)
-    for threads in THREADS:
-        parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-        works = [partial(np.copyto, to, part) if gradient else part.max for to, part in parts]
-        call = works[0] if threads == 1 else partial(_all, pool(threads), works)
-        yield Run("copy" if gradient else "read", threads, call)
+    name = "rewrite" if problem.case.in_place else "copy" if gradient else "read"
+    work_on = {
+        "read": lambda to, part: part.max,
+        "copy": lambda to, part: partial(np.copyto, to, part),
+        "rewrite": lambda to, part: partial(np.negative, to, to),
+    }[name]
+    for threads in counts:
+        parts = zip(np.array_split(target, threads), np.array_split(source, threads), strict=True)
+        works = [work_on(to, part) for to, part in parts]
+        yield Run(name, threads, works[0] if threads == 1 else partial(_all, pool(threads), works))
 
 
 def _all(executor: ThreadPoolExecutor, works: list[Callable[[], Any]]) -> None:
@@ -93,7 +101,7 @@ def torch_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
     import torch
     from torch.nn import functional as F
 
-    if problem.case.axis not in (-1, 1):
+    if problem.case.axis not in (-1, 1) or problem.case.in_place:
         return
     logits, targets = torch.from_numpy(problem.logits), torch.from_numpy(problem.targets)
     options: dict[str, Any] = {}
@@ -123,21 +131,27 @@ def torch_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
         yield Run("PyTorch", threads, both if gradient else forward, as_numpy, partial(torch.set_num_threads, threads))
 
 
-def jax_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
-    """JAX fixes its threads when the process starts: measured with those; `taskset -c 0` gives every side one core."""
+@cache
+def jax_compiled(probabilities: bool, axis: int, gradient: bool) -> Any:
     import jax
     import optax
 
-    if problem.case.options or problem.case.order != "C":  # it has no such options, and no arrays of such order
-        return
-    entropy = optax.softmax_cross_entropy_with_integer_labels
-    if problem.case.probabilities:
-        entropy = optax.softmax_cross_entropy
+    entropy = optax.softmax_cross_entropy if probabilities else optax.softmax_cross_entropy_with_integer_labels
 
     def loss_of(x: Any, targets: Any) -> Any:
-        return entropy(x, targets, axis=problem.case.axis).mean()
+        return entropy(x, targets, axis=axis).mean()
 
-    compiled = jax.jit(jax.value_and_grad(loss_of) if gradient else loss_of)
+    return jax.jit(jax.value_and_grad(loss_of) if gradient else loss_of)
+
+
+def jax_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    """JAX fixes its threads when the process starts: measured with those; `taskset -c 0` gives every side one core."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA reports how long it takes to compile
+    import jax
+
+    if problem.case.options or problem.case.order != "C" or problem.case.in_place:  # it has no such options and arrays
+        return
+    compiled = jax_compiled(problem.case.probabilities, problem.case.axis, gradient)
     with jax.enable_x64(problem.case.dtype == "float64"):
         logits, targets = jax.device_put(problem.logits), jax.device_put(problem.targets)
 

@@ -10,7 +10,7 @@ import peers
 import pytest
 from cases import CASES, Case, Problem
 
-GRADIENT = {"loss+grad": True, "forward": False}
+MODES = {True: "loss+grad", False: "forward"}
 SIDES = {name: (packages, bind) for name, packages, bind in peers.SIDES}
 
 
@@ -29,21 +29,23 @@ IDS = [side if len(threads_of(side)) == 1 else f"{side}-{threads}" for side, thr
 
 
 @pytest.mark.parametrize("side, threads", CHOICES, ids=IDS)
-@pytest.mark.parametrize("mode", GRADIENT)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_speed(case: Case, mode: str, side: str, threads: int, benchmark, pytestconfig) -> None:
+@pytest.mark.parametrize(
+    "case, gradient",
+    [pytest.param(case, mode, id=f"{case.name}-{MODES[mode]}") for case in CASES for mode in case.modes],
+)
+def test_speed(case: Case, gradient: bool, side: str, threads: int, benchmark, pytestconfig) -> None:
     packages, bind = SIDES[side]
     if package := peers.missing(packages):
         pytest.skip(f"{package} is not installed")
     if pytestconfig.getoption("--benchmark-disable"):
         case = case.smoke()
     problem = problem_of(case)
-    found = [run for run in bind(problem, GRADIENT[mode]) if run.threads == threads]
+    found = [run for run in bind(problem, gradient) if run.threads == threads]
     if not found:
         pytest.skip(f"{side} does not have this case, or not so many threads")
     run = found[0]
     run.verify(problem)
-    benchmark.group = f"{case.name}, {mode}"
-    benchmark.extra_info |= {"side": run.label, "size": problem.size, "bytes": problem.moved_bytes(GRADIENT[mode])}
+    benchmark.group = f"{case.name}, {MODES[gradient]}"
+    benchmark.extra_info |= {"side": run.label, "size": problem.size, "bytes": problem.moved_bytes(gradient)}
     run.enter()
     benchmark(run.call)

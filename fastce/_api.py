@@ -1,7 +1,7 @@
 """The public functions: check everything, choose, call the kernels once.
 
-Every error is raised here (or in _arrays.py), before anything is written. The kernels get rows and flat arrays that need
-no further checks.
+Every error is raised here (or in _arrays.py), before anything is written. The kernels get rows and flat arrays that
+need no further checks.
 """
 
 from __future__ import annotations
@@ -245,7 +245,9 @@ def _cross_entropy(
         if reduction == "none" and not isinstance(upstream, (float, int)):
             up_array = as_array("upstream", upstream)
             if up_array.shape not in ((), row_shape):
-                raise ValueError(f"upstream has shape {up_array.shape}, expected a scalar or {row_shape}: one for each row")
+                raise ValueError(
+                    f"upstream has shape {up_array.shape}, expected a scalar or {row_shape}: one for each row"
+                )
             up = order.by_position(np.broadcast_to(up_array, row_shape).astype(F64, copy=False))
         else:
             factor = as_number("upstream", upstream)
@@ -282,7 +284,7 @@ def _cross_entropy(
         if labels is None:
             operand = _targets_of[c.dtype](*order.rows(c))
         rows = order.rows(x)
-        grad_rows = order.rows(target) if backward else (None, None)
+        grad_rows = order.rows(target) if backward and target is not None else (None, None)
         total = (_run_f32 if dtype is F32 else _run_f64)(
             rows[0],
             rows[1],
@@ -316,7 +318,7 @@ def _cross_entropy(
     elif with_loss:
         loss = _scalar(dtype, total / denominator if denominator else math.nan)
     new_stats = None
-    if return_stats:
+    if return_stats and row_max is not None and tail is not None:
         new_stats = SoftmaxStats(order.to_caller(row_max, row_shape), order.to_caller(tail, row_shape))
     return loss, grad, new_stats
 
@@ -328,7 +330,9 @@ def _given_stats(stats: Any, x: Array, row_shape: tuple[int, ...]) -> tuple[Arra
     for name, value in zip(SoftmaxStats._fields, stats, strict=True):
         array = as_array(f"stats.{name}", value)
         if array.shape != row_shape:
-            raise ValueError(f"stats.{name} has shape {array.shape}, expected {row_shape} for logits of shape {x.shape}")
+            raise ValueError(
+                f"stats.{name} has shape {array.shape}, expected {row_shape} for logits of shape {x.shape}"
+            )
         if array.dtype != x.dtype:
             raise ValueError(f"stats.{name} has dtype {array.dtype}, expected {x.dtype} to match logits")
         arrays.append(native(array))
@@ -461,14 +465,16 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads
+    logits, targets : array_like
+        As in `cross_entropy`.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss, which the result is multiplied by: a scalar, or for
         ``reduction="none"`` a scalar or an array of the rows' shape.
     out : ndarray, optional
-        Buffer for the gradient: shape and dtype of the logits, writeable, aligned, native byte order. It may be `logits`
-        itself; any other overlap is computed as if there were none.
+        Buffer for the gradient: shape and dtype of the logits, writeable, aligned, native byte order. It may be
+        `logits` itself; any other overlap is computed as if there were none.
 
     Returns
     -------
@@ -531,7 +537,9 @@ def cross_entropy_grad(
 
     Parameters
     ----------
-    logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads
+    logits, targets : array_like
+        As in `cross_entropy`.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads
         As in `cross_entropy`.
     upstream, out
         As in `cross_entropy_with_grad`.
@@ -608,14 +616,50 @@ class CrossEntropyLoss:
         return f"CrossEntropyLoss({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
 
     def __call__(self, logits: Any, targets: Any, **options: Any) -> Any:
-        """The loss. Options given here replace the layer's for this call and its `backward`."""
+        """The loss.
+
+        Parameters
+        ----------
+        logits, targets : array_like
+            As in `cross_entropy`.
+        **options
+            Replace the layer's for this call and its `backward`.
+
+        Returns
+        -------
+        loss : scalar or ndarray
+            As `cross_entropy` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As in `cross_entropy`; an option has no such name.
+        """
         options = self._options | self._checked(options)
         loss, stats = cross_entropy(logits, targets, **options, return_stats=True)
         self._saved = logits, targets, options, stats
         return loss
 
     def backward(self, upstream: Any = 1.0, *, out: Array | None = None) -> Array:
-        """The gradient of the last call's loss with respect to its logits, times `upstream`."""
+        """The gradient of the last call's loss with respect to its logits.
+
+        Parameters
+        ----------
+        upstream, out
+            As in `cross_entropy_with_grad`.
+
+        Returns
+        -------
+        grad : ndarray
+            As `cross_entropy_with_grad` returns it.
+
+        Raises
+        ------
+        RuntimeError
+            The layer has not been called yet.
+        TypeError, ValueError
+            As in `cross_entropy_with_grad`.
+        """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
         logits, targets, options, stats = self._saved

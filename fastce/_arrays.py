@@ -1,7 +1,7 @@
 """What fastce accepts as an array, and how the kernels see it: checks with messages, conversions, and views as rows.
 
-Used by _api.py. Nothing here writes to an array it was given, and nothing copies an aligned native array of a dtype that
-the kernels compute in.
+Used by _api.py. Nothing here writes to an array it was given, and nothing copies an aligned native array of a dtype
+that the kernels compute in.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def as_array(name: str, value: Any) -> Array:
     elif value is None:
         raise TypeError(f"{name} is None, expected an array")
     elif isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight")
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
+        )
     else:
         try:
             array = np.asarray(value)
@@ -54,8 +56,8 @@ def as_logits(value: Any, name: str = "logits") -> Array:
     if dtype.kind == "f" and dtype.itemsize in (4, 8):
         return native(array).view(F32 if dtype.itemsize == 4 else F64)  # equal dtypes need not be the same object
     raise TypeError(
-        f"{name} has dtype {dtype}, expected float32 or float64 (computed as they are), or integers or bools (computed as "
-        f"float64); cast it: {name}.astype(np.float32)"
+        f"{name} has dtype {dtype}, expected float32 or float64 (computed as they are), or integers or bools "
+        f"(computed as float64); cast it: {name}.astype(np.float32)"
     )
 
 
@@ -159,9 +161,7 @@ def overlaps_itself(array: Array) -> bool:
 
 def same_memory(a: Array, b: Array) -> bool:
     """Whether two arrays of one shape and dtype are element for element the same."""
-    return a is b or (
-        a.strides == b.strides and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-    )
+    return a is b or (a.strides == b.strides and a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
 
 
 class Rows(NamedTuple):

@@ -139,6 +139,7 @@ cdef struct Job:
     double uniform                  # label_smoothing/classes
     const void *smooth              # labels only: uniform*weight in the dtype of the logits, NULL without a weight
     double smooth_mass              # labels only: sum over j of uniform*weight_j
+    const double *others            # with smooth: sum over k != j of weight_k, by class j
     double v_scale                  # q is v_scale*v, where v is the smooth weights, ones, or the target row
     int v_kind                      # how v is laid out: CE_BROADCAST (ones), CE_BY_CLASS or CE_BY_ELEMENT
     double z_loss
@@ -166,10 +167,12 @@ cdef struct State:
     double tail[GROUP]
     double mass[GROUP]              # Q
     double linear[GROUP]            # sum_j q_j*(row_max - x_j)
-    Py_ssize_t target[GROUP]        # the label, or the (first) maximum: where p - q may cancel; -1 if there is none
+    Py_ssize_t top[GROUP]           # the first maximum (rows only), -1 while that is not known
+    Py_ssize_t target[GROUP]        # the label, or the maximum: where p - q may cancel (rows only)
     double q[GROUP]                 # its target,
     double rest[GROUP]              # Q - q, not formed by subtraction,
     double e[GROUP]                 # and its exp(x - row_max)
+    bint alike                      # mass, q and rest are set, and the same for every label
     double slope[GROUP]             # d(z_loss*lse^2)/d(lse)
     double scale[GROUP]             # of the gradient
     double a[GROUP]                 # the gradient's factor of e,
@@ -213,7 +216,7 @@ cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, State *s, P
     cdef double weight = weight_of(job, t)
     s.target[r] = t
     s.q[r] = (job.keep + job.uniform)*weight
-    s.rest[r] = job.smooth_mass - job.uniform*weight
+    s.rest[r] = job.smooth_mass - job.uniform*weight if job.others == NULL else job.uniform*job.others[t]
     s.mass[r] = job.smooth_mass + job.keep*weight
     s.linear[r] += times(job.keep*weight, s.row_max[r] - x_t)
     s.e[r] = exp(x_t - s.row_max[r])
@@ -223,10 +226,25 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
                               const ce_primitives *f) noexcept nogil:
     """a and at_target of n positions from r on."""
     cdef Py_ssize_t p
-    for p in range(r, r + n):
-        s.slope[p] = 0 if job.z_loss == 0 else 2*job.z_loss*(s.row_max[p] + log1p(s.tail[p]))
+    if job.z_loss != 0:
+        for p in range(r, r + n):
+            s.slope[p] = 2*job.z_loss*(s.row_max[p] + log1p(s.tail[p]))
     f.coefficients(n, s.tail + r, s.mass + r, s.q + r, s.rest + r, s.e + r, s.slope + r, s.scale + r, s.a + r,
                    s.at_target + r)
+
+
+cdef inline bint needs_top(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
+    """Whether p - q may cancel at a maximum that is not the label: where weights leave smoothing little but there."""
+    return job.smooth != NULL and s.tail[r] < 1 and s.e[r] < 1
+
+
+cdef inline double grad_at_top(const Job *job, const State *s, Py_ssize_t r, Py_ssize_t top, Py_ssize_t label,
+                               const ce_primitives *f) noexcept nogil:
+    """The gradient there."""
+    cdef double q = job.uniform*job.weight[top], rest = job.uniform*job.others[top] + job.keep*job.weight[label]
+    cdef double e = 1, a, at_top
+    f.coefficients(1, s.tail + r, s.mass + r, &q, &rest, &e, s.slope + r, s.scale + r, &a, &at_top)
+    return at_top
 
 
 cdef inline void add(Sum *s, double term) noexcept nogil:
@@ -322,7 +340,7 @@ cdef inline const floating *v_block(const Job *job, Py_ssize_t i, Py_ssize_t j, 
                                     floating *scratch) noexcept nogil:
     """v of row i, n classes from class j on, contiguous; NULL for ones."""
     cdef const char *row
-    cdef const floating *weight = NULL
+    cdef floating *weight = NULL
     if job.v_kind == CE_BROADCAST:
         return NULL
     if job.v_kind == CE_BY_CLASS:
@@ -332,7 +350,7 @@ cdef inline const floating *v_block(const Job *job, Py_ssize_t i, Py_ssize_t j, 
         return <const floating *>row
     gather(job.c_type, row, job.c.by_class, n, scratch, 1)
     if job.weight != NULL:
-        weight = (<const floating *>job.weight_t) + j
+        weight = (<floating *>job.weight_t) + j
     if job.keep != 1 or job.uniform != 0 or job.weight != NULL:
         primitives(scratch).row_affine(scratch, weight, n, job.keep, job.uniform)
     return scratch
@@ -410,16 +428,16 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     set_sum(&mass, 0)
     set_sum(&linear, 0)
     set_sum(&rest, 0)
-    s.target[r], s.q[r], s.e[r] = -1, 0, 1
+    s.top[r], s.q[r], s.e[r] = -1, 0, 1
     if given:
         row_max = (<const floating *>job.row_max)[i]
         set_sum(&tail, (<const floating *>job.tail)[i])
-    while j < job.classes and (by_element or not given):
+    while j < job.classes and (by_element or job.smooth != NULL or not given):
         n = min(job.classes - j, BLOCK)
         x = logits_block(job, row, j, n, scratch)
         k = -1                  # where this block holds the first maximum of all so far
         if given:
-            k = f.row_find(x, n, row_max) if s.target[r] < 0 else -1
+            k = f.row_find(x, n, row_max) if s.top[r] < 0 else -1
         else:
             next = block_after(job, i, j + n, x)
             block_max = f.row_max(x, n)
@@ -431,6 +449,8 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
                 row_max = shift = block_max
             else:
                 add(&tail, f.row_exp_sum(x, e, n, shift, -1, next))
+        if k >= 0:
+            s.top[r] = j + k
         if job.v_scale != 0:
             v = v_block(job, i, j, n, scratch + BLOCK)
             if job.with_loss:
@@ -441,7 +461,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
                 add(&rest, f.row_sum(v + k + 1, n - k - 1))
                 mass = rest
                 add(&mass, v[k])
-                s.target[r], s.q[r] = j + k, v[k]
+                s.q[r] = v[k]
             else:
                 v_sum = job.v_scale*(n if v == NULL else f.row_sum(v, n))
                 add(&mass, v_sum)
@@ -450,6 +470,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     s.row_max[r] = row_max
     s.tail[r] = value(&tail) if isfinite(row_max) else NAN     # every class masked, or +inf
     s.mass[r], s.linear[r], s.rest[r] = value(&mass), value(&linear), value(&rest)
+    s.target[r] = s.top[r]
     if job.labels != NULL and not is_ignored(job, i):
         add_label(job, job.labels[i], (<const floating *>(row + job.labels[i]*job.x.by_class))[0], s, r)
 
@@ -478,6 +499,8 @@ cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const f
         j += n
     if s.target[r] >= 0:
         (<floating *>(grad + s.target[r]*job.g.by_class))[0] = <floating>s.at_target[r]
+    if needs_top(job, s, r) and s.top[r] >= 0:
+        (<floating *>(grad + s.top[r]*job.g.by_class))[0] = <floating>grad_at_top(job, s, r, s.top[r], s.target[r], f)
 
 
 cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
@@ -560,7 +583,8 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
     cdef floating *row_max = scratch + 2*TILE
     cdef floating *before = row_max + GROUP
     cdef floating *lanes = before + GROUP
-    cdef const floating *label = NULL
+    cdef floating *label = NULL
+    cdef floating *by_class
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
     # One block: the labels' logits and exponentials are picked up on the way.
     cdef bint pick = job.labels != NULL and not given and job.classes <= tile.most
@@ -581,10 +605,12 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
         memset(lanes, 0, width*sizeof(floating))
         f.label_lanes(job.labels + tile.start, count, 0, lanes)
         label = lanes
-    memset(s.mass, 0, width*sizeof(double))
     memset(s.linear, 0, width*sizeof(double))
-    memset(s.rest, 0, width*sizeof(double))
-    memset(lost, 0, sizeof(lost))
+    if not pick:
+        s.alike = False
+        memset(s.mass, 0, width*sizeof(double))
+        memset(s.rest, 0, width*sizeof(double))
+        memset(lost, 0, sizeof(lost))
     while j < job.classes and (by_element or not given):
         n = min(job.classes - j, tile.most)
         load_tile(&job.x, own_type(scratch), tile.start, count, j, n, width, x)
@@ -599,34 +625,39 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
             accumulate(f, j == 0, s.mass, lost[1], sums, width)
             f.tile_sum(v, n, width, x, row_max, sums)
             accumulate(f, j == 0, s.rest, lost[3], sums, width)
-        elif job.v_scale != 0:
-            v_sum = job.v_scale*(n if job.smooth == NULL else f.row_sum((<const floating *>job.smooth) + j, n))
+        elif job.v_scale != 0 and not pick:
+            v_sum = job.v_scale*(n if job.smooth == NULL else f.row_sum((<floating *>job.smooth) + j, n))
             for p in range(width):
                 sums[p] = v_sum
             accumulate(f, j == 0, s.mass, lost[1], sums, width)
         if job.v_scale != 0 and job.with_loss:
-            f.tile_gap_dot(x, v if by_element else v_block(job, 0, j, n, v), job.v_kind, n, width, row_max, sums)
+            by_class = NULL if job.smooth == NULL else (<floating *>job.smooth) + j
+            f.tile_gap_dot(x, v if by_element else by_class, job.v_kind, n, width, row_max, sums)
             for p in range(width):
                 sums[p] *= job.v_scale
-            f.add(s.linear, lost[2], sums, width)
+            accumulate(f, j == 0, s.linear, lost[2], sums, width)
         if not given:
             f.tile_exp_sum(x, x if keep else NULL, n, width, row_max, before, label, sums, d_label, s.e)
             accumulate(f, j == 0, s.tail, lost[0], sums, width)
         j += n
     f.widen(row_max, count, s.row_max)
     for p in range(count):
-        if not isfinite(s.row_max[p]):
-            s.tail[p] = NAN
+        s.tail[p] += 0*s.row_max[p]         # NaN where every class is masked, or at +inf
     if job.labels == NULL:
         for p in range(count):
             s.e[p] = 1
     elif pick and job.weight == NULL:
-        for p in range(count):
-            s.q[p] = job.keep + job.uniform
-            s.rest[p] = job.smooth_mass - job.uniform
-            s.mass[p] = job.smooth_mass + job.keep
-            s.linear[p] -= times(job.keep, d_label[p])
+        if not s.alike:
+            for p in range(GROUP):
+                s.q[p] = job.keep + job.uniform
+                s.rest[p] = job.smooth_mass - job.uniform
+                s.mass[p] = job.smooth_mass + job.keep
+            s.alike = True
+        if job.keep != 0:
+            for p in range(count):
+                s.linear[p] -= job.keep*d_label[p]
     else:
+        s.alike = False
         for p in range(count):
             if not is_ignored(job, tile.start + p):
                 t = job.labels[tile.start + p]
@@ -646,13 +677,16 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
     cdef floating *at_mark = mark + GROUP       # ... this: at the label, or at a maximum that holds most of the probability
     cdef const floating *v = v_tile
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT
-    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k
+    cdef Py_ssize_t tops[GROUP]
+    cdef double at_tops[GROUP]
+    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k, n_tops
     coefficients(job, s, 0, count, f)
     memset(a, 0, 4*GROUP*sizeof(floating))
     f.narrow(s.a, count, a)
     f.narrow(s.at_target, count, at_mark)
-    for p in range(count):
-        b[p] = <floating>(s.scale[p]*job.v_scale)
+    if job.v_scale != 0:
+        for p in range(count):
+            b[p] = <floating>(s.scale[p]*job.v_scale)
     if by_element:
         for p in range(width):
             mark[p] = INFINITY
@@ -667,7 +701,19 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
             load_v_tile(job, tile, j, n, v_tile)
         if not kept:
             load_tile(&job.x, own_type(scratch), tile.start, count, j, n, width, x)
+        n_tops = 0
+        if job.smooth != NULL:
+            for p in range(count):
+                if needs_top(job, s, p) and not is_ignored(job, tile.start + p):
+                    for k in range(n):
+                        if x[k*width + p] == (1 if kept else row_max[p]):
+                            tops[n_tops] = k*width + p
+                            at_tops[n_tops] = grad_at_top(job, s, p, j + k, job.labels[tile.start + p], f)
+                            n_tops += 1
+                            break
         f.tile_grad(x, x, n, width, not kept, row_max, a, b, v, job.v_kind, mark, at_mark)
+        for k in range(n_tops):
+            x[tops[k]] = <floating>at_tops[k]
         if job.has_ignored:
             for p in range(count):
                 if is_ignored(job, tile.start + p):
@@ -726,8 +772,9 @@ cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nog
     cdef State s
     cdef Sum total
     set_sum(&total, 0)
+    s.alike = False
     for p in range(GROUP):
-        s.scale[p] = job.factor
+        s.scale[p], s.slope[p] = job.factor, 0
     while start < stop:
         count = min(stop - start, GROUP)
         if job.sample != NULL or job.upstream != NULL:
@@ -839,6 +886,8 @@ def cross_entropy(
     cdef Py_ssize_t j, units, room, classes = x.shape[1]
     cdef char *memory
     cdef floating *scratch
+    cdef double *others
+    cdef bint smooth
     cdef Sum total
     memset(&job, 0, sizeof(job))
     job.positions, job.classes = positions, classes
@@ -906,19 +955,28 @@ def cross_entropy(
     # All the memory a run needs: for each thread three blocks or two tiles and the state of a tile; the units' sums;
     # the weights of the smoothing. Aligned to cache lines.
     room = 2*TILE + 8*GROUP if job.by_tiles else 3*BLOCK
-    memory = <char *>malloc(64 + (threads*room + classes*(weight is not None))*sizeof(floating) + units*sizeof(double))
+    smooth = labels is not None and weight is not None and smoothing != 0
+    memory = <char *>malloc(64 + (threads*room + classes*smooth)*sizeof(floating)
+                            + (units + classes*smooth)*sizeof(double))
     if memory == NULL:
         raise MemoryError(f"fastce needs {threads*room*sizeof(floating)} bytes of scratch memory")
     scratch = <floating *>(memory + (64 - <size_t>memory % 64))
     job.unit_sums = <double *>(scratch + threads*room)
-    if labels is not None and weight is not None and smoothing != 0:
+    if smooth:
         job.v_kind, job.v_scale = CE_BY_CLASS, 1
-        job.smooth = <floating *>(job.unit_sums + units)
+        others = job.unit_sums + units
+        job.others = others
+        job.smooth = <floating *>(others + classes)
         set_sum(&total, 0)
         for j in range(classes):
+            others[j] = value(&total)
             add(&total, weight[j])
             (<floating *>job.smooth)[j] = <floating>(job.uniform*weight[j])
         job.smooth_mass = job.uniform*value(&total)
+        set_sum(&total, 0)
+        for j in range(classes - 1, -1, -1):
+            others[j] += value(&total)
+            add(&total, weight[j])
     with nogil:
         run(&job, units, threads, scratch, room)
     set_sum(&total, 0)

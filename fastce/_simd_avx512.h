@@ -31,14 +31,23 @@ typedef struct {
 #define ACC_STORE(p, acc) (_mm512_storeu_pd(p, acc.low), _mm512_storeu_pd((p) + 8, acc.high))
 
 #define EXP_STEPS 16
-static const float FN(roots)[16] = { /* 2^(k/16) */
-    0x1p+0f,        0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f, 0x1.306fep+0f,  0x1.3dea64p+0f,
-    0x1.4bfdaep+0f, 0x1.5ab07ep+0f, 0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f,
-    0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f,
+static const float FN(roots)[2][16] = { /* 2^(k/16), and that times 2^EXP_BIAS */
+    {
+        0x1p+0f, 0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f,
+        0x1.306fep+0f, 0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
+        0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f,
+        0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f,
+    },
+    {
+        0x1p+64f, 0x1.0b5586p+64f, 0x1.172b84p+64f, 0x1.2387a6p+64f,
+        0x1.306fep+64f, 0x1.3dea64p+64f, 0x1.4bfdaep+64f, 0x1.5ab07ep+64f,
+        0x1.6a09e6p+64f, 0x1.7a1148p+64f, 0x1.8ace54p+64f, 0x1.9c4918p+64f,
+        0x1.ae89fap+64f, 0x1.c199bep+64f, 0x1.d5818ep+64f, 0x1.ea4afap+64f,
+    },
 };
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
-    const VEC root = _mm512_permutexvar_ps(_mm512_castps_si512(z), LOAD(FN(roots)));
+    const VEC root = _mm512_permutexvar_ps(_mm512_castps_si512(z), LOAD(FN(roots)[scaled]));
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(d, cut, _CMP_NLT_UQ), FMA(root, p, root), n);
 }
 #else
@@ -60,17 +69,24 @@ CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
 
 
 #define EXP_STEPS 16
-static const double FN(roots)[16] = { /* 2^(k/16) */
-    0x1p+0,               0x1.0b5586cf9890fp+0, 0x1.172b83c7d517bp+0, 0x1.2387a6e756238p+0,
-    0x1.306fe0a31b715p+0, 0x1.3dea64c123422p+0, 0x1.4bfdad5362a27p+0, 0x1.5ab07dd485429p+0,
-    0x1.6a09e667f3bcdp+0, 0x1.7a11473eb0187p+0, 0x1.8ace5422aa0dbp+0, 0x1.9c49182a3f090p+0,
-    0x1.ae89f995ad3adp+0, 0x1.c199bdd85529cp+0, 0x1.d5818dcfba487p+0, 0x1.ea4afa2a490dap+0,
+static const double FN(roots)[2][16] = { /* 2^(k/16), and that times 2^EXP_BIAS */
+    {
+        0x1p+0, 0x1.0b5586cf9890fp+0, 0x1.172b83c7d517bp+0, 0x1.2387a6e756238p+0,
+        0x1.306fe0a31b715p+0, 0x1.3dea64c123422p+0, 0x1.4bfdad5362a27p+0, 0x1.5ab07dd485429p+0,
+        0x1.6a09e667f3bcdp+0, 0x1.7a11473eb0187p+0, 0x1.8ace5422aa0dbp+0, 0x1.9c49182a3f090p+0,
+        0x1.ae89f995ad3adp+0, 0x1.c199bdd85529cp+0, 0x1.d5818dcfba487p+0, 0x1.ea4afa2a490dap+0,
+    },
+    {
+        0x1p+128, 0x1.0b5586cf9890fp+128, 0x1.172b83c7d517bp+128, 0x1.2387a6e756238p+128,
+        0x1.306fe0a31b715p+128, 0x1.3dea64c123422p+128, 0x1.4bfdad5362a27p+128, 0x1.5ab07dd485429p+128,
+        0x1.6a09e667f3bcdp+128, 0x1.7a11473eb0187p+128, 0x1.8ace5422aa0dbp+128, 0x1.9c49182a3f090p+128,
+        0x1.ae89f995ad3adp+128, 0x1.c199bdd85529cp+128, 0x1.d5818dcfba487p+128, 0x1.ea4afa2a490dap+128,
+    },
 };
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
-    const VEC root = _mm512_permutex2var_pd(LOAD(FN(roots)), _mm512_castpd_si512(z), LOAD(FN(roots) + 8));
+    const VEC root = _mm512_permutex2var_pd(LOAD(FN(roots)[scaled]), _mm512_castpd_si512(z), LOAD(FN(roots)[scaled] + 8));
     return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(d, cut, _CMP_NLT_UQ), FMA(root, p, root), n);
 }
 #endif
 #include "_simd_transpose.h"
-#define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

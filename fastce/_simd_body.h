@@ -4,19 +4,21 @@
 
 /* exp(d) for d <= 0 (NaN stays NaN): with n = d*log2(e) rounded to a multiple of 1/EXP_STEPS and r = d - n*ln(2),
  * exp(d) = 2^n * (1 + r + r^2*Q(r)). Q is minimax for |r| <= ln(2)/(2*EXP_STEPS) (Lawson's algorithm at 40 digits).
- * Results below the smallest normal number are rounded once (gradual underflow); below half the smallest subnormal
- * they are set to 0 without an underflow operation, which processors are slow at: masked logits cost nothing. */
+ * scaled: times 2^EXP_BIAS, a normal number down to EXP_CUT, so that sums of terms which are not normal are exact to the
+ * last digits all the same. Else results below the smallest normal number are rounded once (gradual underflow).
+ * Below EXP_CUT, where 2^20 terms are nothing to the smallest subnormal, the result is set to 0 without an underflow
+ * operation, which processors are slow at: masked logits cost nothing. */
 #if CE_F32
 #define LOG2E 0x1.715476p+0f
 #define ROUNDER (0x1.8p+23f / EXP_STEPS) /* adding it rounds to a multiple of 1/EXP_STEPS, left in the low bits */
-#define EXP_CUT -0x1.9fe368p+6f          /* exp(-103.97208) is half of the smallest subnormal, 2^-150 */
+#define EXP_CUT -131.0f /* 2^EXP_BIAS * exp(-131) is normal */
 #else
 #define LOG2E 0x1.71547652b82fep+0
 #define ROUNDER (0x1.8p+52 / EXP_STEPS)
-#define EXP_CUT -0x1.74910d52d3052p+9 /* exp(-745.13322) is half of the smallest subnormal, 2^-1075 */
+#define EXP_CUT -796.0
 #endif
 
-CE_INLINE VEC FN(exp)(VEC d)
+CE_INLINE VEC FN(exp_)(VEC d, const int scaled)
 {
     const VEC rounder = SET1(ROUNDER);
     const VEC z = FMA(d, SET1(LOG2E), rounder);
@@ -56,11 +58,16 @@ CE_INLINE VEC FN(exp)(VEC d)
 #else
 #error "no polynomial for this EXP_STEPS"
 #endif
-    return EXP_SCALED(d, SET1(EXP_CUT), z, n, FMA(r * r, q, r));
+    return FN(exp_scale)(d, SET1(EXP_CUT), z, n, FMA(r * r, q, r), scaled);
 }
 #undef LOG2E
 #undef ROUNDER
 #undef EXP_CUT
+
+CE_INLINE VEC FN(exp)(VEC d)
+{
+    return FN(exp_)(d, 0);
+}
 
 #ifndef LOAD_PART /* the first n < LANES of a vector, without touching what lies behind them */
 CE_INLINE VEC FN(load_part)(const T *p, Py_ssize_t n, T fill)
@@ -181,7 +188,7 @@ static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
 CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_ssize_t skip, const T *next,
                                   const int keep)
 {
-    const VEC shift = SET1(shift_);
+    const VEC shift = SET1(shift_), unscale = SET1(EXP_UNSCALE);
     ACC acc = ACC_ZERO;
     Py_ssize_t i = 0;
     while (i < n) {
@@ -190,9 +197,9 @@ CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_s
             for (int k = 0; k < FN(CHUNK); k += CE_CACHE_LINE / sizeof(T))
                 CE_PREFETCH(next + i + k);
             for (int k = 0; k < 8; k++) {
-                v[k] = FN(exp)(LOAD(x + i + k * LANES) - shift);
+                v[k] = FN(exp_)(LOAD(x + i + k * LANES) - shift, 1);
                 if (keep)
-                    STORE(e + i + k * LANES, v[k]);
+                    STORE(e + i + k * LANES, v[k] * unscale);
             }
             ACC_ADD(acc, FN(tree)(v));
             i += FN(CHUNK);
@@ -201,15 +208,15 @@ CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_s
         /* The ragged end, and the chunk that holds `skip`. */
         const Py_ssize_t stop = n - i > FN(CHUNK) ? i + FN(CHUNK) : n;
         for (; i < stop; i += LANES) {
-            VEC v = FN(exp)(FN(load_upto)(x + i, n - i, (T)-INFINITY) - shift);
+            VEC v = FN(exp_)(FN(load_upto)(x + i, n - i, (T)-INFINITY) - shift, 1);
             if (keep)
-                FN(store_upto)(e + i, v, n - i);
+                FN(store_upto)(e + i, v * unscale, n - i);
             if ((size_t)(skip - i) < LANES)
                 v = SELECT_EQ(LOAD(FN(iota)), SET1((T)(skip - i)), SET1(0), v);
             ACC_ADD(acc, v);
         }
     }
-    return FN(acc_sum)(acc);
+    return FN(acc_sum)(acc) * EXP_UNSCALE;
 }
 
 static double FN(row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip, const void *next)
@@ -336,9 +343,6 @@ static void FN(tile_max)(const void *x_, Py_ssize_t classes, Py_ssize_t width, v
     }
 }
 
-/* Sums of a tile: four terms at most are added in the dtype. */
-enum { FN(SHORT_SUM) = 4 };
-
 CE_INLINE VEC FN(tile_shift)(const T *m)
 {
     return SELECT_EQ(LOAD(m), SET1((T)-INFINITY), SET1(0), LOAD(m));
@@ -346,47 +350,63 @@ CE_INLINE VEC FN(tile_shift)(const T *m)
 
 CE_INLINE void FN(widen_vec)(double *to, VEC v)
 {
-    T part[LANES];
-    STORE(part, v);
-    for (int k = 0; k < LANES; k++)
-        to[k] = part[k];
+#if CE_F32
+    ACC acc = ACC_ZERO;
+    ACC_ADD(acc, v);
+    ACC_STORE(to, acc);
+#else
+    STORE(to, v);
+#endif
 }
 
+/* Four terms at most are added in the dtype. */
 CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_t width, const T *m, const T *before,
                                  const T *label_, double *sum, double *d_label, double *e_label, const int keep,
                                  const int labelled)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
-        const VEC shift = FN(tile_shift)(m + p), zero = SET1(0);
+        const VEC shift = FN(tile_shift)(m + p), zero = SET1(0), unscale = SET1(EXP_UNSCALE);
         const VEC label = labelled ? LOAD(label_ + p) : zero;
-        /* Terms exp(0) are counted apart: one of them is left out, and the rest may be tiny. */
-        VEC ones = zero, d_at = zero, e_at = SET1(1), jv = zero;
+        /* Terms exp(0) are counted apart: one of them is left out where the maximum is new, and the rest may be tiny. */
+        VEC ones = ADD_UNLESS_EQ(zero, LOAD(m + p), LOAD(before + p), SET1(-1));
+        VEC d_at = zero, e_at = SET1(1), jv = zero;
         ACC acc = ACC_ZERO;
-        for (Py_ssize_t j = 0; j < classes; j += FN(SHORT_SUM)) {
-            VEC part = zero;
-            const int batch = classes - j < FN(SHORT_SUM) ? (int)(classes - j) : FN(SHORT_SUM);
-            for (int k = 0; k < batch; k++) {
-                const Py_ssize_t at = (j + k) * width + p;
-                const VEC d = LOAD(x + at) - shift;
-                const VEC v = FN(exp)(d);
-                if (keep)
-                    STORE(e + at, v);
-                ones = ADD_WHERE_EQ(ones, d, zero, v);
-                part = ADD_UNLESS_EQ(part, d, zero, v);
-                if (labelled) {
-                    d_at = SELECT_EQ(label, jv, d, d_at);
-                    e_at = SELECT_EQ(label, jv, v, e_at);
-                    jv = jv + SET1(1);
-                }
-            }
-            ACC_ADD(acc, part);
-        }
         double part[LANES];
         T count[LANES];
+        Py_ssize_t j = 0;
+        while (j < classes) {
+            VEC few = zero;
+#define TERM                                               \
+    do {                                                   \
+        const VEC d = LOAD(x + j * width + p) - shift;     \
+        const VEC v = FN(exp_)(d, 1), unscaled = v * unscale; \
+        if (keep)                                          \
+            STORE(e + j * width + p, unscaled);            \
+        ones = ADD_WHERE_EQ(ones, d, zero, SET1(1));       \
+        few = ADD_UNLESS_EQ(few, d, zero, v);              \
+        if (labelled) {                                    \
+            d_at = SELECT_EQ(label, jv, d, d_at);          \
+            e_at = SELECT_EQ(label, jv, unscaled, e_at);   \
+            jv = jv + SET1(1);                             \
+        }                                                  \
+        j++;                                               \
+    } while (0)
+            if (j + 4 <= classes) {
+                TERM;
+                TERM;
+                TERM;
+                TERM;
+            } else {
+                while (j < classes)
+                    TERM;
+            }
+#undef TERM
+            ACC_ADD(acc, few);
+        }
         ACC_STORE(part, acc);
         STORE(count, ones);
         for (int k = 0; k < LANES; k++)
-            sum[p + k] = part[k] + (double)(count[k] - (T)(m[p + k] > before[p + k]));
+            sum[p + k] = part[k] * EXP_UNSCALE + count[k];
         if (labelled) {
             FN(widen_vec)(d_label + p, d_at);
             FN(widen_vec)(e_label + p, e_at);

@@ -26,14 +26,15 @@ typedef struct {
 #define ACC_STORE(p, acc) (vst1q_f64(p, acc.low), vst1q_f64((p) + 2, acc.high))
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
-    /* 2^24 * 2^n, normal for every n >= -150 */
+    /* 2^EXP_BIAS * 2^n, normal for every n >= -190 */
     const VEC scale = vreinterpretq_f32_u32(
-        vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(z), 23), vdupq_n_u32((127u + 24u) << 23)));
-    const uint32x4_t value = vreinterpretq_u32_f32(FMA(scale, p, scale));
+        vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(z), 23), vdupq_n_u32((127u + 64u) << 23)));
+    const uint32x4_t bits = vreinterpretq_u32_f32(FMA(scale, p, scale));
     (void)n;
-    return vreinterpretq_f32_u32(vbicq_u32(value, vcltq_f32(d, cut))) * SET1(0x1p-24f);
+    const VEC value = vreinterpretq_f32_u32(vbicq_u32(bits, vcltq_f32(d, cut)));
+    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
 }
 
 #define SQUARE 4
@@ -64,14 +65,15 @@ static const uint64_t FN(lane_bits)[2] = {1, 2};
 
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
-    /* 2^54 * 2^n, normal for every n >= -1075 */
+    /* 2^EXP_BIAS * 2^n, normal for every n >= -1150 */
     const VEC scale = vreinterpretq_f64_u64(
-        vaddq_u64(vshlq_n_u64(vreinterpretq_u64_f64(z), 52), vdupq_n_u64((uint64_t)(1023 + 54) << 52)));
-    const uint64x2_t value = vreinterpretq_u64_f64(FMA(scale, p, scale));
+        vaddq_u64(vshlq_n_u64(vreinterpretq_u64_f64(z), 52), vdupq_n_u64((uint64_t)(1023 + 128) << 52)));
+    const uint64x2_t bits = vreinterpretq_u64_f64(FMA(scale, p, scale));
     (void)n;
-    return vreinterpretq_f64_u64(vbicq_u64(value, vcltq_f64(d, cut))) * SET1(0x1p-54);
+    const VEC value = vreinterpretq_f64_u64(vbicq_u64(bits, vcltq_f64(d, cut)));
+    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
 }
 
 #define SQUARE 2
@@ -86,4 +88,3 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, P
 #define ADD_WHERE_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, y, SET1(0)))
 #define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, SET1(0), y))
 #define STREAM(p, v) STORE(p, v)
-#define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

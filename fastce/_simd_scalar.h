@@ -19,20 +19,19 @@
 #define ACC_STORE(p, acc) (*(p) = (acc))
 #endif
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
 #if CE_F32
-    uint32_t bits; /* 2^24 * 2^n, normal for every n >= -150 */
+    uint32_t bits; /* 2^EXP_BIAS * 2^n, normal for every n >= -190 */
     memcpy(&bits, &z, sizeof bits);
-    bits = (bits << 23) + ((127u + 24u) << 23);
+    bits = (bits << 23) + ((127u + 64u) << 23);
 #else
-    uint64_t bits; /* 2^54 * 2^n, normal for every n >= -1075 */
+    uint64_t bits; /* 2^EXP_BIAS * 2^n, normal for every n >= -1150 */
     memcpy(&bits, &z, sizeof bits);
-    bits = (bits << 52) + ((uint64_t)(1023 + 54) << 52);
+    bits = (bits << 52) + ((uint64_t)(1023 + 128) << 52);
 #endif
     T scale;
     (void)n;
     memcpy(&scale, &bits, sizeof scale);
-    return d < cut ? (T)0 : FMA(scale, p, scale) * (CE_F32 ? (T)0x1p-24 : (T)0x1p-54);
+    return d < cut ? (T)0 : FMA(scale, p, scale) * (scaled ? 1 : EXP_UNSCALE);
 }
-#define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

@@ -30,13 +30,14 @@ typedef struct {
 #define ACC_STORE(p, acc) (_mm_storeu_pd(p, acc.low), _mm_storeu_pd((p) + 2, acc.high))
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
-    /* 2^24 * 2^n, normal for every n >= -150 */
+    /* 2^EXP_BIAS * 2^n, normal for every n >= -190 */
     const VEC scale = _mm_castsi128_ps(
-        _mm_add_epi32(_mm_slli_epi32(_mm_castps_si128(z), 23), _mm_set1_epi32((127 + 24) << 23)));
+        _mm_add_epi32(_mm_slli_epi32(_mm_castps_si128(z), 23), _mm_set1_epi32((127 + 64) << 23)));
     (void)n;
-    return _mm_andnot_ps(_mm_cmplt_ps(d, cut), FMA(scale, p, scale)) * SET1(0x1p-24f);
+    const VEC value = _mm_andnot_ps(_mm_cmplt_ps(d, cut), FMA(scale, p, scale));
+    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
 }
 
 #define SQUARE 4
@@ -66,13 +67,14 @@ CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
 
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scaled)(VEC d, VEC cut, VEC z, VEC n, VEC p)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
 {
-    /* 2^54 * 2^n, normal for every n >= -1075 */
+    /* 2^EXP_BIAS * 2^n, normal for every n >= -1150 */
     const VEC scale = _mm_castsi128_pd(
-        _mm_add_epi64(_mm_slli_epi64(_mm_castpd_si128(z), 52), _mm_set1_epi64x((long long)(1023 + 54) << 52)));
+        _mm_add_epi64(_mm_slli_epi64(_mm_castpd_si128(z), 52), _mm_set1_epi64x((long long)(1023 + 128) << 52)));
     (void)n;
-    return _mm_andnot_pd(_mm_cmplt_pd(d, cut), FMA(scale, p, scale)) * SET1(0x1p-54);
+    const VEC value = _mm_andnot_pd(_mm_cmplt_pd(d, cut), FMA(scale, p, scale));
+    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
 }
 
 #define SQUARE 2
@@ -87,4 +89,3 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, P
 #define ADD_WHERE_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, y, SET1(0)))
 #define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, SET1(0), y))
 #define SELECT_EQ(a, b, x, y) FN(select_eq)(a, b, x, y)
-#define EXP_SCALED(d, cut, z, n, p) FN(exp_scaled)(d, cut, z, n, p)

@@ -62,12 +62,13 @@ def cross_entropy(
         np.subtract(x, m, out=e)
         qx = _q_dot(aim, e)
         np.exp(e, out=e)
-        tail = None
         if return_stats:
             top = np.argmax(x, axis=-1, keepdims=True)
             np.put_along_axis(e, top, np.take_along_axis(e, top, -1) - 1, axis=-1)  # 1 - 1, or NaN stays NaN
             tail = np.add.reduce(e, axis=-1, keepdims=True)
-        s = np.add.reduce(e, axis=-1, keepdims=True) if tail is None else 1 + tail
+            s = 1 + tail
+        else:
+            s = np.add.reduce(e, axis=-1, keepdims=True)
         loss = _row_losses(aim, m, s, qx, z_loss, sample_weight)
         loss = _reduced(loss, reduction, _denominator(aim, sample_weight, reduction, normalizer))
     return (loss, SoftmaxStats(m[..., 0], tail[..., 0])) if return_stats else loss
@@ -222,12 +223,12 @@ def _plain(x, t, g, reduction, upstream):
 class _Aim(NamedTuple):
     """The targets as ``q``: ``base``, broadcast over rows and classes (None: 0), plus ``hot`` at the index ``at``."""
 
-    at: tuple | None  # None: probability targets, all of q is in base
+    at: tuple[np.ndarray, ...] | None  # None: probability targets, all of q is in base
     hot: np.ndarray | float
     base: np.ndarray | float | None
     total: np.ndarray | float  # Q, the sum of q over classes
     ignored: np.ndarray | None  # rows that count nowhere; None: there are none
-    count: np.ndarray | float  # what each row adds to the denominator of the mean: weight[t], or 1
+    share: np.ndarray | float  # what each row adds to the denominator of the mean: weight[t], or 1
     rows: int
 
 
@@ -320,7 +321,7 @@ def _denominator(aim, sample_weight, reduction, normalizer):
         return 1
     if normalizer is not None:
         return normalizer
-    count = aim.count if sample_weight is None else aim.count * np.asarray(sample_weight, np.float64)[..., None]
+    count = aim.share if sample_weight is None else aim.share * np.asarray(sample_weight, np.float64)[..., None]
     if np.ndim(count) == 0:
         return aim.rows if aim.ignored is None else aim.rows - np.count_nonzero(aim.ignored)
     return np.add.reduce(count if aim.ignored is None else count[~aim.ignored], axis=None, dtype=np.float64)

@@ -31,6 +31,8 @@ class Exact(NamedTuple):
     row_scale: np.ndarray  # what an error in `rows` is relative to: the sum of the sizes of the terms of the formula
     grad_scale: np.ndarray  # the same for `grad`
     distance: np.ndarray  # row_max - x, what the error of exp(x - row_max) grows with
+    row_floor: np.ndarray  # what gradual underflow may cost in `rows` at least, in smallest subnormal numbers
+    grad_floor: np.ndarray  # the same for `grad`
 
 
 def exact(
@@ -53,7 +55,9 @@ def exact(
     grad_j = p_j*(Q - q_j + 2*z_loss*lse) - q_j*(1 - p_j)
     """
     with np.errstate(all="ignore"):
-        x = np.moveaxis(np.asarray(logits), axis, -1).astype(LD, order="C")  # NumPy sums pairwise along contiguous axes alone
+        x = np.moveaxis(np.asarray(logits), axis, -1).astype(
+            LD, order="C"
+        )  # NumPy sums pairwise along contiguous axes alone
         lead, classes = x.shape[:-1], x.shape[-1]
         x = x.reshape(-1, classes)
         rows = np.arange(len(x))
@@ -113,6 +117,11 @@ def exact(
         bad = ~(np.isfinite(m[:, 0]) & ~np.isnan(x).any(axis=1))
         for a in (losses, grad, row_scale, grad_scale):
             a[bad] = np.nan
+        # Each exponential, and each q, may be off by a step of the subnormal grid; then it is multiplied, and rounded.
+        finite = np.where(np.isfinite(distance), distance, 0)
+        row_floor = np.abs(sample) * (classes * (np.abs(mass)[:, 0] + 1) + np.where(q != 0, finite, 0).sum(axis=1)) + 2
+        steps = np.where(distance == 0, classes, 1)  # at the maximum the sum of the others' exponentials counts
+        grad_floor = steps * (1 + (np.abs(mass) + 2 * abs(z) * lse_size) / (1 + tail))
         losses *= sample
         row_scale *= np.abs(sample)
         losses[ignored] = 0
@@ -127,10 +136,9 @@ def exact(
             loss = losses.sum()
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
         scale = (sample * up * factor)[:, None]
-        grad, grad_scale = grad * scale, grad_scale * np.abs(scale)
+        grad, grad_scale, grad_floor = grad * scale, grad_scale * np.abs(scale), grad_floor * np.abs(scale) + 2
         grad[ignored] = 0
         grad_scale[ignored] = 0
-        distance[~np.isfinite(distance)] = 0  # a masked class has p = 0, exactly
 
         def whole(a: np.ndarray) -> np.ndarray:
             return np.moveaxis(a.reshape(*lead, classes), -1, axis)
@@ -147,7 +155,9 @@ def exact(
             by_row(gap),
             by_row(row_scale),
             whole(grad_scale),
-            whole(distance),
+            whole(finite),  # a masked class has p = 0, exactly
+            by_row(row_floor),
+            whole(grad_floor),
         )
 
 
@@ -200,7 +210,7 @@ def assert_losses(got: Any, want: Exact, *, ulps: float = CONTRACT_ULPS, gap: An
     """Per-row losses within (ulps + gap)*eps of the exact ones; underflow is gradual."""
     got = np.asarray(got)
     gap = want.gap if gap is None else gap
-    _assert_within(got, want.rows, (ulps + gap) * want.row_scale, "loss of row")
+    _assert_within(got, want.rows, (ulps + gap) * want.row_scale, want.row_floor, "loss of row")
 
 
 def assert_gradient(got: Any, want: Exact, *, ulps: float = CONTRACT_ULPS, gap: Any = None, axis: int = -1) -> None:
@@ -208,14 +218,13 @@ def assert_gradient(got: Any, want: Exact, *, ulps: float = CONTRACT_ULPS, gap: 
     element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead."""
     gap = np.expand_dims(want.gap if gap is None else gap, axis)
     distance = np.where(want.distance == 0, gap, want.distance)
-    _assert_within(np.asarray(got), want.grad, (ulps + distance) * want.grad_scale, "gradient")
+    _assert_within(np.asarray(got), want.grad, (ulps + distance) * want.grad_scale, want.grad_floor, "gradient")
 
 
-def _assert_within(got: np.ndarray, want: np.ndarray, allowed_ulps: np.ndarray, what: str) -> None:
+def _assert_within(got: np.ndarray, want: np.ndarray, ulps: np.ndarray, floor: np.ndarray, what: str) -> None:
     assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
     info = np.finfo(got.dtype)
-    # Two steps of the subnormal grid: one for the result, one for the exponential it came from.
-    allowed = allowed_ulps * LD(info.eps) + 2 * LD(info.smallest_subnormal)
+    allowed = ulps * LD(info.eps) + floor * LD(info.smallest_subnormal)
     with np.errstate(all="ignore"):
         same = (got == want.astype(got.dtype)) | (np.isnan(got) & np.isnan(want))
         error = np.abs(got.astype(LD) - want)

@@ -213,8 +213,8 @@ def test_underflow_is_gradual(classes, layout, dtype):
     want = exact(logits, labels, reduction="none", **where)
     step = LD(np.finfo(dtype).smallest_subnormal)
     bound = (CONTRACT_ULPS + want.gap) * LD(np.finfo(dtype).eps)
-    # the loss and the label's element are sums of classes - 1 terms, each rounded by up to half a step, then themselves
-    at_label = (classes - 1) / 2 + 1
+    # the loss and the label's element are sums of classes - 1 terms, each rounded by up to a step, then themselves
+    at_label = classes
     assert (np.abs(loss - want.rows) <= bound * want.rows + at_label * step).all()
     allowed = np.expand_dims(bound, axis) * np.abs(want.grad) + np.where(want.distance == 0, at_label, 2) * step
     assert (np.abs(grad - want.grad) <= allowed).all()
@@ -318,3 +318,33 @@ def test_offsets_with_options(offset, layout, dtype):
     x = (np.round(rng.normal(0, 9, (150, 10)) / grid) * grid + offset).astype(dtype)
     labels = rng.integers(0, 10, 150)
     _check(x, labels, layout, ulps=CONTRACT_ULPS + OPTION_ULPS, **_options("all", 150, 10, dtype))
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("classes", [3, 65, 130])
+def test_weight_on_few_classes(classes, layout, dtype):
+    """All but one class weigh little or nothing: what smoothing leaves to the others is not Q - q, rounded."""
+    x, top = _confident(GAPS[dtype], classes, dtype)
+    weight = np.full(classes, 1e-9, dtype)
+    weight[1:3] = 1, 0
+    for labels in (top, (top + 1) % classes):
+        for smoothing in (1e-6, 0.5):
+            options = {"weight": weight, "label_smoothing": smoothing}
+            _check(x, labels, layout, ulps=CONTRACT_ULPS + OPTION_ULPS, **options)
+
+
+@layouts
+@pytest.mark.parametrize("classes, gap", [(1000, 88.0), (1000, 94.0), (2**18, 95.0), (2**18, 99.0)])
+def test_sums_of_terms_below_the_smallest_normal_number(classes, gap, layout):
+    """Each exponential is subnormal or nearly so, and rounded alone would lose its digits; their sum is normal."""
+    x = np.full((1, classes), -gap, F32)
+    x[0, 0] = 0
+    tail = (classes - 1) * np.exp(-LD(F32(gap)))
+    assert tail > np.finfo(F32).tiny
+    logits, where = layout(x)
+    labels = np.zeros(np.delete(logits.shape, where.get("axis", -1)), int)
+    loss, grad = fastce.cross_entropy_with_grad(logits, labels, **where)
+    bound = (4 + gap) * np.finfo(F32).eps
+    assert abs(loss / tail - 1) <= bound
+    assert abs(-grad.ravel()[0] / tail - 1) <= bound

@@ -209,6 +209,29 @@ def test_nothing_of_an_ignored_row_is_read_or_counted():
     np.testing.assert_allclose(grad[kept], alone[1], rtol=1e-14, atol=1e-17)
 
 
+@needs_longdouble
+@dtypes
+@kinds
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"weight": "random"}], ids=lambda o: "".join(o) or "plain"
+)
+@pytest.mark.parametrize("classes", [5, 64, 65, 66, 100, 129, 300])
+def test_ignored_rows_spoil_no_others(classes, options, axis, kind, dtype):
+    """Over several groups of positions that are worked on together, whose last is smaller and may be cut otherwise."""
+    for rows in (129, 205, 300):
+        shape = (classes, rows) if axis == 0 else (rows, classes)
+        logits, targets, given = _case(kind, shape, axis, options, dtype, seed=rows)
+        if kind == "index":
+            targets[np.random.default_rng(rows).random(rows) < 0.3] = -100
+        given |= {"axis": axis, "reduction": "none"}
+        want = exact(logits, targets, **given)
+        loss, grad = fastce.cross_entropy_with_grad(logits, targets, **given)
+        assert_losses(loss, want, ulps=ULPS)
+        assert_gradient(grad, want, ulps=ULPS, axis=axis)
+        assert_losses(fastce.cross_entropy(logits, targets, **given), want, ulps=ULPS)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Axes and memory
 # ---------------------------------------------------------------------------------------------------------------------

@@ -208,3 +208,83 @@ def test_smoothing_is_a_mixture_of_targets(call, tenths):
     with np.errstate(invalid="ignore"):
         expected = np.where(eps == 1, 0, (1 - eps) * plain) + eps * even
     np.testing.assert_allclose(got, expected, rtol=1e-13)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any size, any layout, any options
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+CLASSES = [1, 2, 3, 5, 8, 13, 40, 63, 64, 65, 100, 300, 2050, 4097, 9000]
+
+
+def _random_call(rng):
+    """Sizes around those at which kernels change (64 classes, groups of 128 positions, blocks of 4096 classes)."""
+    dtype = rng.choice([np.float32, np.float64])
+    classes = int(rng.choice(CLASSES, p=[0.075] * 12 + [0.1 / 3] * 3))
+    ndim = int(rng.integers(1, 5))
+    lead = rng.integers(1, 5, ndim - 1).tolist()
+    if lead and classes < 400 and rng.random() < 0.4:
+        lead[rng.integers(len(lead))] = int(rng.integers(100, 300))
+    axis = int(rng.integers(ndim))
+    shape = [*lead[:axis], classes, *lead[axis:]]
+
+    x = rng.normal(size=shape) * rng.choice([0.01, 1, 10, 40])
+    match rng.integers(5):
+        case 0:
+            x = np.round(x)
+        case 1:
+            x[rng.random(shape) < 0.5] = -np.inf
+        case 2:
+            x += np.where(rng.random(shape) < 1 / classes, rng.choice([10, 50, 300]), 0)
+        case 3:
+            x += rng.choice([1e3, -1e5, 1e7])
+    x = x.astype(dtype)
+    match rng.integers(4):
+        case 0:
+            x = np.asfortranarray(x)
+        case 1:
+            x = np.repeat(x, 2, axis=axis)[tuple(slice(None, None, 2 if i == axis else 1) for i in range(ndim))]
+        case 2:
+            x = np.flip(x)
+
+    options = {"axis": axis, "reduction": "none", "upstream": rng.choice([1, -2, 0.125])}
+    if rng.random() < 0.5:
+        options["upstream"] = rng.normal(size=lead).astype(dtype)
+    if rng.random() < 0.4:
+        options["weight"] = rng.uniform(0.1, 2, classes).astype(dtype)
+    if rng.random() < 0.3:
+        options["sample_weight"] = rng.random(lead).astype(dtype)
+    if rng.random() < 0.4:
+        options["label_smoothing"] = float(rng.choice([1e-6, 0.1, 0.5, 1]))
+    if rng.random() < 0.3:
+        options["z_loss"] = float(rng.choice([1e-4, 0.1]))
+
+    if rng.random() < 0.5:
+        return x, np.where(rng.random(lead) < 0.1, -100, rng.integers(0, classes, lead)), options
+    c = (rng.random(shape) * (rng.random(shape) < rng.choice([0.1, 1]))).astype(dtype)
+    return x, np.asfortranarray(c) if rng.random() < 0.3 else c, options
+
+
+@needs_longdouble
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # -inf + offset and the like, while drawing
+@pytest.mark.parametrize("seed", range(30))
+def test_random_calls_are_within_the_contract(seed):
+    rng = np.random.default_rng(seed)
+    for case in range(30):
+        x, targets, options = _random_call(rng)
+        axis = options["axis"]
+        want = exact(x, targets, **options)
+        forward_options = {key: value for key, value in options.items() if key != "upstream"}
+        try:
+            loss, grad = fastce.cross_entropy_with_grad(x, targets, **options, num_threads=1)
+            forward, stats = fastce.cross_entropy(x, targets, **forward_options, return_stats=True, num_threads=2)
+            with_stats = fastce.cross_entropy_grad(x, targets, **options, stats=stats, num_threads=2)
+            np.testing.assert_array_equal(forward, loss)
+            assert_losses(loss, want, ulps=CONTRACT_ULPS + OPTION_ULPS)
+            assert_gradient(grad, want, ulps=CONTRACT_ULPS + OPTION_ULPS, axis=axis)
+            assert_gradient(with_stats, want, ulps=CONTRACT_ULPS + OPTION_ULPS + 1, axis=axis)
+        except AssertionError as error:
+            said = {key: value if np.ndim(value) == 0 else "array" for key, value in options.items()}
+            error.add_note(f"case {case}: {x.dtype} {x.shape}, strides {x.strides}, targets {targets.shape}, {said}")
+            raise

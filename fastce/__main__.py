@@ -1,0 +1,154 @@
+"""What this build is, and what it gains on this machine: half a minute of it against its reference in NumPy.
+
+Run as ``python -m`` and the package's name, whatever that is here; nothing imports it, and it needs NumPy alone. All
+results are compared with the reference in float64 before anything is timed; then the sides take turns, and the best
+time of each counts. The last column is the least that memory allows: a copy of the logits, or a read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from . import cross_entropy, cross_entropy_with_grad, show_config
+from . import reference as _reference
+
+reference: Any = _reference  # it is not typed
+
+CASES = [
+    (32, 10, "float32"),
+    (65536, 10, "float32"),
+    (128, 1000, "float32"),
+    (4096, 1000, "float32"),
+    (4096, 1000, "float64"),
+    (1024, 32000, "float32"),
+    (256, 128256, "float32"),
+]
+QUICK_CASES = [(32, 10, "float32"), (16384, 10, "float32"), (1024, 1000, "float32")]
+SECONDS, QUICK_SECONDS = 1.5, 0.3  # for each case, loss + gradient or forward; or ROUNDS, if those take longer
+ROUNDS = 3
+TURN = 0.01  # seconds a side runs before the next takes over, at least one call
+PAUSE = 0.02  # between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
+BATCH = 50e-6  # calls shorter than this are timed several at a time
+BLOCK = 2**20  # logits that are verified at a time
+TOLERANCE = {"float32": (1e-4, 1e-6), "float64": (1e-10, 1e-12)}  # the reference's: relative, and of the largest
+
+
+def verify(side: str, loss: Any, grad: Any, logits: Any, labels: Any) -> None:
+    """Raise if the loss, or the gradient if there is one, is not what the reference computes in float64."""
+    rtol, atol = TOLERANCE[str(logits.dtype)]
+    rows, classes = logits.shape
+    true_loss = 0.0
+    step = max(1, BLOCK // classes)
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        part, true = reference.cross_entropy_with_grad(
+            logits[block].astype(np.float64), labels[block], reduction="sum", upstream=1 / rows
+        )
+        true_loss += float(part) / rows
+        if grad is not None and not (np.abs(grad[block] - true) <= rtol * np.abs(true) + atol / rows).all():
+            raise ArithmeticError(f"{side}, {rows} x {classes}: wrong gradient in rows {start} to {start + len(true)}")
+    if not abs(float(loss) - true_loss) <= rtol * true_loss:
+        raise ArithmeticError(f"{side}, {rows} x {classes}: the loss is {loss}, expected {true_loss}")
+
+
+def turn(call: Callable[[], object], number: int) -> float:
+    """Seconds per call, the best of as many as fit into a turn."""
+    best, stop = float("inf"), time.perf_counter() + TURN
+    while True:
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        end = time.perf_counter()
+        best = min(best, (end - start) / number)
+        if end >= stop:
+            return best
+
+
+def measure(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Best seconds per call."""
+    numbers = {side: 1 + int(BATCH / turn(call, 1)) for side, call in calls.items()}
+    best = dict.fromkeys(calls, float("inf"))
+    deadline, rounds = time.perf_counter() + seconds, 0
+    while rounds < ROUNDS or time.perf_counter() < deadline:
+        for side, call in calls.items():
+            time.sleep(PAUSE)
+            best[side] = min(best[side], turn(call, numbers[side]))
+        rounds += 1
+    return best
+
+
+def compare(
+    rows: int, classes: int, dtype: str, gradient: bool, threads: list[int], seconds: float
+) -> dict[str, float]:
+    """Best seconds of the reference, of each number of threads and of the memory, in this order."""
+    rng = np.random.default_rng(0)
+    logits: Any = rng.standard_normal((rows, classes), dtype=np.dtype(dtype).type)
+    labels = rng.integers(classes, size=rows)
+    out = np.zeros_like(logits)
+    calls: dict[str, Callable[[], Any]] = {}
+    if gradient:
+        calls["NumPy"] = partial(reference.cross_entropy_with_grad, logits, labels, out=out)
+        for n in threads:
+            calls[f"{n} threads"] = partial(cross_entropy_with_grad, logits, labels, out=out, num_threads=n)
+    else:
+        calls["NumPy"] = partial(reference.cross_entropy, logits, labels)
+        for n in threads:
+            calls[f"{n} threads"] = partial(cross_entropy, logits, labels, num_threads=n)
+    for side, call in calls.items():
+        out.fill(np.nan)
+        loss, grad = call() if gradient else (call(), None)
+        verify(side, loss, grad, logits, labels)
+    calls["limit"] = partial(np.copyto, out, logits) if gradient else logits.max
+    return measure(calls, seconds)
+
+
+def time_text(seconds: float) -> str:
+    scale, unit = (1e6, "us") if seconds < 1e-3 else (1e3, "ms")
+    return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
+
+
+def show_progress(text: str) -> None:
+    """A line that the next one replaces, where somebody is watching."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{text:<60}\r")
+        sys.stderr.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog=f"{sys.executable} -m {__package__}", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three seconds: fewer and smaller cases")
+    quick = parser.parse_args().quick
+    show_config()
+    config: Any = show_config(mode="dicts")
+    threads = sorted({1, config["threads"]})
+    cases, seconds = (QUICK_CASES, QUICK_SECONDS) if quick else (CASES, SECONDS)
+    print(f"\n{__package__} against its NumPy reference: time of a call and speed-up")
+    done = 0
+    for gradient, title, limit in ((True, "loss + gradient", "copy"), (False, "forward", "read")):
+        titles = "".join(f"{f'{n} thread' + 's' * (n > 1):>11}{'':>7}" for n in threads)
+        print(f"\n{title:20}{'NumPy':>9}{titles}{limit:>11}")
+        for rows, classes, dtype in cases:
+            name = f"{rows} x {classes}{' float64' * (dtype == 'float64')}"
+            show_progress(f"[{done}/{2 * len(cases)}] {name}, {title} ...")
+            try:
+                theirs, *ours, least = compare(rows, classes, dtype, gradient, threads, seconds).values()
+            except ArithmeticError as error:
+                show_progress("")
+                print(f"FAILED: {error}", file=sys.stderr)
+                return 1
+            show_progress("")
+            done += 1
+            cells = "".join(f"{time_text(best):>11}{f'{theirs / best:.1f}x':>7}" for best in ours)
+            print(f"{name:20}{time_text(theirs):>9}{cells}{time_text(least):>11}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
