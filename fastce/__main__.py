@@ -110,7 +110,7 @@ def compare(
 
 
 def time_text(seconds: float) -> str:
-    scale, unit = (1e6, "us") if seconds < 1e-3 else (1e3, "ms")
+    scale, unit = (1e6, "us") if seconds < 999.5e-6 else (1e3, "ms") if seconds < 0.9995 else (1, "s")
     return f"{seconds * scale:#.3g}".rstrip(".") + f" {unit}"
 
 
@@ -122,7 +122,7 @@ def show_progress(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog=f"{sys.executable} -m {__package__}", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three seconds: fewer and smaller cases")
     quick = parser.parse_args().quick
     show_config()

@@ -19,6 +19,7 @@ from . import __version__, _kernels
 from ._arrays import (
     F32,
     F64,
+    I64,
     Array,
     as_array,
     as_axis,
@@ -34,8 +35,10 @@ from ._arrays import (
 )
 
 _REDUCTIONS = ("mean", "sum", "none")
-_LAST = -1
+_LAST, _OFF, _ONE, _USUAL = -1, 0.0, 1.0, -100  # defaults, recognised by their identity
+# Chosen once: finding the right one at each call takes longer than many a call.
 _run_f32, _run_f64 = _kernels.cross_entropy["float"], _kernels.cross_entropy["double"]
+_plain_f32, _plain_f64 = _kernels.plain["float"], _kernels.plain["double"]
 _targets_of = {
     np.dtype(name): _kernels.targets[signature]
     for name, signature in [(f"{u}int{b}", f"{u}int{b}_t") for u in ("", "u") for b in (8, 16, 32, 64)]
@@ -110,6 +113,8 @@ def _threads(num_threads: Any) -> int:
     """The number to ask the kernels for; 0 is automatic."""
     if num_threads is None:
         return 0
+    if type(num_threads) is int and 0 < num_threads < 2**31:
+        return num_threads
     try:
         if isinstance(num_threads, (bool, np.bool_)):
             raise TypeError
@@ -122,9 +127,11 @@ def _threads(num_threads: Any) -> int:
 
 
 def _scalar(dtype: np.dtype[Any], value: float) -> Any:
-    if dtype is F32 and abs(value) > 3.5e38:  # NumPy would warn of the overflow
-        value = math.copysign(math.inf, value)
-    return dtype.type(value)
+    if dtype is F32:
+        if value > 3.5e38:  # NumPy would warn of the overflow
+            value = math.inf
+        return np.float32(value)
+    return np.float64(value)
 
 
 def _count(
@@ -150,6 +157,28 @@ def _label_error(targets: Array, classes: int, ignored: int | None) -> IndexErro
     return IndexError(
         f"{at_index('targets', at)} is {targets[at]}, out of range for {classes} classes (ignore_index is {ignored})"
     )
+
+
+def _plain(
+    logits: Any, targets: Any, reduction: Any, num_threads: Any, with_grad: bool
+) -> tuple[Any, Array | None] | None:
+    """Loss and gradient, when all but these arguments are the defaults and these are of the commonest kind.
+
+    None if they are not, or anything is wrong with them: then the general way has the answer, or the error.
+    """
+    if type(logits) is not np.ndarray or type(targets) is not np.ndarray or targets.dtype is not I64:
+        return None
+    dtype = logits.dtype
+    run = _plain_f32 if dtype is F32 else _plain_f64 if dtype is F64 else None
+    if run is None or logits.ndim != 2 or targets.ndim != 1 or type(reduction) is not str:
+        return None
+    mean = reduction == "mean"
+    if not mean and reduction != "sum":
+        return None
+    threads = 0 if num_threads is None else _threads(num_threads)
+    grad = np.empty_like(logits) if with_grad else None
+    loss = run(logits, targets, _USUAL, mean, 1.0, grad, threads, _CPU_QUOTA)
+    return None if loss is None else (_scalar(dtype, loss), grad)
 
 
 def _cross_entropy(
@@ -345,12 +374,12 @@ def cross_entropy(
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    ignore_index: int | None = _USUAL,
+    label_smoothing: float = _OFF,
+    z_loss: float = _OFF,
     reduction: str = "mean",
     normalizer: float | None = None,
-    axis: int = -1,
+    axis: int = _LAST,
     return_stats: bool = False,
     num_threads: int | None = None,
 ) -> Any:
@@ -432,12 +461,23 @@ def cross_entropy(
     >>> logits = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     >>> labels = np.array([0, 2])
     >>> round(float(fastce.cross_entropy(logits, labels)), 6)
-    0.669078
+    0.669079
     >>> fastce.cross_entropy(logits, labels, reduction="none").round(6)
     array([0.239545, 1.098612])
     >>> print(f"{fastce.cross_entropy(np.float32([[20, 0, 0, 0]]), [0]):.5e}")  # log(1 + 3*exp(-20)), not 0
     6.18346e-09
     """
+    if (
+        weight is sample_weight is normalizer is None
+        and label_smoothing is _OFF
+        and z_loss is _OFF
+        and axis is _LAST
+        and ignore_index is _USUAL
+        and not return_stats
+    ):
+        plain = _plain(logits, targets, reduction, num_threads, False)
+        if plain is not None:
+            return plain[0]
     loss, _, stats = _cross_entropy(
         logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis,
         num_threads, return_stats=return_stats,
@@ -451,14 +491,14 @@ def cross_entropy_with_grad(
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    ignore_index: int | None = _USUAL,
+    label_smoothing: float = _OFF,
+    z_loss: float = _OFF,
     reduction: str = "mean",
     normalizer: float | None = None,
-    axis: int = -1,
+    axis: int = _LAST,
     num_threads: int | None = None,
-    upstream: Any = 1.0,
+    upstream: Any = _ONE,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
     """`cross_entropy` and its gradient with respect to the logits, in one pass over them.
@@ -508,6 +548,17 @@ def cross_entropy_with_grad(
     array([[-0.25,  0.25],
            [ 0.25, -0.25]])
     """
+    if (
+        weight is sample_weight is normalizer is out is None
+        and label_smoothing is _OFF
+        and z_loss is _OFF
+        and axis is _LAST
+        and ignore_index is _USUAL
+        and upstream is _ONE
+    ):
+        plain = _plain(logits, targets, reduction, num_threads, True)
+        if plain is not None:
+            return plain  # type: ignore[return-value]
     loss, grad, _ = _cross_entropy(
         logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis,
         num_threads, with_grad=True, upstream=upstream, out=out,
@@ -522,12 +573,12 @@ def cross_entropy_grad(
     *,
     weight: Any = None,
     sample_weight: Any = None,
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    ignore_index: int | None = _USUAL,
+    label_smoothing: float = _OFF,
+    z_loss: float = _OFF,
     reduction: str = "mean",
     normalizer: float | None = None,
-    axis: int = -1,
+    axis: int = _LAST,
     num_threads: int | None = None,
     upstream: Any = 1.0,
     out: Array | None = None,

@@ -807,6 +807,70 @@ cdef void run(const Job *job, Py_ssize_t units, int threads, floating *scratch, 
 # What _api.py calls
 # ---------------------------------------------------------------------------------------------------------------------
 
+cdef double execute(Job *job, const floating *dtype, int threads, int quota) except? -1:
+    """Runs a job that lacks only what follows from it, and returns the sum of its losses."""
+    cdef Py_ssize_t positions = job.positions, classes = job.classes, j, units, room
+    cdef bint smooth = job.labels != NULL and job.weight != NULL and job.uniform != 0
+    cdef char *memory
+    cdef floating *scratch
+    cdef double *others
+    cdef Sum total
+    job.stream = positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
+    job.by_tiles = classes <= FEW or (job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating)
+                                      and job.x.per_block >= LANES)
+    # The units depend on the shapes alone, never on the number of threads.
+    job.unit = UNIT/classes if UNIT/classes > 0 else 1
+    if job.by_tiles:
+        if job.unit < positions/16:
+            job.unit = positions/16
+        if job.unit > GROUP:
+            job.unit = (UNIT/classes if UNIT/classes > GROUP else GROUP)/GROUP*GROUP
+        else:
+            job.unit = (job.unit + LANES - 1)/LANES*LANES
+    units = (positions + job.unit - 1)/job.unit
+
+    if ce_must_be_serial():
+        threads = 1
+    elif threads == 0:
+        threads = 1 if positions*classes < 2*UNIT else ce_automatic_threads(quota)
+    if threads > units:
+        threads = <int>units
+    if threads > MOST_THREADS:
+        threads = MOST_THREADS
+
+    # All the memory a run needs: for each thread three blocks or two tiles and the state of a tile; the units' sums;
+    # the weights of the smoothing. Aligned to cache lines.
+    room = 2*TILE + 8*GROUP if job.by_tiles else 3*BLOCK
+    memory = <char *>malloc(64 + (threads*room + classes*smooth)*sizeof(floating)
+                            + (units + classes*smooth)*sizeof(double))
+    if memory == NULL:
+        raise MemoryError(f"fastce needs {threads*room*sizeof(floating)} bytes of scratch memory")
+    scratch = <floating *>(memory + (64 - <size_t>memory % 64))
+    job.unit_sums = <double *>(scratch + threads*room)
+    if smooth:
+        job.v_kind, job.v_scale = CE_BY_CLASS, 1
+        others = job.unit_sums + units
+        job.others = others
+        job.smooth = <floating *>(others + classes)
+        set_sum(&total, 0)
+        for j in range(classes):
+            others[j] = value(&total)
+            add(&total, job.weight[j])
+            (<floating *>job.smooth)[j] = <floating>(job.uniform*job.weight[j])
+        job.smooth_mass = job.uniform*value(&total)
+        set_sum(&total, 0)
+        for j in range(classes - 1, -1, -1):
+            others[j] += value(&total)
+            add(&total, job.weight[j])
+    with nogil:
+        run(job, units, threads, scratch, room)
+    set_sum(&total, 0)
+    for j in range(units):
+        add(&total, job.unit_sums[j])
+    free(memory)
+    return value(&total)
+
+
 cdef class Targets:
     """A (positions, classes) view of probability targets of any `number` dtype; made by `targets`."""
     cdef object array
@@ -883,12 +947,7 @@ def cross_entropy(
     All arrays were checked by the caller; g may be x itself and may not overlap anything else.
     """
     cdef Job job
-    cdef Py_ssize_t j, units, room, classes = x.shape[1]
-    cdef char *memory
-    cdef floating *scratch
-    cdef double *others
-    cdef bint smooth
-    cdef Sum total
+    cdef Py_ssize_t classes = x.shape[1]
     memset(&job, 0, sizeof(job))
     job.positions, job.classes = positions, classes
     job.x.data = <char *>&x[0, 0]
@@ -929,61 +988,47 @@ def cross_entropy(
     if tail is not None:
         job.tail = &tail[0]
     job.stats_given = stats_given
-    job.stream = positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
-    job.by_tiles = classes <= FEW or (job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating)
-                                      and job.x.per_block >= LANES)
-    # The units depend on the shapes alone, never on the number of threads.
-    job.unit = UNIT/classes if UNIT/classes > 0 else 1
-    if job.by_tiles:
-        if job.unit < positions/16:
-            job.unit = positions/16
-        if job.unit > GROUP:
-            job.unit = (UNIT/classes if UNIT/classes > GROUP else GROUP)/GROUP*GROUP
-        else:
-            job.unit = (job.unit + LANES - 1)/LANES*LANES
-    units = (positions + job.unit - 1)/job.unit
+    return execute(&job, <floating *>NULL, threads, quota)
 
-    if ce_must_be_serial():
-        threads = 1
-    elif threads == 0:
-        threads = 1 if positions*classes < 2*UNIT else ce_automatic_threads(quota)
-    if threads > units:
-        threads = <int>units
-    if threads > MOST_THREADS:
-        threads = MOST_THREADS
 
-    # All the memory a run needs: for each thread three blocks or two tiles and the state of a tile; the units' sums;
-    # the weights of the smoothing. Aligned to cache lines.
-    room = 2*TILE + 8*GROUP if job.by_tiles else 3*BLOCK
-    smooth = labels is not None and weight is not None and smoothing != 0
-    memory = <char *>malloc(64 + (threads*room + classes*smooth)*sizeof(floating)
-                            + (units + classes*smooth)*sizeof(double))
-    if memory == NULL:
-        raise MemoryError(f"fastce needs {threads*room*sizeof(floating)} bytes of scratch memory")
-    scratch = <floating *>(memory + (64 - <size_t>memory % 64))
-    job.unit_sums = <double *>(scratch + threads*room)
-    if smooth:
-        job.v_kind, job.v_scale = CE_BY_CLASS, 1
-        others = job.unit_sums + units
-        job.others = others
-        job.smooth = <floating *>(others + classes)
-        set_sum(&total, 0)
-        for j in range(classes):
-            others[j] = value(&total)
-            add(&total, weight[j])
-            (<floating *>job.smooth)[j] = <floating>(job.uniform*weight[j])
-        job.smooth_mass = job.uniform*value(&total)
-        set_sum(&total, 0)
-        for j in range(classes - 1, -1, -1):
-            others[j] += value(&total)
-            add(&total, weight[j])
-    with nogil:
-        run(&job, units, threads, scratch, room)
-    set_sum(&total, 0)
-    for j in range(units):
-        add(&total, job.unit_sums[j])
-    free(memory)
-    return value(&total)
+def plain(
+    const floating[:, :] x,             # IN
+    const int64_t[:] labels,            # IN   one for each row; not checked yet
+    ignored,                            #      an int of 64 bits
+    bint mean,
+    double upstream,
+    floating[:, :] g,                   # OUT  gradient, or None
+    int threads,                        #      0: automatic
+    int quota,
+):
+    """The call that is made most: rows and their class indices, no options, the mean or the sum of the losses.
+
+    Returns None, and has written nothing, when that is not what it was given: shapes that do not fit, arrays that are
+    empty or not aligned, labels that are not contiguous or out of range, or all of them ignored.
+    """
+    cdef Job job
+    cdef Py_ssize_t kept
+    cdef double total
+    if x.shape[0] != labels.shape[0] or x.shape[0] == 0 or x.shape[1] == 0 or labels.strides[0] != sizeof(int64_t):
+        return None
+    memset(&job, 0, sizeof(job))
+    job.positions, job.classes = x.shape[0], x.shape[1]
+    job.labels, job.ignored = &labels[0], ignored
+    job.x.data = <char *>&x[0, 0]
+    job.x.per_block, job.x.by_position, job.x.by_class = x.shape[0], x.strides[0], x.strides[1]
+    if (<size_t>job.x.data | job.x.by_position | job.x.by_class) % sizeof(floating) or <size_t>job.labels % sizeof(int64_t):
+        return None
+    kept = primitives_f32.labels_kept(job.labels, job.positions, job.classes, job.ignored, True)
+    if kept <= 0:
+        return None
+    job.has_ignored = kept < job.positions
+    if g is not None:
+        job.g.data = <char *>&g[0, 0]
+        job.g.per_block, job.g.by_position, job.g.by_class = g.shape[0], g.strides[0], g.strides[1]
+    job.keep, job.with_loss, job.v_kind = 1, True, CE_BROADCAST
+    job.factor = upstream/kept if mean else upstream
+    total = execute(&job, <floating *>NULL, threads, quota)
+    return total/kept if mean else total
 
 
 def automatic_threads(int quota):
