@@ -20,6 +20,7 @@ from cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Problem
 import fastce
 from fastce import reference
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX is imported: else XLA tells how long it compiles
 THREADS = (1, max(2, fastce.show_config(mode="dicts")["threads"]))  # one, and as many as the peers will take
 OWN = 0  # "as many threads as it likes"
 Result = tuple[float, np.ndarray | None]
@@ -146,7 +147,6 @@ def jax_compiled(probabilities: bool, axis: int, gradient: bool) -> Any:
 
 def jax_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
     """JAX fixes its threads when the process starts: measured with those; `taskset -c 0` gives every side one core."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA reports how long it takes to compile
     import jax
 
     if problem.case.options or problem.case.order != "C" or problem.case.in_place:  # it has no such options and arrays

@@ -24,7 +24,7 @@ from compare import LEGEND, ORDER, TITLES, measure, number_text, row, rows_of, t
 from peers import OWN, SIDES, THREADS, describe, environment, fastce_runs, limit_runs, missing, numpy_runs, runs
 
 FIGURES = Path(__file__).parent / "figures"
-SECONDS = 3.0  # for each case and mode
+SECONDS = 2.0  # for each case and mode
 SWEPT_LOGITS, SWEPT_CLASSES = 2**22, [2**k for k in range(1, 19)]
 SCALED = [case for case in CASES if case.name in {"65536 x 10", "4096 x 1000", "4096 x 1000 float64", "1024 x 32000"}]
 GAPS, GAP_CLASSES = np.linspace(1, 85, 57, dtype=np.float32), 10
@@ -32,7 +32,7 @@ ERROR_SHOWN = 1e-9  # smaller ones, and none, are drawn there
 EPS = float(np.finfo(np.float32).eps)
 QUICK_LOGITS = 2**23  # --quick leaves larger cases out
 
-WIDTH, DPI = 8.0, 150  # inches; a README shows 800 pixels of them
+WIDTH, DPI = 8.0, 130  # inches; a README shows 800 pixels of them
 COLOURS = {
     "fastce": "#000000",
     "NumPy": "#0072b2",
@@ -105,7 +105,7 @@ def measured(quick: bool) -> dict:
         "described": describe(),
         "threads": THREADS[1],
         "rows": [data for case in chosen for data in rows_of(case, (True, False), seconds, rounds)],
-        "by_classes": list(classes_rows(seconds / 6, rounds, every)),
+        "by_classes": list(classes_rows(seconds / 4, rounds, every)),
         "by_threads": list(threads_rows(seconds, rounds, [case for case in SCALED if case in chosen])),
         "accuracy": accuracy(),
     }
@@ -287,7 +287,8 @@ def draw_classes(data: dict):
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlim(min(ours) / 1.2, max(ours) * 1.2)
-    plain_numbers(axes.xaxis, list(ours)[:: max(1, len(ours) // 9)])
+    step = max(1, len(ours) // 9)
+    plain_numbers(axes.xaxis, [*list(ours)[:-step:step], max(ours)])
     plain_numbers(axes.yaxis, (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50))
     axes.set_xlabel("classes")
     figure.legend(loc="outside lower center", ncols=5)
@@ -360,12 +361,14 @@ def main() -> int:
     if package := missing(("matplotlib",)):
         parser.error(f"{package} is not installed")
     start = time.perf_counter()
-    arguments.to.mkdir(exist_ok=True)
     file = arguments.to / "data.json"
+    if arguments.redraw and not file.exists():
+        parser.error(f"nothing was measured yet: there is no {file}")
+    arguments.to.mkdir(exist_ok=True)
     if not arguments.redraw:
         if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
             print(f"the machine is busy (load {load:.1f}): these will not be its best times", file=sys.stderr)
-        file.write_text(json.dumps(measured(arguments.quick), indent=1) + "\n")
+        file.write_text(json.dumps(measured(arguments.quick)) + "\n")
     data = json.loads(file.read_text())
     text = tables(data)
     (arguments.to / "tables.md").write_text(text)

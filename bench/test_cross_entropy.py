@@ -1,6 +1,6 @@
 """Forward and loss + gradient of every side on every case, one benchmark each. A side's result is checked against a
 float64 computation before it is timed. pytest-benchmark times the sides one after the other; compare.py takes turns and
-is what the README's table comes from."""
+is what the README's tables come from, by report.py."""
 
 from __future__ import annotations
 

@@ -96,17 +96,21 @@ def compare(
     if gradient:
         calls["NumPy"] = partial(reference.cross_entropy_with_grad, logits, labels, out=out)
         for n in threads:
-            calls[f"{n} threads"] = partial(cross_entropy_with_grad, logits, labels, out=out, num_threads=n)
+            calls[threads_text(n)] = partial(cross_entropy_with_grad, logits, labels, out=out, num_threads=n)
     else:
         calls["NumPy"] = partial(reference.cross_entropy, logits, labels)
         for n in threads:
-            calls[f"{n} threads"] = partial(cross_entropy, logits, labels, num_threads=n)
+            calls[threads_text(n)] = partial(cross_entropy, logits, labels, num_threads=n)
     for side, call in calls.items():
         out.fill(np.nan)
         loss, grad = call() if gradient else (call(), None)
         verify(side, loss, grad, logits, labels)
     calls["limit"] = partial(np.copyto, out, logits) if gradient else logits.max
     return measure(calls, seconds)
+
+
+def threads_text(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def time_text(seconds: float) -> str:
@@ -132,7 +136,7 @@ def main() -> int:
     print(f"\n{__package__} against its NumPy reference: time of a call and speed-up")
     done = 0
     for gradient, title, limit in ((True, "loss + gradient", "copy"), (False, "forward", "read")):
-        titles = "".join(f"{f'{n} thread' + 's' * (n > 1):>11}{'':>7}" for n in threads)
+        titles = "".join(f"{threads_text(n):>11}{'':>7}" for n in threads)
         print(f"\n{title:20}{'NumPy':>9}{titles}{limit:>11}")
         for rows, classes, dtype in cases:
             name = f"{rows} x {classes}{' float64' * (dtype == 'float64')}"

@@ -56,6 +56,8 @@ cdef extern from "_simd.h" nogil:
                           const void *at_mark) noexcept nogil
         void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                           Py_ssize_t dst_step) noexcept nogil
+        void (*copy_runs)(const void *src, Py_ssize_t src_step, Py_ssize_t runs, Py_ssize_t n, void *dst,
+                          Py_ssize_t dst_step) noexcept nogil
         void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label) noexcept nogil
         void (*narrow)(const double *src, Py_ssize_t n, void *to) noexcept nogil
         void (*widen)(const void *src, Py_ssize_t n, double *to) noexcept nogil
@@ -102,11 +104,12 @@ cdef extern from *:
 # ---------------------------------------------------------------------------------------------------------------------
 
 cdef enum:
-    GROUP = 128         # positions whose state is held at a time, and the width of a tile
+    GROUP = 112         # positions whose state is held at a time, at most
     BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
-    TILE = 8192         # numbers in a tile: at most 64 classes for 128 positions
+    TILE = 8192         # numbers in a tile
     LANES = 16          # a tile's width is a multiple of this, the widest vector
-    FEW = 64            # up to so many contiguous classes, `tiles` is faster than `rows`
+    NARROW = 48         # the least width of a tile when there are positions enough
+    FEW = 128           # up to so many contiguous classes, `tiles` is faster than `rows`
     UNIT = 32768        # logits in a unit of work, about 10 us
     STREAM_BYTES = 1 << 25      # gradients of this size or more are written past the caches
     MOST_THREADS = 256
@@ -153,6 +156,7 @@ cdef struct Job:
     bint stats_given                # row_max and tail are read, not written
     bint by_tiles
     bint stream
+    Py_ssize_t group                # positions worked on at a time: the width of a tile
     Py_ssize_t unit                 # positions in a unit
     double *unit_sums
 
@@ -211,15 +215,16 @@ cdef inline bint is_ignored(const Job *job, Py_ssize_t i) noexcept nogil:
     return job.has_ignored and job.labels != NULL and job.labels[i] == job.ignored
 
 
-cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, State *s, Py_ssize_t r) noexcept nogil:
-    """Completes the state of position r, which lacks only its label t, whose logit is x_t."""
+cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, double e_t, State *s,
+                           Py_ssize_t r) noexcept nogil:
+    """Completes the state of position r, which lacks only its label t, whose logit is x_t and exp(x_t - row_max) e_t."""
     cdef double weight = weight_of(job, t)
     s.target[r] = t
     s.q[r] = (job.keep + job.uniform)*weight
     s.rest[r] = job.smooth_mass - job.uniform*weight if job.others == NULL else job.uniform*job.others[t]
     s.mass[r] = job.smooth_mass + job.keep*weight
     s.linear[r] += times(job.keep*weight, s.row_max[r] - x_t)
-    s.e[r] = exp(x_t - s.row_max[r])
+    s.e[r] = e_t
 
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n,
@@ -371,8 +376,7 @@ cdef void load_tile(const Matrix *a, int dtype, Py_ssize_t i, Py_ssize_t count, 
         src = position(a, i + p) + j*a.by_class
         run = run_of(a, i + p, count - p)
         if own and a.by_position == room:
-            for k in range(classes):
-                memcpy(tile + k*width + p, src + k*a.by_class, run*room)
+            primitives(tile).copy_runs(src, a.by_class, classes, run, tile + p, width*room)
         elif own and a.by_class == room:
             primitives(tile).transpose(src, a.by_position, run, classes, tile + p, width*room)
         elif 0 < a.by_position < a.by_class:
@@ -396,8 +400,7 @@ cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t
         dst = position(a, i + p) + j*a.by_class
         run = run_of(a, i + p, count - p)
         if a.by_position == room:
-            for k in range(classes):
-                memcpy(dst + k*a.by_class, tile + k*width + p, run*room)
+            primitives(tile).copy_runs(tile + p, width*room, classes, run, dst, a.by_class)
         elif a.by_class == room:
             primitives(tile).transpose(tile + p, width*room, classes, run, dst, a.by_position)
         else:
@@ -422,7 +425,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     cdef const floating *next
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
     cdef Py_ssize_t j = 0, n, k
-    cdef double row_max = -INFINITY, shift = 0, block_max, v_sum
+    cdef double row_max = -INFINITY, shift = 0, block_max, v_sum, x_k
     cdef Sum tail, mass, linear, rest
     set_sum(&tail, -1)          # of no class, so that 1 + tail is 0
     set_sum(&mass, 0)
@@ -472,7 +475,9 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     s.mass[r], s.linear[r], s.rest[r] = value(&mass), value(&linear), value(&rest)
     s.target[r] = s.top[r]
     if job.labels != NULL and not is_ignored(job, i):
-        add_label(job, job.labels[i], (<const floating *>(row + job.labels[i]*job.x.by_class))[0], s, r)
+        k = job.labels[i]
+        x_k = (<const floating *>(row + k*job.x.by_class))[0]
+        add_label(job, k, x_k, e[k] if e != NULL else exp(x_k - row_max), s, r)
 
 
 cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
@@ -662,7 +667,7 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
             if not is_ignored(job, tile.start + p):
                 t = job.labels[tile.start + p]
                 x_t = (<const floating *>(position(&job.x, tile.start + p) + t*job.x.by_class))[0]
-                add_label(job, t, x_t, s, p)
+                add_label(job, t, x_t, s.e[p] if pick else exp(x_t - s.row_max[p]), s, p)
 
 
 cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, floating *scratch) noexcept nogil:
@@ -776,7 +781,7 @@ cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nog
     for p in range(GROUP):
         s.scale[p], s.slope[p] = job.factor, 0
     while start < stop:
-        count = min(stop - start, GROUP)
+        count = min(stop - start, job.group)
         if job.sample != NULL or job.upstream != NULL:
             for p in range(count):
                 s.scale[p] = job.factor
@@ -818,13 +823,18 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
     job.stream = positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
     job.by_tiles = classes <= FEW or (job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating)
                                       and job.x.per_block >= LANES)
+    # A tile that holds all classes need not compute its exponentials twice; one of few positions wastes memory lines. An
+    # odd number of lines from class to class, so that they do not fall on each other in the cache.
+    job.group = GROUP
+    while job.by_tiles and job.group*classes > TILE and job.group > NARROW:
+        job.group -= 2*LANES
     # The units depend on the shapes alone, never on the number of threads.
     job.unit = UNIT/classes if UNIT/classes > 0 else 1
     if job.by_tiles:
         if job.unit < positions/16:
             job.unit = positions/16
-        if job.unit > GROUP:
-            job.unit = (UNIT/classes if UNIT/classes > GROUP else GROUP)/GROUP*GROUP
+        if job.unit > job.group:
+            job.unit = max(UNIT/classes, job.group)/job.group*job.group
         else:
             job.unit = (job.unit + LANES - 1)/LANES*LANES
     units = (positions + job.unit - 1)/job.unit

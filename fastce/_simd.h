@@ -24,9 +24,19 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define CE_INLINE static inline __attribute__((always_inline, unused))
 #define CE_PREFETCH(p) __builtin_prefetch(p)
+#define CE_PREFETCH_WRITE(p) __builtin_prefetch(p, 1)
+#define CE_FIRST_BIT(bits) __builtin_ctz(bits)
 #else
 #define CE_INLINE static __inline
 #define CE_PREFETCH(p) ((void)(p))
+#define CE_PREFETCH_WRITE(p) ((void)(p))
+CE_INLINE int CE_FIRST_BIT(unsigned bits)
+{
+    int k = 0;
+    while (!(bits >> k & 1))
+        k++;
+    return k;
+}
 #endif
 #ifdef _MSC_VER
 #define restrict __restrict
@@ -75,6 +85,10 @@ typedef struct {
                       const void *a, const void *b, const void *v, int kind, const void *mark, const void *at_mark);
     /* dst[k, r] = src[r, k]: the rows of src and of dst are by_row and by_class bytes apart. */
     void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
+                      Py_ssize_t dst_step);
+    /* dst[k, r] = src[k, r] for `runs` runs k of n numbers; they are src_step and dst_step bytes apart. Meanwhile the n
+     * numbers behind each run are brought into the cache: those of the next tile. */
+    void (*copy_runs)(const void *src, Py_ssize_t src_step, Py_ssize_t runs, Py_ssize_t n, void *dst,
                       Py_ssize_t dst_step);
     /* label[p] = labels[p] - first, in the dtype. */
     void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label);

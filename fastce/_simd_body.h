@@ -173,11 +173,9 @@ static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
     const VEC wanted = SET1((T)value);
     Py_ssize_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        unsigned bits = EQ_BITS(LOAD(x + i), wanted);
+        const unsigned bits = EQ_BITS(LOAD(x + i), wanted);
         if (bits)
-            for (;; i++, bits >>= 1)
-                if (bits & 1)
-                    return i;
+            return i + CE_FIRST_BIT(bits);
     }
     for (; i < n; i++)
         if (x[i] == (T)value)
@@ -207,14 +205,18 @@ CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_s
         }
         /* The ragged end, and the chunk that holds `skip`. */
         const Py_ssize_t stop = n - i > FN(CHUNK) ? i + FN(CHUNK) : n;
+        VEC odd = SET1(0), even = SET1(0);
         for (; i < stop; i += LANES) {
             VEC v = FN(exp_)(FN(load_upto)(x + i, n - i, (T)-INFINITY) - shift, 1);
             if (keep)
                 FN(store_upto)(e + i, v * unscale, n - i);
             if ((size_t)(skip - i) < LANES)
                 v = SELECT_EQ(LOAD(FN(iota)), SET1((T)(skip - i)), SET1(0), v);
-            ACC_ADD(acc, v);
+            const VEC sum = odd + v; /* each of the two gets every second vector */
+            odd = even;
+            even = sum;
         }
+        ACC_ADD(acc, even + odd);
     }
     return FN(acc_sum)(acc) * EXP_UNSCALE;
 }
@@ -543,6 +545,22 @@ static void FN(transpose)(const void *src_, Py_ssize_t src_step, Py_ssize_t rows
 #undef DST
 }
 
+static void FN(copy_runs)(const void *src_, Py_ssize_t src_step, Py_ssize_t runs, Py_ssize_t n, void *dst_,
+                          Py_ssize_t dst_step)
+{
+    for (Py_ssize_t k = 0; k < runs; k++) {
+        const T *src = (const T *)((const char *)src_ + k * src_step);
+        T *dst = (T *)((char *)dst_ + k * dst_step);
+        Py_ssize_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            STORE(dst + i, LOAD(src + i));
+        for (; i < n; i++)
+            dst[i] = src[i];
+        for (i = 0; i < n; i += CE_CACHE_LINE / (Py_ssize_t)sizeof(T))
+            CE_PREFETCH(src + n + i), CE_PREFETCH_WRITE(dst + n + i);
+    }
+}
+
 static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label_)
 {
     T *label = label_;
@@ -643,7 +661,7 @@ static Py_ssize_t FN(labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t c
 static const ce_primitives FN(table) = {
     FN(row_max),     FN(row_find),     FN(row_exp_sum), FN(row_gap_dot),      FN(row_sum),    FN(row_affine),
     FN(row_grad),    FN(tile_max),     FN(tile_exp_sum), FN(tile_gap_dot),    FN(tile_sum),   FN(tile_grad),
-    FN(transpose),   FN(label_lanes),  FN(narrow),      FN(widen),            SHARED(add),    SHARED(coefficients),
+    FN(transpose),   FN(copy_runs), FN(label_lanes),  FN(narrow),      FN(widen),            SHARED(add),    SHARED(coefficients),
     SHARED(losses),  SHARED(labels_kept),
 };
 #undef SHARED
