@@ -549,7 +549,8 @@ def cross_entropy_with_grad(
            [ 0.25, -0.25]])
     """
     if (
-        weight is sample_weight is normalizer is out is None
+        weight is sample_weight is normalizer is None
+        and out is None
         and label_smoothing is _OFF
         and z_loss is _OFF
         and axis is _LAST

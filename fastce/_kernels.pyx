@@ -46,7 +46,8 @@ cdef extern from "_simd.h" nogil:
         void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m) noexcept nogil
         void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
                              const void *before, const void *label, double *sum, double *d_label,
-                             double *e_label) noexcept nogil
+                             double *e_label, const void *next, Py_ssize_t next_step, void *dst,
+                             Py_ssize_t dst_step) noexcept nogil
         void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width,
                              const void *m, double *sum) noexcept nogil
         void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m,
@@ -111,7 +112,7 @@ cdef enum:
     NARROW = 48         # the least width of a tile when there are positions enough
     FEW = 128           # up to so many contiguous classes, `tiles` is faster than `rows`
     UNIT = 32768        # logits in a unit of work, about 10 us
-    STREAM_BYTES = 1 << 25      # gradients of this size or more are written past the caches
+    STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB) are written past the caches
     MOST_THREADS = 256
 
 cdef enum:              # dtypes of probability targets
@@ -590,6 +591,8 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
     cdef floating *lanes = before + GROUP
     cdef floating *label = NULL
     cdef floating *by_class
+    cdef char *next
+    cdef char *dst
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
     # One block: the labels' logits and exponentials are picked up on the way.
     cdef bint pick = job.labels != NULL and not given and job.classes <= tile.most
@@ -597,7 +600,7 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
     cdef double d_label[GROUP]
     cdef double lost[4][GROUP]
     cdef double v_sum, x_t
-    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, t
+    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, t, next_step, dst_step
     if given:
         memset(row_max, 0, width*sizeof(floating))
         memcpy(row_max, (<const floating *>job.row_max) + tile.start, count*sizeof(floating))
@@ -642,7 +645,18 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
                 sums[p] *= job.v_scale
             accumulate(f, j == 0, s.linear, lost[2], sums, width)
         if not given:
-            f.tile_exp_sum(x, x if keep else NULL, n, width, row_max, before, label, sums, d_label, s.e)
+            # What comes next: the tile's other classes, or the next tile's first; and the gradient of these.
+            next, next_step = <char *>x, 0
+            if job.x.by_position == sizeof(floating):
+                if j + n < job.classes:
+                    next, next_step = position(&job.x, tile.start) + (j + n)*job.x.by_class, job.x.by_class
+                elif tile.start + count < job.positions:
+                    next, next_step = position(&job.x, tile.start + count), job.x.by_class
+            dst, dst_step = <char *>x, 0
+            if keep and job.g.by_position == sizeof(floating):
+                dst, dst_step = position(&job.g, tile.start), job.g.by_class
+            f.tile_exp_sum(x, x if keep else NULL, n, width, row_max, before, label, sums, d_label, s.e,
+                           next, next_step, dst, dst_step)
             accumulate(f, j == 0, s.tail, lost[0], sums, width)
         j += n
     f.widen(row_max, count, s.row_max)
@@ -820,7 +834,8 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
     cdef floating *scratch
     cdef double *others
     cdef Sum total
-    job.stream = positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
+    # In place the lines are in the cache already.
+    job.stream = job.g.data != job.x.data and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
     job.by_tiles = classes <= FEW or (job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating)
                                       and job.x.per_block >= LANES)
     # A tile that holds all classes need not compute its exponentials twice; one of few positions wastes memory lines. An

@@ -70,9 +70,11 @@ typedef struct {
     void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m);
     /* sum[p] = sum over j of exp(x[j, p] - m[p]), less one term exp(0) where m[p] > before[p]; the exponentials are
      * written to e unless it is NULL. Where label[p] is a j, d_label[p] = x[j, p] - m[p] and e_label[p] is its
-     * exponential; label may be NULL. An m[p] of -inf counts as 0. */
+     * exponential; label may be NULL. An m[p] of -inf counts as 0. Meanwhile as many numbers are brought into the cache
+     * from `next`, rows next_step bytes apart, and from `dst` for writing. */
     void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                         const void *before, const void *label, double *sum, double *d_label, double *e_label);
+                         const void *before, const void *label, double *sum, double *d_label, double *e_label,
+                         const void *next, Py_ssize_t next_step, void *dst, Py_ssize_t dst_step);
     /* sum[p] = sum over j of v * (m[p] - x[j, p]), where 0 * inf is 0 and an m[p] of -inf counts as 0;
      * v is 1, v[j] or v[j, p] as `kind` says. */
     void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width, const void *m,
@@ -86,8 +88,7 @@ typedef struct {
     /* dst[k, r] = src[r, k]: the rows of src and of dst are by_row and by_class bytes apart. */
     void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                       Py_ssize_t dst_step);
-    /* dst[k, r] = src[k, r] for `runs` runs k of n numbers; they are src_step and dst_step bytes apart. Meanwhile the n
-     * numbers behind each run are brought into the cache: those of the next tile. */
+    /* dst[k, r] = src[k, r] for `runs` runs k of n numbers; they are src_step and dst_step bytes apart. */
     void (*copy_runs)(const void *src, Py_ssize_t src_step, Py_ssize_t runs, Py_ssize_t n, void *dst,
                       Py_ssize_t dst_step);
     /* label[p] = labels[p] - first, in the dtype. */

@@ -28,6 +28,9 @@ CE_INLINE VEC FN(exp_)(VEC d, const int scaled)
     const VEC r = FMA(n, SET1(-0x1.62e43p-1f), d);
 #elif CE_F32
     const VEC r = FMA(n, SET1(-0x1.7f7d1cp-20f), FMA(n, SET1(-0x1.62e4p-1f), d));
+#elif EXP_STEPS > 1
+    /* float64(ln 2) is ln 2 to 54.7 bits: d, which x - row_max has rounded to 53, loses little more. */
+    const VEC r = FMA(n, SET1(-0x1.62e42fefa39efp-1), d);
 #else
     const VEC r = FMA(n, SET1(-0x1.a39ef35793c76p-33), FMA(n, SET1(-0x1.62e42feep-1), d));
 #endif
@@ -361,9 +364,9 @@ CE_INLINE void FN(widen_vec)(double *to, VEC v)
 #endif
 }
 
-/* Four terms at most are added in the dtype. */
 CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_t width, const T *m, const T *before,
-                                 const T *label_, double *sum, double *d_label, double *e_label, const int keep,
+                                 const T *label_, double *sum, double *d_label, double *e_label, const char *next,
+                                 Py_ssize_t next_step, const char *dst, Py_ssize_t dst_step, const int keep,
                                  const int labelled)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
@@ -377,33 +380,43 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         T count[LANES];
         Py_ssize_t j = 0;
         while (j < classes) {
-            VEC few = zero;
-#define TERM                                               \
-    do {                                                   \
-        const VEC d = LOAD(x + j * width + p) - shift;     \
-        const VEC v = FN(exp_)(d, 1), unscaled = v * unscale; \
-        if (keep)                                          \
-            STORE(e + j * width + p, unscaled);            \
-        ones = ADD_WHERE_EQ(ones, d, zero, SET1(1));       \
-        few = ADD_UNLESS_EQ(few, d, zero, v);              \
-        if (labelled) {                                    \
-            d_at = SELECT_EQ(label, jv, d, d_at);          \
-            e_at = SELECT_EQ(label, jv, unscaled, e_at);   \
-            jv = jv + SET1(1);                             \
-        }                                                  \
-        j++;                                               \
+            VEC even = zero, odd = zero; /* four terms each, at most */
+#define TERM(some)                                                                  \
+    do {                                                                            \
+        const VEC d = LOAD(x + j * width + p) - shift;                              \
+        const VEC v = FN(exp_)(d, 1), unscaled = v * unscale;                       \
+        CE_PREFETCH(next + j * next_step + p * (Py_ssize_t)sizeof(T));              \
+        CE_PREFETCH_WRITE(dst + j * dst_step + p * (Py_ssize_t)sizeof(T));          \
+        if (keep)                                                                   \
+            STORE(e + j * width + p, unscaled);                                     \
+        ones = ADD_WHERE_EQ(ones, d, zero, SET1(1));                                \
+        some = ADD_UNLESS_EQ(some, d, zero, v);                                     \
+        if (labelled) {                                                             \
+            d_at = SELECT_EQ(label, jv, d, d_at);                                   \
+            e_at = SELECT_EQ(label, jv, unscaled, e_at);                            \
+            jv = jv + SET1(1);                                                      \
+        }                                                                           \
+        j++;                                                                        \
     } while (0)
-            if (j + 4 <= classes) {
-                TERM;
-                TERM;
-                TERM;
-                TERM;
+            if (j + 8 <= classes) {
+                TERM(even);
+                TERM(odd);
+                TERM(even);
+                TERM(odd);
+                TERM(even);
+                TERM(odd);
+                TERM(even);
+                TERM(odd);
             } else {
-                while (j < classes)
-                    TERM;
+                while (j + 1 < classes) {
+                    TERM(even);
+                    TERM(odd);
+                }
+                if (j < classes)
+                    TERM(even);
             }
 #undef TERM
-            ACC_ADD(acc, few);
+            ACC_ADD(acc, even + odd);
         }
         ACC_STORE(part, acc);
         STORE(count, ones);
@@ -417,10 +430,12 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
 }
 
 static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                             const void *before, const void *label, double *sum, double *d_label, double *e_label)
+                             const void *before, const void *label, double *sum, double *d_label, double *e_label,
+                             const void *next, Py_ssize_t next_step, void *dst, Py_ssize_t dst_step)
 {
-#define TILE_EXP_SUM(e, keep, labelled) \
-    FN(tile_exp_sum_)(x, e, classes, width, m, before, label, sum, d_label, e_label, keep, labelled)
+#define TILE_EXP_SUM(e, keep, labelled)                                                                               \
+    FN(tile_exp_sum_)(x, e, classes, width, m, before, label, sum, d_label, e_label, next, next_step, dst, dst_step,  \
+                      keep, labelled)
     if (e && label)
         TILE_EXP_SUM(e, 1, 1);
     else if (e)
@@ -556,8 +571,6 @@ static void FN(copy_runs)(const void *src_, Py_ssize_t src_step, Py_ssize_t runs
             STORE(dst + i, LOAD(src + i));
         for (; i < n; i++)
             dst[i] = src[i];
-        for (i = 0; i < n; i += CE_CACHE_LINE / (Py_ssize_t)sizeof(T))
-            CE_PREFETCH(src + n + i), CE_PREFETCH_WRITE(dst + n + i);
     }
 }
 

@@ -292,7 +292,8 @@ def test_sdist_holds_sources_tests_and_benchmarks_and_nothing_built(copy: Path, 
     (archive,) = tmp_path.glob("fastce-*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    folder = {f"fastce/{path.name}" for path in (copy / "fastce").iterdir() if path.name != "__pycache__"}
+    files = [path for path in (copy / "fastce").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    folder = {path.relative_to(copy).as_posix() for path in files}
     expected = {
         "pyproject.toml",
         "setup.py",
