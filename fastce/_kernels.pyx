@@ -25,14 +25,14 @@ sums are added in order: the result is the same to the bit for every number of t
 cimport cython
 from cython cimport floating
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, NAN, exp, isfinite, log1p
+from libc.math cimport INFINITY, NAN, exp, isfinite, log, log1p
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 
 cdef extern from "_simd.h" nogil:
-    enum: CE_BROADCAST, CE_BY_CLASS, CE_BY_ELEMENT, CE_ISA_COUNT
+    enum: CE_BROADCAST, CE_BY_CLASS, CE_BY_ELEMENT, CE_VALUE, CE_EXP, CE_DIFFERENCE, CE_ISA_COUNT
     ctypedef struct ce_primitives:
         double (*row_max)(const void *x, Py_ssize_t n) noexcept nogil
         Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
@@ -40,9 +40,13 @@ cdef extern from "_simd.h" nogil:
                               const void *next) noexcept nogil
         double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift) noexcept nogil
         double (*row_sum)(const void *v, Py_ssize_t n) noexcept nogil
+        double (*row_dot)(const void *u, const void *v, Py_ssize_t n) noexcept nogil
+        void (*row_scale)(const void *y, const void *u, void *g, Py_ssize_t n, double shift) noexcept nogil
         void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset) noexcept nogil
-        void (*row_grad)(const void *src, void *g, Py_ssize_t n, int is_logits, double shift, double a, double b,
+        void (*row_grad)(const void *src, void *g, Py_ssize_t n, int form, double shift, double a, double b,
                          const void *v, int stream) noexcept nogil
+        double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
+                              void *grad) noexcept nogil
         void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m) noexcept nogil
         void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
                              const void *before, const void *label, double *sum, double *d_label,
@@ -52,7 +56,7 @@ cdef extern from "_simd.h" nogil:
                              const void *m, double *sum) noexcept nogil
         void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m,
                          double *sum) noexcept nogil
-        void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits,
+        void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int form,
                           const void *m, const void *a, const void *b, const void *v, int kind, const void *mark,
                           const void *at_mark) noexcept nogil
         void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
@@ -115,6 +119,9 @@ cdef enum:
     STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB) are written past the caches
     MOST_THREADS = 256
 
+cdef enum:              # what a job writes
+    CROSS_ENTROPY, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, SIGMOID_FORM, SOFTMAX_FORM
+
 cdef enum:              # dtypes of probability targets
     I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
 
@@ -127,6 +134,7 @@ cdef struct Matrix:
     Py_ssize_t by_class
 
 cdef struct Job:
+    int output
     Py_ssize_t positions
     Py_ssize_t classes
     Matrix x                        # logits
@@ -134,10 +142,13 @@ cdef struct Job:
     const int64_t *labels           # class indices, or NULL: then
     Matrix c                        # probability targets of dtype c_type
     int c_type
+    int x_type                      # two-term forms: the dtype of the logits
+    const double *elementwise       # SIGMOID_FORM: upstream by element, or NULL for ones
     bint c_ready                    # c can be used as q where it lies
     int64_t ignored
     bint has_ignored
     const double *weight            # by class, or NULL for ones
+    const double *pos_weight        # SIGMOID_FORM: the same, of the targets alone
     const void *weight_t            # the same in the dtype of the logits
     double keep                     # 1 - label_smoothing
     double uniform                  # label_smoothing/classes
@@ -475,6 +486,8 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     s.tail[r] = value(&tail) if isfinite(row_max) else NAN     # every class masked, or +inf
     s.mass[r], s.linear[r], s.rest[r] = value(&mass), value(&linear), value(&rest)
     s.target[r] = s.top[r]
+    if job.output != CROSS_ENTROPY:     # p and log p: of a target that is one and nothing
+        s.mass[r], s.rest[r], s.target[r] = 1, 1, -1
     if job.labels != NULL and not is_ignored(job, i):
         k = job.labels[i]
         x_k = (<const floating *>(row + k*job.x.by_class))[0]
@@ -491,13 +504,17 @@ cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const f
     cdef floating *dst
     cdef bint direct = job.g.by_class == sizeof(floating)
     cdef Py_ssize_t j = 0, n, k
+    cdef int form = CE_EXP if e == NULL else CE_VALUE
+    cdef double b = s.scale[r]*job.v_scale
     coefficients(job, s, r, 1, f)
+    if job.output == LOG_SOFTMAX:
+        form, s.a[r], b = CE_DIFFERENCE, 1, log1p(s.tail[r])
     while j < job.classes:
         n = min(job.classes - j, BLOCK)
         if e == NULL:
             src = logits_block(job, row, j, n, scratch)
         dst = (<floating *>grad) + j if direct else scratch + 2*BLOCK
-        f.row_grad(src, dst, n, e == NULL, s.row_max[r], s.a[r], s.scale[r]*job.v_scale,
+        f.row_grad(src, dst, n, form, s.row_max[r], s.a[r], b,
                    v_block(job, i, j, n, scratch + BLOCK), direct and job.stream)
         if not direct:
             for k in range(n):
@@ -525,7 +542,7 @@ cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, flo
     # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
     # costs to bring them back.
     cdef floating *e = NULL
-    if with_grad and job.classes <= BLOCK and not job.stats_given:
+    if with_grad and job.classes <= BLOCK and not job.stats_given and job.output != LOG_SOFTMAX:
         e = scratch + 2*BLOCK
     for r in range(count):
         ignored = is_ignored(job, start + r)
@@ -665,6 +682,8 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
     if job.labels == NULL:
         for p in range(count):
             s.e[p] = 1
+            if job.output != CROSS_ENTROPY:
+                s.mass[p], s.rest[p], s.q[p] = 1, 1, 0
     elif pick and job.weight == NULL:
         if not s.alike:
             for p in range(GROUP):
@@ -698,14 +717,23 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT
     cdef Py_ssize_t tops[GROUP]
     cdef double at_tops[GROUP]
+    cdef int form = CE_VALUE if kept else CE_EXP
     cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k, n_tops
     coefficients(job, s, 0, count, f)
     memset(a, 0, 4*GROUP*sizeof(floating))
     f.narrow(s.a, count, a)
     f.narrow(s.at_target, count, at_mark)
-    if job.v_scale != 0:
+    if job.output == LOG_SOFTMAX:
+        form = CE_DIFFERENCE
+        f.losses(count, s.tail, s.mass, s.linear, s.log_total, s.loss)
+        f.narrow(s.log_total, count, b)
+        for p in range(count):
+            a[p] = 1
+    elif job.v_scale != 0:
         for p in range(count):
             b[p] = <floating>(s.scale[p]*job.v_scale)
+    for p in range(width if job.output != CROSS_ENTROPY else 0):
+        mark[p] = -1            # no class
     if by_element:
         for p in range(width):
             mark[p] = INFINITY
@@ -715,7 +743,8 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
         n = min(job.classes - j, tile.most)
         if not by_element:
             v = v_block(job, 0, j, n, v_tile)
-            f.label_lanes(job.labels + tile.start, count, j, mark)
+            if job.labels != NULL:
+                f.label_lanes(job.labels + tile.start, count, j, mark)
         elif not kept:
             load_v_tile(job, tile, j, n, v_tile)
         if not kept:
@@ -730,7 +759,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
                             at_tops[n_tops] = grad_at_top(job, s, p, j + k, job.labels[tile.start + p], f)
                             n_tops += 1
                             break
-        f.tile_grad(x, x, n, width, not kept, row_max, a, b, v, job.v_kind, mark, at_mark)
+        f.tile_grad(x, x, n, width, form, row_max, a, b, v, job.v_kind, mark, at_mark)
         for k in range(n_tops):
             x[tops[k]] = <floating>at_tops[k]
         if job.has_ignored:
@@ -748,15 +777,230 @@ cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, fl
     tile.start, tile.count = start, count
     tile.width = (count + LANES - 1)/LANES*LANES
     tile.most = TILE/tile.width
-    keep = with_grad and job.classes <= tile.most and not job.stats_given
+    keep = with_grad and job.classes <= tile.most and not job.stats_given and job.output != LOG_SOFTMAX
     tile_state(job, &tile, s, keep, scratch)
     if with_grad:
         tile_grad(job, &tile, s, keep, scratch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Other functions of a row
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef inline void put(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *src) noexcept nogil:
+    """g[i, j:j + n] = src, unless it is there already."""
+    cdef char *grad = position(&job.g, i) + j*job.g.by_class
+    cdef Py_ssize_t k
+    if <char *>src != grad:
+        for k in range(n):
+            (<floating *>(grad + k*job.g.by_class))[0] = src[k]
+
+
+cdef inline floating *place(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
+    """Where a block of the gradient is put together: in its place, or in scratch."""
+    if job.g.by_class == sizeof(floating):
+        return <floating *>position(&job.g, i) + j
+    return scratch
+
+
+cdef void row_vjp(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
+    """Row i of the product of an upstream gradient u (the job's targets) with the Jacobian of y (its logits):
+    softmax: y*(u - sum u*y); log-softmax: u - exp(y)*sum u."""
+    cdef const ce_primitives *f = primitives(scratch)
+    cdef const char *row = position(&job.x, i)
+    cdef const floating *y
+    cdef const floating *u
+    cdef floating *dst
+    cdef bint of_log = job.output == LOG_SOFTMAX_GRAD
+    cdef Py_ssize_t j, n, b, blocks = (job.classes + BLOCK - 1)/BLOCK
+    cdef Sum total
+    set_sum(&total, 0)
+    for b in range(blocks):
+        j = b*BLOCK
+        n = min(job.classes - j, BLOCK)
+        u = v_block(job, i, j, n, scratch + BLOCK)
+        add(&total, f.row_sum(u, n) if of_log else f.row_dot(u, logits_block(job, row, j, n, scratch), n))
+    for b in range(blocks):
+        j = b*BLOCK
+        n = min(job.classes - j, BLOCK)
+        y = logits_block(job, row, j, n, scratch)
+        u = v_block(job, i, j, n, scratch + BLOCK)
+        dst = place(job, i, j, scratch + 2*BLOCK)
+        if of_log:
+            f.row_grad(y, dst, n, CE_EXP, 0, -value(&total), -1, u, False)
+        else:
+            f.row_scale(y, u, dst, n, value(&total))
+        put(job, i, j, n, dst)
+
+
+cdef enum:
+    SMALL = 256                     # elements of the two-term forms that are worked on at a time, in float64
+
+
+cdef void two_term_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, double *x, double *a,
+                         double *b) noexcept nogil:
+    """Logits, and the weights a = w*pos_weight*c of -log(p) and b = w*(1 - c) of -log(1 - p)."""
+    cdef Py_ssize_t k
+    cdef double c
+    gather(job.x_type, position(&job.x, i) + j*job.x.by_class, job.x.by_class, n, x, 1)
+    gather(job.c_type, position(&job.c, i) + j*job.c.by_class, job.c.by_class, n, a, 1)
+    for k in range(n):
+        c = a[k]
+        b[k] = 1 - c
+        if job.pos_weight != NULL:
+            a[k] = c*job.pos_weight[j + k]
+        if job.weight != NULL:
+            a[k] *= job.weight[j + k]
+            b[k] *= job.weight[j + k]
+
+
+cdef double sigmoid_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
+    """Row i of the two-term form of independent classes; returns the sum of its losses."""
+    cdef const ce_primitives *f = primitives(scratch)
+    cdef double x64[SMALL]
+    cdef double a64[SMALL]
+    cdef double b64[SMALL]
+    cdef double sample = 1 if job.sample == NULL else job.sample[i]
+    cdef bint with_grad = job.g.data != NULL
+    # Targets of the logits' dtype without weights are a as they are, and b is 1 - a.
+    cdef bint ready = job.c_ready and job.weight == NULL and job.pos_weight == NULL
+    cdef const floating *z
+    cdef const floating *a = scratch
+    cdef const floating *b = NULL
+    cdef floating *grad = NULL
+    cdef floating *loss
+    cdef Py_ssize_t j = 0, n, k
+    cdef Sum total
+    set_sum(&total, 0)
+    while j < job.classes:
+        n = min(job.classes - j, BLOCK if ready else SMALL)
+        z = logits_block(job, position(&job.x, i), j, n, scratch + BLOCK)
+        if ready:
+            a = <const floating *>(position(&job.c, i)) + j
+        else:
+            two_term_block(job, i, j, n, x64, a64, b64)
+            f.narrow(a64, n, scratch)
+            f.narrow(b64, n, scratch + SMALL)
+            b = scratch + SMALL
+        if with_grad:
+            grad = place(job, i, j, scratch + 2*BLOCK)
+        loss = NULL if job.losses == NULL else (<floating *>job.losses) + i*job.classes + j
+        add(&total, f.row_sigmoid(z, a, b, n, scale, loss, grad))
+        if loss != NULL and job.sample != NULL:
+            for k in range(n):
+                loss[k] = <floating>(loss[k]*sample)
+        if with_grad:
+            if job.elementwise != NULL:
+                for k in range(n):
+                    grad[k] = <floating>(grad[k]*job.elementwise[i*job.classes + j + k])
+            put(job, i, j, n, grad)
+        j += n
+    return sample*value(&total)
+
+
+cdef inline double odds_log(double tail, double gap, double log_others) noexcept nogil:
+    """-log(1 - p) of the maximum, whose odds are 1/tail; gap = row_max - the runner-up."""
+    return log1p(1/tail) if tail > 1e-300 else gap - log_others
+
+
+cdef double softmax_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
+    """Row i of the two-term form of a softmax, with its full Jacobian, in float64; returns its loss.
+
+    With t the first maximum, m2 the runner-up, f_j = exp(x_j - m2), r = exp(m2 - x_t), tail = r*sum f, s = 1 + tail,
+    the odds o_j = p_j/(1 - p_j) = r*f_j/(s - r*f_j), h_j = b_j*o_j - a_j and H = sum h_j, sums over j != t:
+
+        loss   = sum a_j*(log1p(tail) + (x_t - x_j)) + a_t*log1p(tail) + sum b_j*log1p(o_j) + b_t*log1p(1/tail)
+        grad_t = (b_t - a_t*tail - H)/s
+        grad_j = h_j - f_j*(r*(H - a_t) + b_t/sum f)/s
+
+    Nothing divides by tail, which may underflow, and no two large numbers are subtracted.
+    """
+    cdef double x[SMALL]
+    cdef double a[SMALL]
+    cdef double b[SMALL]
+    cdef double top = -INFINITY, second = -INFINITY, a_t = 0, b_t = 0, r, s, f, o, tail, log_total, common, factor
+    cdef Py_ssize_t t = -1, j, n, k, block, blocks = (job.classes + SMALL - 1)/SMALL
+    cdef bint bad = False
+    cdef Sum others, h, loss
+    cdef double sample = 1 if job.sample == NULL else job.sample[i]
+    set_sum(&others, 0)
+    set_sum(&h, 0)
+    set_sum(&loss, 0)
+    for block in range(blocks):
+        j = block*SMALL
+        n = min(job.classes - j, SMALL)
+        two_term_block(job, i, j, n, x, a, b)
+        for k in range(n):
+            if x[k] != x[k]:
+                bad = True
+            if x[k] > top:
+                second, top, t, a_t, b_t = top, x[k], j + k, a[k], b[k]
+            elif x[k] > second:
+                second = x[k]
+    bad = bad or not isfinite(top)
+    r = exp(second - top) if second > -INFINITY else 0
+    for block in range(blocks if second > -INFINITY and not bad else 0):
+        j = block*SMALL
+        n = min(job.classes - j, SMALL)
+        two_term_block(job, i, j, n, x, a, b)
+        for k in range(n):
+            if j + k != t:
+                add(&others, exp(x[k] - second))
+    tail = r*value(&others)
+    s, log_total = 1 + tail, log1p(tail)
+    for block in range(blocks if not bad else 0):
+        j = block*SMALL
+        n = min(job.classes - j, SMALL)
+        two_term_block(job, i, j, n, x, a, b)
+        for k in range(n):
+            if j + k != t:
+                f = exp(x[k] - second) if second > -INFINITY else 0
+                o = r*f/(s - r*f)
+                add(&h, times(b[k], o) - a[k])
+                add(&loss, times(a[k], (top - x[k]) + log_total))
+                add(&loss, times(b[k], log1p(o)))
+    if not bad:
+        add(&loss, times(a_t, log_total))
+        if b_t != 0:
+            add(&loss, b_t*(odds_log(tail, top - second, log(value(&others))) if second > -INFINITY else INFINITY))
+    else:
+        set_sum(&loss, NAN)
+    if job.losses != NULL:
+        (<floating *>job.losses)[i] = <floating>(sample*value(&loss))
+    if job.g.data != NULL:
+        bad = bad or (second == -INFINITY and b_t != 0)
+        common = (r*(value(&h) - a_t) + (b_t/value(&others) if b_t != 0 else 0))/s
+        for block in range(blocks):
+            j = block*SMALL
+            n = min(job.classes - j, SMALL)
+            two_term_block(job, i, j, n, x, a, b)
+            for k in range(n):
+                if bad:
+                    o = NAN
+                elif j + k == t:
+                    o = (b_t - a_t*tail - value(&h))/s
+                else:
+                    f = exp(x[k] - second) if second > -INFINITY else 0
+                    o = times(b[k], r*f/(s - r*f)) - a[k] - times(f, common)
+                scratch[k] = <floating>(scale*o)
+            put(job, i, j, n, scratch)
+    return sample*value(&loss)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Units of work, threads
 # ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
+    cdef const char *row = position(&job.x, i)
+    cdef Py_ssize_t j
+    cdef floating x
+    for j in range(job.classes):
+        x = (<const floating *>(row + j*job.x.by_class))[0]
+        if x != x:
+            return True
+    return False
+
 
 cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
                  const floating *dtype) noexcept nogil:
@@ -770,6 +1014,11 @@ cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, S
     if not job.with_loss:
         return
     f.losses(count, s.tail, s.mass, s.linear, s.log_total, s.loss)
+    if job.output == LOGSUMEXP:
+        for p in range(count):
+            s.loss[p] = s.row_max[p] + s.log_total[p]
+            if not isfinite(s.row_max[p]) and not holds_nan(job, start + p, dtype):
+                s.loss[p] = s.row_max[p]
     if job.z_loss != 0:
         for p in range(count):
             lse = s.row_max[p] + s.log_total[p]
@@ -803,6 +1052,16 @@ cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nog
                     s.scale[p] *= job.sample[start + p]
                 if job.upstream != NULL:
                     s.scale[p] *= job.upstream[start + p]
+        if job.output >= SOFTMAX_GRAD:
+            for p in range(start, start + count):
+                if job.output == SIGMOID_FORM:
+                    add(&total, sigmoid_row(job, p, s.scale[p - start], scratch))
+                elif job.output == SOFTMAX_FORM:
+                    add(&total, softmax_row(job, p, s.scale[p - start], scratch))
+                else:
+                    row_vjp(job, p, scratch)
+            start += count
+            continue
         if job.by_tiles:
             tiles(job, start, count, &s, scratch)
         else:
@@ -836,8 +1095,8 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
     cdef Sum total
     # In place the lines are in the cache already.
     job.stream = job.g.data != job.x.data and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
-    job.by_tiles = classes <= FEW or (job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating)
-                                      and job.x.per_block >= LANES)
+    job.by_tiles = job.output < SOFTMAX_GRAD and (classes <= FEW or (
+        job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating) and job.x.per_block >= LANES))
     # A tile that holds all classes need not compute its exponentials twice; one of few positions wastes memory lines. An
     # odd number of lines from class to class, so that they do not fall on each other in the cache.
     job.group = GROUP
@@ -894,6 +1153,13 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
         add(&total, job.unit_sums[j])
     free(memory)
     return value(&total)
+
+
+cdef inline void set_matrix(Matrix *a, void *data, const Py_ssize_t[::1] blocks, Py_ssize_t per_block,
+                            Py_ssize_t by_position, Py_ssize_t by_class) noexcept:
+    a.data, a.per_block, a.by_position, a.by_class = <char *>data, per_block, by_position, by_class
+    if blocks is not None:
+        a.blocks = &blocks[0]
 
 
 cdef class Targets:
@@ -975,15 +1241,9 @@ def cross_entropy(
     cdef Py_ssize_t classes = x.shape[1]
     memset(&job, 0, sizeof(job))
     job.positions, job.classes = positions, classes
-    job.x.data = <char *>&x[0, 0]
-    if x_blocks is not None:
-        job.x.blocks = &x_blocks[0]
-    job.x.per_block, job.x.by_position, job.x.by_class = x.shape[0], x.strides[0], x.strides[1]
+    set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if g is not None:
-        job.g.data = <char *>&g[0, 0]
-        if g_blocks is not None:
-            job.g.blocks = &g_blocks[0]
-        job.g.per_block, job.g.by_position, job.g.by_class = g.shape[0], g.strides[0], g.strides[1]
+        set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
     job.keep, job.uniform = 1 - smoothing, smoothing/classes
     if weight is not None:
         job.weight, job.weight_t = &weight[0], &weight_t[0]
@@ -993,10 +1253,7 @@ def cross_entropy(
             job.has_ignored, job.ignored = True, ignored
         job.v_kind, job.v_scale, job.smooth_mass = CE_BROADCAST, job.uniform, smoothing
     else:
-        job.c.data = targets.data
-        if targets.blocks is not None:
-            job.c.blocks = &targets.blocks[0]
-        job.c.per_block, job.c.by_position, job.c.by_class = targets.per_block, targets.by_position, targets.by_class
+        set_matrix(&job.c, targets.data, targets.blocks, targets.per_block, targets.by_position, targets.by_class)
         job.c_type = targets.dtype
         job.c_ready = (targets.dtype == own_type(<floating *>NULL) and targets.by_class == sizeof(floating)
                        and smoothing == 0 and weight is None)
@@ -1054,6 +1311,96 @@ def plain(
     job.factor = upstream/kept if mean else upstream
     total = execute(&job, <floating *>NULL, threads, quota)
     return total/kept if mean else total
+
+
+def softmax(
+    const floating[:, :] x,             # IN   the first block of rows
+    const Py_ssize_t[::1] x_blocks,     # IN   as in cross_entropy
+    Py_ssize_t positions,
+    bint log,                           #      log-softmax
+    floating[:, :] y,                   # OUT  or None: then
+    const Py_ssize_t[::1] y_blocks,     # IN
+    floating[::1] lse,                  # OUT  logsumexp by position
+    int threads,
+    int quota,
+):
+    """softmax, log-softmax or logsumexp of every row; y may be x itself."""
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.positions, job.classes, job.factor, job.v_kind = positions, x.shape[1], 1, CE_BROADCAST
+    set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
+    if y is not None:
+        job.output = LOG_SOFTMAX if log else SOFTMAX
+        set_matrix(&job.g, &y[0, 0], y_blocks, y.shape[0], y.strides[0], y.strides[1])
+    else:
+        job.output, job.with_loss, job.losses = LOGSUMEXP, True, &lse[0]
+    execute(&job, <floating *>NULL, threads, quota)
+
+
+def vector_jacobian(
+    const floating[:, :] y,             # IN   softmax or log-softmax
+    const Py_ssize_t[::1] y_blocks,
+    Py_ssize_t positions,
+    Targets upstream,                   # IN   of the dtype of y
+    bint log,
+    floating[:, :] g,                   # OUT
+    const Py_ssize_t[::1] g_blocks,
+    int threads,
+    int quota,
+):
+    """The gradient with respect to x of y = softmax(x) or log_softmax(x); g may be y or upstream itself."""
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.output = LOG_SOFTMAX_GRAD if log else SOFTMAX_GRAD
+    job.positions, job.classes, job.keep, job.v_kind = positions, y.shape[1], 1, CE_BY_ELEMENT
+    set_matrix(&job.x, <void *>&y[0, 0], y_blocks, y.shape[0], y.strides[0], y.strides[1])
+    set_matrix(&job.c, upstream.data, upstream.blocks, upstream.per_block, upstream.by_position, upstream.by_class)
+    job.c_type, job.c_ready = upstream.dtype, upstream.by_class == sizeof(floating)
+    set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
+    execute(&job, <floating *>NULL, threads, quota)
+
+
+def two_term(
+    const floating[:, :] x,             # IN   the first block of rows
+    const Py_ssize_t[::1] x_blocks,
+    Py_ssize_t positions,
+    Targets targets,                    # IN
+    bint softmax,                       #      the activation: softmax of a row, or sigmoid of an element
+    const double[::1] weight,           # IN   by class, or None
+    const double[::1] pos_weight,       # IN   by class, or None
+    double factor,                      #      of the gradient
+    const double[::1] sample,           # IN   by position, or None
+    const double[::1] upstream,         # IN   by position (sigmoid: by element), or None
+    floating[::1] losses,               # OUT  by position (sigmoid: by element), or None
+    floating[:, :] g,                   # OUT  gradient, or None
+    const Py_ssize_t[::1] g_blocks,
+    int threads,
+    int quota,
+):
+    """Runs -sum c*log(p) + (1 - c)*log(1 - p) over every row; returns the float64 sum, weighted by `sample`."""
+    cdef Job job
+    memset(&job, 0, sizeof(job))
+    job.output = SOFTMAX_FORM if softmax else SIGMOID_FORM
+    job.positions, job.classes, job.factor, job.x_type = positions, x.shape[1], factor, own_type(<floating *>NULL)
+    set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
+    set_matrix(&job.c, targets.data, targets.blocks, targets.per_block, targets.by_position, targets.by_class)
+    job.c_type = targets.dtype
+    job.c_ready = targets.dtype == own_type(<floating *>NULL) and targets.by_class == sizeof(floating)
+    if g is not None:
+        set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
+    if weight is not None:
+        job.weight = &weight[0]
+    if pos_weight is not None:
+        job.pos_weight = &pos_weight[0]
+    if sample is not None:
+        job.sample = &sample[0]
+    if upstream is not None and softmax:
+        job.upstream = &upstream[0]
+    elif upstream is not None:
+        job.elementwise = &upstream[0]
+    if losses is not None:
+        job.losses = &losses[0]
+    return execute(&job, <floating *>NULL, threads, quota)
 
 
 def automatic_threads(int quota):

@@ -44,6 +44,8 @@ CE_INLINE int CE_FIRST_BIT(unsigned bits)
 enum { CE_CACHE_LINE = 64 };
 
 enum { CE_BROADCAST = 0, CE_BY_CLASS = 1, CE_BY_ELEMENT = 2 };
+/* What e[i] is, of which a * e[i] - b * v[i] is made: src[i], exp(src[i] - shift) or src[i] - shift. */
+enum { CE_VALUE = 0, CE_EXP = 1, CE_DIFFERENCE = 2 };
 
 /* What each function computes. Untyped pointers are to numbers of the table's dtype. Tiles are (classes, width) in C
  * order, width a multiple of 16; arrays indexed by p have `width` entries.
@@ -60,12 +62,18 @@ typedef struct {
     double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift);
     /* sum of v[i]. */
     double (*row_sum)(const void *v, Py_ssize_t n);
+    /* sum of u[i] * v[i]. */
+    double (*row_dot)(const void *u, const void *v, Py_ssize_t n);
+    /* g[i] = y[i] * (u[i] - shift). */
+    void (*row_scale)(const void *y, const void *u, void *g, Py_ssize_t n, double shift);
     /* q[i] = (slope * q[i] + offset) * v[i]; v = NULL stands for ones. */
     void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset);
-    /* g[i] = a * e[i] - b * v[i]; v = NULL stands for ones. With is_logits, e[i] is exp(src[i] - shift), else src[i].
-     * stream: write past the caches. */
-    void (*row_grad)(const void *src, void *g, Py_ssize_t n, int is_logits, double shift, double a, double b,
+    /* g[i] = a * e[i] - b * v[i]; v = NULL stands for ones; e as `form` says. stream: write past the caches. */
+    void (*row_grad)(const void *src, void *g, Py_ssize_t n, int form, double shift, double a, double b,
                      const void *v, int stream);
+    /* Elements z with p = 1/(1 + exp(-z)); b = NULL stands for 1 - a. loss[i] = -a[i]*log(p) - b[i]*log(1 - p), with
+     * 0 * inf as 0, of which the sum is returned; grad[i] = scale * its derivative. loss and grad may be NULL. */
+    double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss, void *grad);
     /* m[p] = max(m[p], x[j, p] over j), NaN passed over. */
     void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m);
     /* sum[p] = sum over j of exp(x[j, p] - m[p]), less one term exp(0) where m[p] > before[p]; the exponentials are
@@ -81,9 +89,9 @@ typedef struct {
                          double *sum);
     /* sum[p] = sum over j of v[j, p], without those where x[j, p] == m[p] unless x is NULL. */
     void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m, double *sum);
-    /* g[j, p] = a[p] * e[j, p] - b[p] * v, v as in tile_gap_dot, e and is_logits as in row_grad; but at_mark[p] where j
+    /* g[j, p] = a[p] * e[j, p] - b[p] * v, v as in tile_gap_dot, e as in row_grad, shift m[p]; but at_mark[p] where j
      * (v by element: src[j, p]) == mark[p]. */
-    void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits, const void *m,
+    void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int form, const void *m,
                       const void *a, const void *b, const void *v, int kind, const void *mark, const void *at_mark);
     /* dst[k, r] = src[r, k]: the rows of src and of dst are by_row and by_class bytes apart. */
     void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,

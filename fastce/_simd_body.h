@@ -289,12 +289,16 @@ static void FN(row_affine)(void *q_, const void *v_, Py_ssize_t n, double slope,
     }
 }
 
-CE_INLINE VEC FN(grad)(VEC s, const int is_logits, VEC shift, VEC a, VEC b)
+CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
 {
-    return FMSUB(a, is_logits ? FN(exp)(s - shift) : s, b);
+    if (form == CE_EXP)
+        return FMSUB(a, FN(exp)(s - shift), b);
+    if (form == CE_DIFFERENCE)
+        return FMSUB(a, s - shift, b);
+    return FMSUB(a, s, b);
 }
 
-CE_INLINE void FN(row_grad_)(const T *src, T *g, Py_ssize_t n, const int is_logits, T shift_, T a_, T b_, const T *v,
+CE_INLINE void FN(row_grad_)(const T *src, T *g, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *v,
                              const int stream)
 {
     const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_);
@@ -304,12 +308,12 @@ CE_INLINE void FN(row_grad_)(const T *src, T *g, Py_ssize_t n, const int is_logi
         i = i < n ? i : n;
         if (i) {
             const VEC bv = b * (v ? LOAD_PART(v, i, 0) : SET1(1));
-            STORE_PART(g, FN(grad)(LOAD_PART(src, i, 0), is_logits, shift, a, bv), i);
+            STORE_PART(g, FN(grad)(LOAD_PART(src, i, 0), form, shift, a, bv), i);
         }
     }
     for (; i + LANES <= n; i += LANES) {
         const VEC bv = b * (v ? LOAD(v + i) : SET1(1));
-        const VEC t = FN(grad)(LOAD(src + i), is_logits, shift, a, bv);
+        const VEC t = FN(grad)(LOAD(src + i), form, shift, a, bv);
         if (stream)
             STREAM(g + i, t);
         else
@@ -317,23 +321,118 @@ CE_INLINE void FN(row_grad_)(const T *src, T *g, Py_ssize_t n, const int is_logi
     }
     if (i < n) {
         const VEC bv = b * (v ? LOAD_PART(v + i, n - i, 0) : SET1(1));
-        STORE_PART(g + i, FN(grad)(LOAD_PART(src + i, n - i, 0), is_logits, shift, a, bv), n - i);
+        STORE_PART(g + i, FN(grad)(LOAD_PART(src + i, n - i, 0), form, shift, a, bv), n - i);
     }
 }
 
-static void FN(row_grad)(const void *src, void *g, Py_ssize_t n, int is_logits, double shift, double a, double b,
+static void FN(row_grad)(const void *src, void *g, Py_ssize_t n, int form, double shift, double a, double b,
                          const void *v, int stream)
 {
-#define ROW_GRAD(is_logits, v, stream) FN(row_grad_)(src, g, n, is_logits, (T)shift, (T)a, (T)b, v, stream)
+#define ROW_GRAD(form, v, stream) FN(row_grad_)(src, g, n, form, (T)shift, (T)a, (T)b, v, stream)
+#define ROW_GRAD_FORM(v, stream)               \
+    do {                                       \
+        if (form == CE_EXP)                    \
+            ROW_GRAD(CE_EXP, v, stream);       \
+        else if (form == CE_VALUE)             \
+            ROW_GRAD(CE_VALUE, v, stream);     \
+        else                                   \
+            ROW_GRAD(CE_DIFFERENCE, v, stream); \
+    } while (0)
     if (v && stream)
-        is_logits ? ROW_GRAD(1, v, 1) : ROW_GRAD(0, v, 1);
+        ROW_GRAD_FORM(v, 1);
     else if (v)
-        is_logits ? ROW_GRAD(1, v, 0) : ROW_GRAD(0, v, 0);
+        ROW_GRAD_FORM(v, 0);
     else if (stream)
-        is_logits ? ROW_GRAD(1, NULL, 1) : ROW_GRAD(0, NULL, 1);
+        ROW_GRAD_FORM(NULL, 1);
     else
-        is_logits ? ROW_GRAD(1, NULL, 0) : ROW_GRAD(0, NULL, 0);
+        ROW_GRAD_FORM(NULL, 0);
+#undef ROW_GRAD_FORM
 #undef ROW_GRAD
+}
+
+static double FN(row_dot)(const void *u_, const void *v_, Py_ssize_t n)
+{
+    const T *u = u_, *v = v_;
+    ACC acc = ACC_ZERO;
+    Py_ssize_t i = 0;
+    for (; i + FN(CHUNK) <= n; i += FN(CHUNK)) {
+        VEC t[8];
+        for (int k = 0; k < 8; k++)
+            t[k] = LOAD(u + i + k * LANES) * LOAD(v + i + k * LANES);
+        ACC_ADD(acc, FN(tree)(t));
+    }
+    for (; i < n; i += LANES)
+        ACC_ADD(acc, FN(load_upto)(u + i, n - i, 0) * FN(load_upto)(v + i, n - i, 0));
+    return FN(acc_sum)(acc);
+}
+
+static void FN(row_scale)(const void *y_, const void *u_, void *g_, Py_ssize_t n, double shift)
+{
+    const T *y = y_, *u = u_;
+    T *g = g_;
+    for (Py_ssize_t i = 0; i < n; i += LANES) {
+        const VEC t = FN(load_upto)(u + i, n - i, 0) - SET1((T)shift);
+        FN(store_upto)(g + i, FN(load_upto)(y + i, n - i, 0) * t, n - i);
+    }
+}
+
+/* log(1 + e) for 0 <= e <= 1, to a relative error below 2 eps: 2*atanh(s), s = e/(2 + e), |s| <= 1/3; the series in s^2
+ * is minimax (Lawson's algorithm; 0.04 eps in float32, 0.006 eps in float64). */
+CE_INLINE VEC FN(log1p_unit)(VEC e)
+{
+    const VEC s = e / (SET1(2) + e), z = s * s;
+#if CE_F32
+    VEC q = FMA(z, SET1(0x1.1ee10ap-3f), SET1(0x1.1ebb4ap-3f));
+    q = FMA(z, q, SET1(0x1.99d222p-3f));
+    q = FMA(z, q, SET1(0x1.555502p-2f));
+#else
+    VEC q = FMA(z, SET1(0x1.5c737a5c60548p-4), SET1(0x1.55b73975871fbp-5));
+    q = FMA(z, q, SET1(0x1.efd6ce7e4ed6dp-5));
+    q = FMA(z, q, SET1(0x1.1067de9028d65p-4));
+    q = FMA(z, q, SET1(0x1.3b1dd961ff64ep-4));
+    q = FMA(z, q, SET1(0x1.745cb41abefe2p-4));
+    q = FMA(z, q, SET1(0x1.c71c741b9f079p-4));
+    q = FMA(z, q, SET1(0x1.249249208e466p-3));
+    q = FMA(z, q, SET1(0x1.99999999a0708p-3));
+    q = FMA(z, q, SET1(0x1.5555555555535p-2));
+#endif
+    return SET1(2) * FMA(s * z, q, s);
+}
+
+CE_INLINE double FN(row_sigmoid_)(const T *z_, const T *a_, const T *b_, Py_ssize_t n, T scale, T *loss_, T *grad)
+{
+    const VEC zero = SET1(0), one = SET1(1);
+    ACC acc = ACC_ZERO;
+    for (Py_ssize_t i = 0; i < n; i += LANES) {
+        const VEC z = FN(load_upto)(z_ + i, n - i, 0), a = FN(load_upto)(a_ + i, n - i, 0);
+        VEC b = one - a;
+        if (b_)
+            b = FN(load_upto)(b_ + i, n - i, 0);
+        const VEC up = MAX(z, zero), down = MAX(zero - z, zero);
+        /* NaN, which MAX passes over, comes back as exp(NaN) */
+        const VEC e = FN(exp)(SELECT_EQ(z, z, zero - (up + down), z));
+        const VEC large = one / (one + e), small = e * large;
+        if (grad) {
+            const VEC p = SELECT_EQ(up, z, large, small), other = SELECT_EQ(up, z, small, large);
+            FN(store_upto)(grad + i, SET1(scale) * (b * p - a * other), n - i);
+        }
+        VEC loss = (a + b) * FN(log1p_unit)(e) + (FN(gap_term)(b, up) + FN(gap_term)(a, down));
+        if (loss_)
+            FN(store_upto)(loss_ + i, loss, n - i);
+        if (n - i < LANES) {
+            T part[LANES];
+            STORE(part, loss);
+            loss = LOAD_PART(part, n - i, 0);
+        }
+        ACC_ADD(acc, loss);
+    }
+    return FN(acc_sum)(acc);
+}
+
+static double FN(row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
+                              void *grad)
+{
+    return grad ? FN(row_sigmoid_)(z, a, b, n, (T)scale, loss, grad) : FN(row_sigmoid_)(z, a, b, n, 0, loss, NULL);
 }
 
 static void FN(tile_max)(const void *x_, Py_ssize_t classes, Py_ssize_t width, void *m_)
@@ -494,36 +593,37 @@ static void FN(tile_sum)(const void *v_, Py_ssize_t classes, Py_ssize_t width, c
     }
 }
 
-CE_INLINE void FN(tile_grad_)(const T *src, T *g, Py_ssize_t classes, Py_ssize_t width, const int is_logits,
+CE_INLINE void FN(tile_grad_)(const T *src, T *g, Py_ssize_t classes, Py_ssize_t width, const int form,
                               const T *m, const T *a_, const T *b_, const T *v, const int kind, const T *mark_,
                               const T *at_mark_)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
-        const VEC shift = is_logits ? LOAD(m + p) : SET1(0), a = LOAD(a_ + p), b = LOAD(b_ + p);
+        const VEC shift = form == CE_VALUE ? SET1(0) : LOAD(m + p), a = LOAD(a_ + p), b = LOAD(b_ + p);
         const VEC mark = LOAD(mark_ + p), at_mark = LOAD(at_mark_ + p);
         VEC jv = SET1(0);
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + p;
             const VEC s = LOAD(src + at);
-            const VEC t = FN(grad)(s, is_logits, shift, a, b * FN(tile_value)(v, kind, j, at));
+            const VEC t = FN(grad)(s, form, shift, a, b * FN(tile_value)(v, kind, j, at));
             STORE(g + at, SELECT_EQ(kind == CE_BY_ELEMENT ? s : jv, mark, at_mark, t));
             jv = jv + SET1(1);
         }
     }
 }
 
-static void FN(tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int is_logits, const void *m,
+static void FN(tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int form, const void *m,
                           const void *a, const void *b, const void *v, int kind, const void *mark,
                           const void *at_mark)
 {
-#define TILE_GRAD(is_logits, kind) \
-    FN(tile_grad_)(src, g, classes, width, is_logits, m, a, b, v, kind, mark, at_mark)
-    if (kind == CE_BROADCAST)
-        is_logits ? TILE_GRAD(1, CE_BROADCAST) : TILE_GRAD(0, CE_BROADCAST);
+#define TILE_GRAD(form, kind) FN(tile_grad_)(src, g, classes, width, form, m, a, b, v, kind, mark, at_mark)
+    if (form == CE_DIFFERENCE)
+        TILE_GRAD(CE_DIFFERENCE, CE_BROADCAST);
+    else if (kind == CE_BROADCAST)
+        form ? TILE_GRAD(CE_EXP, CE_BROADCAST) : TILE_GRAD(CE_VALUE, CE_BROADCAST);
     else if (kind == CE_BY_CLASS)
-        is_logits ? TILE_GRAD(1, CE_BY_CLASS) : TILE_GRAD(0, CE_BY_CLASS);
+        form ? TILE_GRAD(CE_EXP, CE_BY_CLASS) : TILE_GRAD(CE_VALUE, CE_BY_CLASS);
     else
-        is_logits ? TILE_GRAD(1, CE_BY_ELEMENT) : TILE_GRAD(0, CE_BY_ELEMENT);
+        form ? TILE_GRAD(CE_EXP, CE_BY_ELEMENT) : TILE_GRAD(CE_VALUE, CE_BY_ELEMENT);
 #undef TILE_GRAD
 }
 
@@ -672,9 +772,10 @@ static Py_ssize_t FN(labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t c
 
 #define SHARED(name) CE_CAT3(name, CE_ISA, f32)
 static const ce_primitives FN(table) = {
-    FN(row_max),     FN(row_find),     FN(row_exp_sum), FN(row_gap_dot),      FN(row_sum),    FN(row_affine),
-    FN(row_grad),    FN(tile_max),     FN(tile_exp_sum), FN(tile_gap_dot),    FN(tile_sum),   FN(tile_grad),
-    FN(transpose),   FN(copy_runs), FN(label_lanes),  FN(narrow),      FN(widen),            SHARED(add),    SHARED(coefficients),
-    SHARED(losses),  SHARED(labels_kept),
+    FN(row_max),      FN(row_find),      FN(row_exp_sum),      FN(row_gap_dot), FN(row_sum),
+    FN(row_dot),      FN(row_scale),     FN(row_affine),       FN(row_grad),    FN(row_sigmoid),  FN(tile_max),
+    FN(tile_exp_sum), FN(tile_gap_dot),  FN(tile_sum),         FN(tile_grad),   FN(transpose),
+    FN(copy_runs),    FN(label_lanes),   FN(narrow),           FN(widen),       SHARED(add),
+    SHARED(coefficients), SHARED(losses), SHARED(labels_kept),
 };
 #undef SHARED

@@ -19,7 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["CrossEntropyLoss", "SoftmaxStats", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad"]
+__all__ = [
+    "CrossEntropyLoss",
+    "SoftmaxStats",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
+    "cross_entropy",
+    "cross_entropy_grad",
+    "cross_entropy_with_grad",
+    "log_softmax",
+    "log_softmax_grad",
+    "logsumexp",
+    "one_hot",
+    "predict",
+    "softmax",
+    "softmax_grad",
+]
 
 
 class SoftmaxStats(NamedTuple):
@@ -361,3 +376,328 @@ def _finish_grad(g, aim, m, s, z_loss, sample_weight, upstream, denominator):
         g *= scale
     if aim.ignored is not None:
         g[aim.ignored[..., 0]] = 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps one by one: softmax, one-hot rows, prediction
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# What becomes of a row x with special numbers (a masked class is one whose logit is -inf):
+#
+#   holds                         softmax        log_softmax     logsumexp   predict
+#   masked classes, not only      0 there        -inf there      finite      never these
+#   nothing but -inf              NaN            NaN             -inf        0
+#   +inf, no NaN                  NaN            NaN             +inf        the first +inf
+#   NaN                           NaN            NaN             NaN         the first NaN
+
+
+def softmax(x, *, axis=-1, out=None):
+    """``exp(x) / sum(exp(x))``; see `fastce.softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax(np.log([1.0, 3.0]))
+    array([0.25, 0.75])
+    """
+    x, y, result = _views(x, out, axis)
+    with np.errstate(all="ignore"):
+        np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=y)
+        np.exp(y, out=y)
+        y /= np.add.reduce(y, axis=-1, keepdims=True)
+    return result
+
+
+def log_softmax(x, *, axis=-1, out=None):
+    """``x - logsumexp(x)``; see `fastce.log_softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.exp(log_softmax(np.log([1.0, 3.0])))
+    array([0.25, 0.75])
+    """
+    x, y, result = _views(x, out, axis)
+    with np.errstate(all="ignore"):
+        np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=y)
+        y -= np.log(np.add.reduce(np.exp(y), axis=-1, keepdims=True))
+    return result
+
+
+def logsumexp(x, *, axis=-1, out=None):
+    """``log(sum(exp(x)))``; see `fastce.logsumexp`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(logsumexp(np.zeros(4)))  # log(4)
+    1.3862943611198906
+    """
+    x = np.asarray(x)
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
+    x = np.moveaxis(x, axis, -1)
+    with np.errstate(all="ignore"):
+        m = np.maximum.reduce(x, axis=-1, keepdims=True)
+        m[~np.isfinite(m)] = 0  # then the sum itself is 0, inf or NaN
+        s = np.add.reduce(np.exp(x - m), axis=-1)
+        return np.add(m[..., 0], np.log(s), out=out)
+
+
+def softmax_grad(upstream, y, *, axis=-1, out=None):
+    """``y * (upstream - sum(upstream * y))`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> softmax_grad(np.array([1.0, 0.0]), np.array([0.25, 0.75]))
+    array([ 0.1875, -0.1875])
+    """
+    y, g, grad = _views(y, out, axis)
+    u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
+    with np.errstate(all="ignore"):
+        np.multiply(y, u - np.einsum("...j,...j->...", u, y)[..., None], out=g)
+    return grad
+
+
+def log_softmax_grad(upstream, y, *, axis=-1, out=None):
+    """``upstream - exp(y) * sum(upstream)`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_softmax_grad(np.array([1.0, 0.0]), np.log([0.25, 0.75]))
+    array([ 0.75, -0.75])
+    """
+    y, g, grad = _views(y, out, axis)
+    u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
+    with np.errstate(all="ignore"):
+        np.subtract(u, np.exp(y) * np.add.reduce(u, axis=-1, keepdims=True), out=g)
+    return grad
+
+
+def one_hot(labels, num_classes, *, dtype=np.float32, axis=-1):
+    """Rows of zeros with a one at the label; see `fastce.one_hot`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one_hot(np.array([2, 0]), 3)
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
+    """
+    labels = np.asarray(labels)
+    hot = np.zeros((*labels.shape, num_classes), dtype)
+    np.put_along_axis(hot, labels[..., None].astype(np.intp), 1, axis=-1)
+    return np.moveaxis(hot, -1, axis)
+
+
+def predict(logits, *, axis=-1):
+    """The most probable class; see `fastce.predict`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> predict(np.array([[0.1, 2.0, -1.0], [3.0, 3.0, 0.0]]))
+    array([1, 0])
+    """
+    return np.argmax(logits, axis=axis)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two-term form
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# What it makes of special numbers, with a = weight*pos_weight*c and b = weight*(1 - c):
+#
+#   sigmoid, element              loss                    gradient
+#   z = +inf                      0 if b = 0, else inf    b, the limit
+#   z = -inf                      0 if a = 0, else inf    -a, the limit
+#   z or c is NaN                 NaN                     NaN
+#
+#   softmax, row                  loss                    gradient
+#   masked class j                inf if a[j] > 0         -a[j] at j; finite elsewhere
+#   one class t is not masked     0 if b[t] = 0           -a elsewhere, their sum at t: 0 where c is 0 and 1
+#   (or there is one class)       inf if b[t] > 0         NaN in the whole row: it has no direction
+#   nothing but -inf, +inf, NaN   NaN                     NaN in the whole row
+
+
+def binary_cross_entropy(
+    logits,
+    targets,
+    *,
+    activation="sigmoid",
+    pos_weight=None,
+    weight=None,
+    sample_weight=None,
+    reduction="mean",
+    normalizer=None,
+    axis=-1,
+):
+    """``-sum(c * log(p) + (1 - c) * log(1 - p))``; see `fastce.binary_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(binary_cross_entropy(np.zeros((2, 3)), np.eye(2, 3)))  # log(2)
+    0.6931471805599453
+    """
+    return _two_term(
+        logits, targets, activation, pos_weight, weight, sample_weight, reduction, normalizer, axis, None, None
+    )[0]
+
+
+def binary_cross_entropy_with_grad(
+    logits,
+    targets,
+    *,
+    activation="sigmoid",
+    pos_weight=None,
+    weight=None,
+    sample_weight=None,
+    reduction="mean",
+    normalizer=None,
+    axis=-1,
+    upstream=1.0,
+    out=None,
+):
+    """Loss and gradient with respect to ``logits``; see `fastce.binary_cross_entropy_with_grad`.
+
+    Notes
+    -----
+    Write ``a = weight * pos_weight * c`` and ``b = weight * (1 - c)``.
+
+    With ``activation="sigmoid"``, ``-log p = softplus(-z)``, ``-log(1 - p) = softplus(z)`` and
+    ``softplus(z) = max(z, 0) + log1p(exp(-abs(z)))``. The gradient ``p - c`` is kept as ``b * p - a * (1 - p)``, with
+    ``1 - p = sigmoid(-z)``.
+
+    With ``activation="softmax"`` every ``p[j]`` depends on every logit. The chain rule through the softmax's Jacobian,
+    ``dp[j]/dz[k] = p[j] * ((j == k) - p[k])``, gives
+
+        ``grad[k] = h[k] - p[k] * sum(h)``,    ``h[j] = p[j] * dE/dp[j] = b[j] * p[j] / (1 - p[j]) - a[j]``.
+
+    Let ``t`` be the first class that attains the maximum, ``others`` be the rest and ``m2`` their maximum, and
+
+        ``f[j] = exp(z[j] - m2)`` for others, ``T = sum(f)``, ``r = exp(m2 - z[t])``, ``tail = r * T``, ``s = 1 + tail``
+
+    Then ``p[t] = 1 / s``, ``1 - p[t] = tail / s`` and ``p[j] = r * f[j] / s``. The odds ``o = p / (1 - p)`` are
+    ``o[t] = 1 / tail`` and, as ``p[j] <= 1/2`` elsewhere, ``o[j] = r * f[j] / (s - r * f[j])`` loses nothing; always
+    ``-log(1 - p) = log1p(o)``. With ``h[j] = b[j] * o[j] - a[j]`` and ``H = sum(h)`` over others,
+
+        ``E       = sum(a * (log1p(tail) + z[t] - z)) + sum(b * log1p(o))``
+        ``grad[t] = (b[t] - a[t] * tail - H) / s``
+        ``grad[j] = h[j] - f[j] * (r * (H - a[t]) + b[t] / T) / s``.
+
+    Nothing is divided by ``tail`` but in ``log1p(1 / tail)``, which where `tail` underflows is
+    ``z[t] - m2 - log(T)``. As ``p[t]`` goes to 1, ``grad[j]`` goes to ``(weight[t] + weight[j]) * p[j]`` when
+    ``c[t]`` is 1 and the others 0, and ``grad[t]`` to minus their sum: twice the published ``p - c`` at equal weights.
+    When another ``c[k]`` is 1, ``grad[t]`` goes to ``weight[t] + weight[k]`` and ``grad[j]`` to
+    ``-a[j] - weight[t] * f[j] / T``. With two classes it is ``2 * (p - c)`` everywhere, with more classes no
+    multiple of it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, grad = binary_cross_entropy_with_grad(np.zeros((1, 4)), np.eye(1, 4), reduction="sum")
+    >>> grad
+    array([[-0.5,  0.5,  0.5,  0.5]])
+    >>> loss, grad = binary_cross_entropy_with_grad(np.zeros((1, 3)), np.eye(1, 3), activation="softmax")
+    >>> grad
+    array([[-1. ,  0.5,  0.5]])
+    """
+    if out is not None:
+        targets, weight, pos_weight, sample_weight, upstream = _apart(
+            out, targets, weight, pos_weight, sample_weight, upstream
+        )
+    return _two_term(
+        logits, targets, activation, pos_weight, weight, sample_weight, reduction, normalizer, axis, upstream, out
+    )
+
+
+def _two_term(
+    logits, targets, activation, pos_weight, weight, sample_weight, reduction, normalizer, axis, upstream, out
+):
+    """Loss and gradient; without `upstream` no gradient."""
+    x = np.asarray(logits)
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
+    x = np.moveaxis(x, axis, -1)
+    dtype = x.dtype.newbyteorder("=")
+    c = np.moveaxis(np.asarray(targets), axis, -1)
+    c = c.astype(np.result_type(c, dtype), copy=False)  # 1 - c is formed before anything of c is rounded
+    a, b = np.asarray(c, dtype), np.asarray(1 - c, dtype)
+    if pos_weight is not None:
+        a = a * np.asarray(pos_weight, dtype)
+    if weight is not None:
+        a, b = a * np.asarray(weight, dtype), b * np.asarray(weight, dtype)
+
+    with np.errstate(all="ignore"):
+        of_each = _of_elements if activation == "sigmoid" else _of_rows
+        loss, g = of_each(x, a, b, upstream is not None)  # loss: of each element, or of each row as a column
+        factor = None if sample_weight is None else np.asarray(sample_weight, dtype)[..., None]
+        if factor is not None:
+            loss *= factor
+        denominator = 1
+        if reduction == "mean":
+            denominator = normalizer or (loss.size if factor is None or activation == "sigmoid" else factor.sum())
+
+        grad = None
+        if upstream is not None:
+            scale = np.asarray(upstream, dtype)
+            if scale.ndim:
+                scale = np.moveaxis(scale, axis, -1) if activation == "sigmoid" else scale[..., None]
+            scale = scale / dtype.type(denominator) if denominator else dtype.type(0)
+            g *= scale if factor is None else scale * factor
+            if not denominator:
+                g[...] = 0
+            grad = np.empty_like(logits, dtype, subok=False) if out is None else out
+            np.moveaxis(grad, axis, -1)[...] = g
+        if reduction == "none":
+            return (np.moveaxis(loss, -1, axis) if activation == "sigmoid" else loss[..., 0]), grad
+        return _reduced(loss, reduction, denominator), grad
+
+
+def _of_elements(z, a, b, with_grad):
+    t = np.exp(-np.abs(z))
+    loss = (a + b) * np.log1p(t) + _times(np.where(z > 0, b, a), np.abs(z))
+    if not with_grad:
+        return loss, None
+    large, small = 1 / (1 + t), t / (1 + t)
+    return loss, np.where(z > 0, b * large - a * small, b * small - a * large)
+
+
+def _of_rows(x, a, b, with_grad):
+    top = np.argmax(x, axis=-1, keepdims=True)
+    m, a_top, b_top = (np.take_along_axis(v, top, -1) for v in (x, a, b))
+    f = x.astype(m.dtype.newbyteorder("="))
+    np.put_along_axis(f, top, -np.inf, -1)
+    m2 = np.maximum.reduce(f, axis=-1, keepdims=True)
+    f -= np.where(np.isneginf(m2), 0, m2)
+    np.exp(f, out=f)
+    T = np.add.reduce(f, axis=-1, keepdims=True)
+    r = np.exp(m2 - m)
+    tail = r * T
+    s = 1 + tail
+    odds = r * f / (s - r * f)  # 0 at the top, where it is 1 / tail
+
+    top_term = np.where(tail > 1e-30, np.log1p(1 / tail), m - m2 - np.log(T))
+    loss = _times(a, (m - x) + np.log1p(tail)) + _times(b, np.log1p(odds))
+    np.put_along_axis(loss, top, a_top * np.log1p(tail) + _times(b_top, top_term), -1)
+    loss = np.add.reduce(loss, axis=-1, keepdims=True)
+    bad = ~np.isfinite(m)
+    loss[bad] = np.nan
+    if not with_grad:
+        return loss, None
+
+    h = b * odds - a
+    np.put_along_axis(h, top, 0, -1)
+    H = np.add.reduce(h, axis=-1, keepdims=True)
+    g = h - f * ((r * (H - a_top) + np.where(b_top == 0, 0, b_top / T)) / s)
+    np.put_along_axis(g, top, (b_top - a_top * tail - H) / s, -1)
+    g[(bad | ((T == 0) & (b_top != 0)))[..., 0]] = np.nan
+    return loss, g
+
+
+def _times(factor, value):
+    """Their product, where nothing times infinity is nothing."""
+    return np.where(factor == 0, 0, factor * value)

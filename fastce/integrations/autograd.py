@@ -1,0 +1,57 @@
+"""fastce as a primitive of HIPS autograd: `cross_entropy` can be differentiated with respect to the logits.
+
+Used in place of `fastce.cross_entropy` in functions that autograd traces. Derivatives are of first order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autograd.extend import defvjp, primitive
+
+from .. import _api
+
+__all__ = ["cross_entropy"]
+
+
+@primitive
+def cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
+    """`fastce.cross_entropy`, differentiable with respect to the logits.
+
+    Parameters
+    ----------
+    logits, targets : array_like
+        As in `fastce.cross_entropy`.
+    **options
+        Those of `fastce.cross_entropy`, but for `return_stats`.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As `fastce.cross_entropy` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As in `fastce.cross_entropy`; `return_stats`.
+
+    Examples
+    --------
+    >>> import autograd, autograd.numpy as np
+    >>> from fastce.integrations.autograd import cross_entropy
+    >>> x, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+    >>> loss = lambda w: cross_entropy(np.dot(x, w), labels)
+    >>> autograd.grad(loss)(np.zeros((2, 2)))
+    array([[-0.25,  0.25],
+           [ 0.25, -0.25]])
+    """
+    if "return_stats" in options:
+        raise TypeError("return_stats is not an option here: the loss alone can be differentiated")
+    return _api.cross_entropy(logits, targets, **options)
+
+
+def _vjp(loss: Any, logits: Any, targets: Any, **options: Any) -> Any:
+    return lambda upstream: _api.cross_entropy_grad(logits, targets, **options, upstream=upstream)
+
+
+defvjp(cross_entropy, _vjp, argnums=(0,))

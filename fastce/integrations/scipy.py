@@ -1,0 +1,81 @@
+"""Softmax regression (multinomial logistic regression) as an objective for `scipy.optimize.minimize(..., jac=True)`.
+
+Needs SciPy no more than its caller does: the objective is a function of one array that returns loss and gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import _api
+
+__all__ = ["softmax_regression"]
+
+
+def softmax_regression(
+    features: Any, targets: Any, classes: int, *, intercept: bool = True, l2: float = 0.0, **options: Any
+) -> Callable[[Any], tuple[float, Any]]:
+    """The objective ``cross_entropy(features @ coef.T + bias, targets) + l2/2 * sum(coef**2)`` and its gradient.
+
+    Parameters
+    ----------
+    features : array_like or sparse array of shape (rows, columns)
+        Anything that multiplies a dense matrix by ``@`` from either side.
+    targets : array_like
+        Class indices of shape (rows,), or probabilities of shape (rows, classes).
+    classes : int
+        How many classes there are.
+    intercept : bool, default True
+        Whether each class has a bias, which is not penalised.
+    l2 : float, default 0.0
+        Factor of the penalty. scikit-learn's C corresponds to ``l2 = 1/(C*rows)`` for a mean.
+    **options
+        Those of `fastce.cross_entropy` that are not about the arrays' layout: weight, sample_weight, ...
+
+    Returns
+    -------
+    objective : callable
+        ``objective(theta) -> (loss, gradient)`` with theta and gradient flat: ``theta.reshape(classes, -1)`` has a row
+        for each class, its coefficients and then its bias.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        When called: as `fastce.cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.integrations.scipy import softmax_regression
+    >>> from scipy.optimize import minimize
+    >>> x, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0, 0, 1, 1])
+    >>> objective = softmax_regression(x, labels, 2, l2=0.1)
+    >>> found = minimize(objective, np.zeros(4), jac=True)
+    >>> coef, bias = np.hsplit(found.x.reshape(2, -1), [-1])
+    >>> (x @ coef.T + bias.T).argmax(axis=1)
+    array([0, 0, 1, 1])
+    """
+    if not hasattr(features, "shape"):
+        features = np.asarray(features)
+    columns = features.shape[1]
+
+    def objective(theta: Any) -> tuple[float, Any]:
+        theta = np.asarray(theta, dtype=np.float64).reshape(classes, columns + bool(intercept))
+        coef = theta[:, :columns]
+        logits = np.asarray(features @ coef.T)
+        if intercept:
+            logits += theta[:, columns]
+        loss, residual = _api.cross_entropy_with_grad(logits, targets, **options, out=logits)
+        grad = np.empty_like(theta)
+        grad[:, :columns] = (features.T @ residual).T
+        if intercept:
+            grad[:, columns] = residual.sum(axis=0)
+        if l2:
+            loss = loss + l2 / 2 * np.sum(coef * coef)
+            grad[:, :columns] += l2 * coef
+        return float(loss), grad.ravel()
+
+    return objective

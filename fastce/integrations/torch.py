@@ -1,0 +1,108 @@
+"""fastce as a loss of PyTorch, on CPU tensors: `cross_entropy` and the module `CrossEntropyLoss`.
+
+Tensors and arrays share their memory both ways, nothing is copied. Between forward and backward two numbers a row are
+kept (`fastce.SoftmaxStats`), not a gradient: the backward may run again (``retain_graph``), or never.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _api
+
+__all__ = ["CrossEntropyLoss", "cross_entropy"]
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`fastce.cross_entropy` of CPU tensors, differentiable (once) with respect to the logits.
+
+    Parameters
+    ----------
+    logits : Tensor
+        float32 or float64, classes on the last axis (PyTorch's own function has them on axis 1: pass ``axis=1``).
+    targets : Tensor
+        Class indices or probabilities, as in `fastce.cross_entropy`.
+    **options
+        Those of `fastce.cross_entropy`, but for `return_stats`; `weight` and `sample_weight` may be tensors.
+
+    Returns
+    -------
+    loss : Tensor
+        In the dtype of the logits; of the rows' shape for ``reduction="none"``, else without axes.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As in `fastce.cross_entropy`; a tensor that is not on the CPU, or that needs a gradient and is not the logits.
+    RuntimeError
+        In a backward with ``create_graph=True``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.integrations.torch import cross_entropy
+    >>> logits = torch.zeros(2, 2, requires_grad=True)
+    >>> loss = cross_entropy(logits, torch.tensor([0, 1]))
+    >>> loss.backward()
+    >>> logits.grad
+    tensor([[-0.2500,  0.2500],
+            [ 0.2500, -0.2500]])
+    """
+    if "return_stats" in options:
+        raise TypeError("return_stats is not an option here: the loss alone can be differentiated")
+    for name, value in [("targets", targets), *options.items()]:
+        if isinstance(value, torch.Tensor):
+            if value.requires_grad:
+                raise ValueError(f"{name} requires grad, but the gradient is that of the logits; pass {name}.detach()")
+            if name != "targets":
+                options[name] = value.numpy()
+    loss: torch.Tensor = _CrossEntropy.apply(logits, targets, options)
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        loss, stats = _api.cross_entropy(logits.numpy(), targets.numpy(), **options, return_stats=True)
+        ctx.options = options
+        ctx.save_for_backward(logits, targets, *(torch.as_tensor(array) for array in stats))
+        return torch.as_tensor(loss)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: the result would pass for a constant
+            raise RuntimeError("fastce's cross_entropy has no second derivatives; use torch's where they are needed")
+        logits, targets, *stats = (tensor.numpy() for tensor in ctx.saved_tensors)
+        grad = _api.cross_entropy_grad(
+            logits, targets, **ctx.options, upstream=upstream.numpy(), stats=_api.SoftmaxStats(*stats)
+        )
+        return torch.from_numpy(grad), None, None
+
+
+class CrossEntropyLoss(torch.nn.Module):
+    """`cross_entropy` as a module.
+
+    Parameters
+    ----------
+    **options
+        Those of `cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.integrations.torch import CrossEntropyLoss
+    >>> CrossEntropyLoss(axis=1)(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64))
+    tensor(1.0986)
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits, targets, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

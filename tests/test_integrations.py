@@ -1,0 +1,335 @@
+"""fastce.integrations: each module where its library is installed, against the library's own loss, its gradient check
+or its own objective; and the gradient and hessian of boosting against exact ones."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from oracle import LD, needs_longdouble
+
+import fastce
+
+ULPS = 6  # the contract's 4, and the roundings of a product of two such numbers and the factor
+FOLDER = Path(fastce.__file__).parent / "integrations"
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sum": {"reduction": "sum", "ignore_index": 1},
+    "none": {"reduction": "none", "label_smoothing": 0.1},
+    "weighted": {"weight": np.array([1.0, 0.5, 2.0, 0.25]), "sample_weight": np.linspace(0.5, 2, 6)},
+    "normalizer": {"normalizer": 3.5, "z_loss": 0.01},
+}
+
+
+def integration(name: str) -> ModuleType:
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    return importlib.import_module(f"fastce.integrations.{name}")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+def test_fastce_imports_none_of_them() -> None:
+    script = "import sys, fastce; print([name for name in sys.modules if 'integrations' in name])"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_run(name: str) -> None:
+    module = integration(name)
+    failures: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for public in module.__all__:
+        for test in doctest.DocTestFinder().find(getattr(module, public), public, module=False, globs={}):
+            runner.run(test, out=failures.append)
+    assert runner.tries > 0
+    assert not failures, "".join(failures)
+
+
+# --- autograd ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_autograd_differentiates_through_it(options: dict[str, Any], rng: np.random.Generator) -> None:
+    cross_entropy = integration("autograd").cross_entropy
+    import autograd
+    import autograd.numpy as anp
+    from autograd.test_util import check_grads
+
+    x, w, labels = rng.standard_normal((6, 3)), rng.standard_normal((3, 4)), rng.integers(0, 4, 6)
+
+    def loss(w: Any) -> Any:
+        return anp.sum(anp.sin(cross_entropy(anp.tanh(anp.dot(x, w)), labels, **options)))
+
+    check_grads(loss, modes=["rev"], order=1)(w)
+    logits = np.float32(x @ w)
+    grad = autograd.grad(lambda logits: anp.sum(cross_entropy(logits, labels, **options)))(logits)
+    assert grad.dtype == np.float32
+    np.testing.assert_array_equal(grad, fastce.cross_entropy_grad(logits, labels, **options))
+
+
+def test_autograd_has_no_stats_to_return() -> None:
+    with pytest.raises(TypeError, match="return_stats is not an option"):
+        integration("autograd").cross_entropy(np.zeros((1, 2)), [0], return_stats=True)
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("probabilities", [False, True], ids=["index", "probabilities"])
+def test_torch_passes_gradcheck(options: dict[str, Any], probabilities: bool, rng: np.random.Generator) -> None:
+    cross_entropy = integration("torch").cross_entropy
+    import torch
+
+    logits = torch.from_numpy(rng.standard_normal((6, 4))).requires_grad_()
+    targets = torch.from_numpy(rng.dirichlet(np.ones(4), 6) if probabilities else rng.integers(0, 4, 6))
+    options = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in options.items()}
+    assert torch.autograd.gradcheck(lambda x: cross_entropy(x, targets, **options), (logits,))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torch_gives_what_torchs_own_loss_gives(reduction: str, dtype: str, rng: np.random.Generator) -> None:
+    loss_of = integration("torch").CrossEntropyLoss(
+        axis=1, reduction=reduction, weight=np.arange(1.0, 6.0), label_smoothing=0.2, ignore_index=3
+    )
+    import torch
+
+    logits = torch.from_numpy(rng.standard_normal((2, 5, 3, 4)).astype(dtype))
+    targets = torch.from_numpy(rng.integers(0, 5, (2, 3, 4)))
+    results = []
+    theirs = torch.nn.CrossEntropyLoss(
+        weight=torch.arange(1, 6, dtype=logits.dtype), ignore_index=3, label_smoothing=0.2, reduction=reduction
+    )
+    for function in (loss_of, theirs):
+        x = logits.clone().requires_grad_()
+        loss = function(x, targets)
+        (3 * loss.sin().sum()).backward()  # an upstream gradient that is not 1
+        results.append((loss, x.grad))
+    for mine, wanted in zip(*results, strict=True):
+        assert (mine.dtype, mine.shape) == (wanted.dtype, wanted.shape)
+        torch.testing.assert_close(mine, wanted)
+    assert repr(loss_of).startswith("CrossEntropyLoss(axis=1, reduction=")
+
+
+def test_torch_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    module = integration("torch")
+    import torch
+
+    seen: dict[str, Any] = {}
+
+    def note(name: str) -> Any:
+        function = getattr(fastce, name)
+
+        def noting(*args: Any, **options: Any) -> Any:
+            seen[name] = args, function(*args, **options)
+            return seen[name][1]
+
+        return noting
+
+    for name in ("cross_entropy", "cross_entropy_grad"):
+        monkeypatch.setattr(module._api, name, note(name))
+    whole = torch.from_numpy(rng.standard_normal((7, 12), dtype=np.float32))
+    logits = whole[:, ::2].t().detach().requires_grad_()  # strided both ways
+    targets = torch.from_numpy(rng.integers(0, 7, 6))
+    loss = module.cross_entropy(logits, targets)
+    (grad,) = torch.autograd.grad(loss, logits)
+    for (x, t), _ in seen.values():
+        assert np.shares_memory(x, whole.numpy())
+        assert np.shares_memory(t, targets.numpy())
+    assert grad.data_ptr() == seen["cross_entropy_grad"][1].ctypes.data
+    torch.testing.assert_close(grad, torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), logits)[0])
+
+
+def test_torch_backward_can_run_again_and_notices_a_change_of_the_logits() -> None:
+    cross_entropy = integration("torch").cross_entropy
+    import torch
+
+    leaf = torch.zeros(2, 2, requires_grad=True)
+    logits = leaf * 1
+    loss = cross_entropy(logits, torch.tensor([0, 1]))
+    for times in (1, 2):
+        (2 * loss).backward(retain_graph=True)
+        assert leaf.grad.tolist() == [[-0.5 * times, 0.5 * times], [0.5 * times, -0.5 * times]]
+    logits += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_torch_refuses_what_it_cannot_differentiate() -> None:
+    cross_entropy = integration("torch").cross_entropy
+    import torch
+
+    logits = torch.zeros(2, 2, requires_grad=True)
+    labels = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"targets requires grad.*pass targets\.detach\(\)"):
+        cross_entropy(logits, torch.full((2, 2), 0.5, requires_grad=True))
+    with pytest.raises(ValueError, match="weight requires grad"):
+        cross_entropy(logits, labels, weight=torch.ones(2, requires_grad=True))
+    with pytest.raises(TypeError, match="return_stats is not an option"):
+        cross_entropy(logits, labels, return_stats=True)
+    with pytest.raises(TypeError, match="float16"):
+        cross_entropy(logits.half(), labels)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(cross_entropy(logits, labels), logits, create_graph=True)
+
+
+# --- SciPy ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_scipy_objective_has_the_gradient_of_its_value(sparse: bool, intercept: bool, rng: np.random.Generator) -> None:
+    softmax_regression = integration("scipy").softmax_regression
+    from scipy.optimize import check_grad
+    from scipy.sparse import csr_array
+
+    x, labels = rng.standard_normal((9, 3)), rng.integers(0, 4, 9)
+    x[x < -0.5] = 0
+    objective = softmax_regression(
+        csr_array(x) if sparse else x, labels, 4, intercept=intercept, l2=0.3, sample_weight=rng.random(9)
+    )
+    theta = rng.standard_normal(4 * (3 + intercept))
+    error = check_grad(lambda t: objective(t)[0], lambda t: objective(t)[1], theta, epsilon=1e-6)
+    assert error < 1e-5
+    before = theta.copy()
+    objective(theta)
+    np.testing.assert_array_equal(theta, before)
+
+
+def test_scipy_finds_scikit_learns_logistic_regression() -> None:
+    softmax_regression = integration("scipy").softmax_regression
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from scipy.optimize import minimize
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = load_iris(return_X_y=True)
+    weight = np.linspace(0.5, 1.5, len(x))
+    objective = softmax_regression(x.tolist(), labels, 3, l2=1 / weight.sum(), sample_weight=weight)
+    found = minimize(objective, np.zeros(15), jac=True, method="BFGS", options={"gtol": 1e-7})
+    theta = found.x.reshape(3, 5)
+    theirs = LogisticRegression(tol=1e-8, max_iter=1000).fit(x, labels, sample_weight=weight)
+    np.testing.assert_allclose(theta[:, :4], theirs.coef_, atol=1e-4)
+    bias = theta[:, 4] - theta[:, 4].mean()  # equal biases for all classes change nothing
+    np.testing.assert_allclose(bias, theirs.intercept_ - theirs.intercept_.mean(), atol=1e-3)
+
+
+# --- gradient boosting ------------------------------------------------------------------------------------------------
+
+
+def boosting() -> Any:
+    return importlib.import_module("fastce.integrations._boosting").grad_and_hess
+
+
+@needs_longdouble
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradient_and_hessian_are_exact_however_confident_the_scores(
+    classes: int, dtype: type, order: Any, weighted: bool, rng: np.random.Generator
+) -> None:
+    scores = np.array(rng.standard_normal((60, classes)), dtype=dtype, order=order)
+    labels = rng.integers(0, classes, 60)
+    rows = np.arange(60)
+    scores[rows[:20], labels[:20]] += np.linspace(1, 60, 20).astype(dtype)  # right, and surer and surer
+    scores[rows[20:40], (labels[20:40] + 1) % classes] += np.linspace(1, 60, 20).astype(dtype)  # wrong, and sure
+    scores[40] = 0  # ties
+    weight = rng.random(60) if weighted else np.ones(60)
+
+    x = scores.astype(LD)
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    top = x.argmax(axis=1)
+    e[rows, top] = 0
+    tail = e.sum(axis=1, keepdims=True)
+    e[rows, top] = 1
+    p, other = e / (1 + tail), (1 + tail - e) / (1 + tail)
+    other[rows, top] = (tail / (1 + tail))[:, 0]
+    grad = p.copy()
+    grad[rows, labels] = -other[rows, labels]
+    hess = p * other
+    w = weight.astype(dtype).astype(LD)[:, None]
+
+    found = boosting()(scores, labels.astype(np.float32), weight if weighted else None, 2.0)
+    # An exponential's error grows with its exponent, that of a sum of them with the one that weighs most.
+    distance = x.max(axis=1, keepdims=True) - x
+    runner_up = np.where(distance == 0, np.inf, distance).min(axis=1, keepdims=True)
+    distance = np.where(distance == 0, np.where(np.isfinite(runner_up), runner_up, 0), distance)
+    for got, wanted in zip(found, (grad * w, 2 * hess * w), strict=True):
+        assert got.dtype == dtype
+        assert got.flags.f_contiguous == scores.flags.f_contiguous
+        error = np.abs(got - wanted) / np.abs(wanted)
+        assert (error <= (ULPS + 2 * distance) * np.finfo(dtype).eps).all()
+
+
+def test_boosting_refuses_labels_that_are_no_classes() -> None:
+    scores = np.zeros((2, 3))
+    for labels in ([0, 0.5], [0, np.nan]):
+        with pytest.raises(ValueError, match="labels are not integers"):
+            boosting()(scores, np.array(labels), None, 1.0)
+    for labels in ([0, 3], [0, -100]):
+        with pytest.raises(IndexError, match=r"targets\[1\] is"):
+            boosting()(scores, np.array(labels, dtype=np.float32), None, 1.0)
+    with pytest.raises(ValueError, match="is num_class set"):
+        boosting()(scores[0], np.array([0]), None, 1.0)
+
+
+@pytest.fixture
+def data(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = rng.standard_normal((400, 5))
+    return x, np.digitize(x[:, 0] + x[:, 1] ** 2 + rng.standard_normal(400) / 4, [0, 1]), rng.uniform(0.5, 2, 400)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_lightgbm_trains_the_model_of_its_own_objective(weighted: bool, data: Any) -> None:
+    module = integration("lightgbm")
+    import lightgbm
+
+    x, labels, weight = data
+
+    def scores(objective: Any) -> np.ndarray:
+        params = {"objective": objective, "num_class": 3, "num_threads": 1, "verbosity": -1, "num_leaves": 7}
+        train = lightgbm.Dataset(x, labels, weight=weight if weighted else None)
+        return lightgbm.train(params | {"boost_from_average": False}, train, 10).predict(x, raw_score=True)
+
+    mine, theirs = scores(module.multiclass), scores("multiclass")
+    assert (theirs.argmax(axis=1) == labels).mean() > 0.8
+    np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+
+    options = {"n_estimators": 10, "num_leaves": 7, "n_jobs": 1, "verbosity": -1}
+    model = lightgbm.LGBMClassifier(objective=module.sklearn_multiclass, **options)
+    model.fit(x, labels, sample_weight=weight if weighted else None)
+    np.testing.assert_allclose(model.predict(x, raw_score=True), theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_xgboost_trains_the_model_of_its_own_objective(weighted: bool, data: Any) -> None:
+    module = integration("xgboost")
+    import xgboost
+
+    x, labels, weight = data
+    weight = weight if weighted else None
+    train = xgboost.DMatrix(x, labels, weight=weight)
+    params = {"num_class": 3, "nthread": 1, "max_depth": 3, "base_score": 0.5, "disable_default_eval_metric": True}
+
+    mine = xgboost.train(params, train, 10, obj=module.multiclass).predict(train, output_margin=True)
+    theirs = xgboost.train(params | {"objective": "multi:softprob"}, train, 10).predict(train, output_margin=True)
+    assert (theirs.argmax(axis=1) == labels).mean() > 0.8
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)  # sums of float32 in another order
+
+    model = xgboost.XGBClassifier(objective=module.sklearn_multiclass, n_estimators=10, max_depth=3, n_jobs=1)
+    model.fit(x, labels, sample_weight=weight)
+    assert (model.predict(x) == theirs.argmax(axis=1)).mean() > 0.98
