@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: embedsignature=False, freethreading_compatible=True
-"""The algorithm: softmax cross-entropy of rows, forward and backward.
+"""The algorithm: softmax cross-entropy of rows, forward and backward, and what else is made of a softmax.
 
-Called by _api.py only, which has checked every argument: nothing here fails but for want of memory, nothing is checked
-twice, and nothing is written before the call into here. The functions at the end of the file take arrays (typed
+Called by _api.py, _softmax.py and _two_term.py only, which have checked every argument: nothing here fails but for want
+of memory, nothing is checked twice, and nothing is written before the call into here. The functions at the end of the file take arrays (typed
 memoryviews), fill a `Job` and run it; everything above them is `noexcept nogil` and sees pointers.
 
 A row has `classes` logits x. Its state is row_max = max x and tail = sum over j != argmax of exp(x_j - row_max): the
@@ -15,14 +15,13 @@ when the row is confident. With q the row's targets (weights and smoothing inclu
            = a*e_j - b*v_j        v: nothing, ones, one number a class, or the target row
 
 Two kernels compute this. `rows` runs its vectors along the classes of one row. `tiles` runs them across positions, for
-few classes or contiguous positions (axis != -1): it copies up to 128 positions x some classes into scratch, positions
+few classes or contiguous positions (axis != -1): it copies up to 112 positions x some classes into scratch, positions
 contiguous, and back. Both cut long rows into blocks that stay in cache, so that a forward reads each logit once from
 memory, and a gradient is computed from logits that are still near.
 
 Rows are worked on in units whose number depends on the shapes alone; each unit adds its losses in order, and the units'
 sums are added in order: the result is the same to the bit for every number of threads.
 """
-cimport cython
 from cython cimport floating
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, NAN, exp, isfinite, log, log1p
@@ -918,7 +917,7 @@ cdef double softmax_row(const Job *job, Py_ssize_t i, double scale, floating *sc
     cdef double x[SMALL]
     cdef double a[SMALL]
     cdef double b[SMALL]
-    cdef double top = -INFINITY, second = -INFINITY, a_t = 0, b_t = 0, r, s, f, o, tail, log_total, common, factor
+    cdef double top = -INFINITY, second = -INFINITY, a_t = 0, b_t = 0, r, s, f, o, tail, log_total, common
     cdef Py_ssize_t t = -1, j, n, k, block, blocks = (job.classes + SMALL - 1)/SMALL
     cdef bint bad = False
     cdef Sum others, h, loss
@@ -1082,7 +1081,7 @@ cdef void run(const Job *job, Py_ssize_t units, int threads, floating *scratch, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What _api.py calls
+# What Python calls
 # ---------------------------------------------------------------------------------------------------------------------
 
 cdef double execute(Job *job, const floating *dtype, int threads, int quota) except? -1:

@@ -1,0 +1,126 @@
+"""softmax and its relatives against NumPy's and SciPy's way of doing each, verified and then timed in turns.
+
+    python bench/chapter.py [--seconds 2] [--rows 4096] [--classes 1000]
+
+Prints a markdown table; bench/test_chapter.py runs the same pairs under pytest-benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from peers import THREADS, describe
+
+import fastce
+
+
+class Pair(NamedTuple):
+    name: str
+    ours: Callable[[int], Any]  # takes the number of threads
+    theirs_name: str
+    theirs: Callable[[], Any]
+    size: int
+
+    def verify(self) -> None:
+        """Both agree to float32's digits; the two-term losses are means of many terms."""
+        for mine, other in zip(_parts(self.ours(1)), _parts(self.theirs()), strict=True):
+            scale = np.abs(other[np.isfinite(other)]).max()
+            np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * scale)
+
+
+def _parts(result: Any) -> list[np.ndarray]:
+    return [np.asarray(part, dtype=np.float64) for part in (result if isinstance(result, tuple) else (result,))]
+
+
+def pairs(rows: int, classes: int) -> Iterator[Pair]:
+    """SciPy's own functions where it has them, else the stable NumPy expression."""
+    from scipy import special
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, classes), dtype=np.float32) * 3
+    c = (rng.random((rows, classes)) < 0.1).astype(np.float32)
+    labels = rng.integers(0, classes, rows)
+    p = special.softmax(x, axis=-1)
+
+    def sigmoid_loss() -> Any:
+        return np.mean(np.maximum(x, 0) - x * c + np.log1p(np.exp(-np.abs(x))), dtype=np.float64)
+
+    def sigmoid_loss_grad() -> Any:
+        e = np.exp(-np.abs(x))
+        loss = np.mean(np.maximum(x, 0) - x * c + np.log1p(e), dtype=np.float64)
+        return loss, (np.where(x >= 0, 1, e) / (1 + e) - c) / x.size
+
+    def one_hot() -> Any:
+        return np.eye(classes, dtype=np.float32)[labels]
+
+    f = fastce
+    yield Pair("softmax", lambda n: f.softmax(x, num_threads=n), "SciPy", lambda: special.softmax(x, axis=-1), x.size)
+    yield Pair(
+        "log_softmax",
+        lambda n: f.log_softmax(x, num_threads=n),
+        "SciPy",
+        lambda: special.log_softmax(x, axis=-1),
+        x.size,
+    )
+    yield Pair(
+        "logsumexp", lambda n: f.logsumexp(x, num_threads=n), "SciPy", lambda: special.logsumexp(x, axis=-1), x.size
+    )
+    yield Pair(
+        "softmax_grad",
+        lambda n: f.softmax_grad(c, p, num_threads=n),
+        "NumPy",
+        lambda: p * (c - np.sum(c * p, axis=-1, keepdims=True)),
+        x.size,
+    )
+    yield Pair(
+        "two-term, sigmoid",
+        lambda n: f.binary_cross_entropy(x, c, num_threads=n),
+        "NumPy",
+        sigmoid_loss,
+        x.size,
+    )
+    yield Pair(
+        "two-term, sigmoid, + gradient",
+        lambda n: f.binary_cross_entropy_with_grad(x, c, num_threads=n),
+        "NumPy",
+        sigmoid_loss_grad,
+        x.size,
+    )
+    yield Pair("one_hot", lambda n: f.one_hot(labels, classes), "NumPy", one_hot, x.size)
+    yield Pair("predict", lambda n: f.predict(x), "NumPy", lambda: np.argmax(x, axis=-1), x.size)
+
+
+def seconds(calls: list[Callable[[], Any]], budget: float) -> list[float]:
+    """The best time of each, all in turns."""
+    best, stop = [float("inf")] * len(calls), time.perf_counter() + budget
+    while time.perf_counter() < stop:
+        for k, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            best[k] = min(best[k], time.perf_counter() - start)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each line (default 2)")
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--classes", type=int, default=1000)
+    args = parser.parse_args()
+    print(describe())
+    one, many = THREADS
+    print(f"\n| {args.rows} x {args.classes} float32, ns per logit | fastce, {one} / {many} threads | NumPy or SciPy |")
+    print("|---|---|---|")
+    for pair in pairs(args.rows, args.classes):
+        pair.verify()
+        calls = [lambda pair=pair: pair.ours(one), lambda pair=pair: pair.ours(many), pair.theirs]
+        a, b, other = (s / pair.size * 1e9 for s in seconds(calls, args.seconds))
+        ratios = f"({other / a:.1f}x / {other / b:.1f}x)"
+        print(f"| {pair.name} | {a:.3g} / {b:.3g} | {pair.theirs_name} {other:.3g} {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
