@@ -456,8 +456,9 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
             next = block_after(job, i, j + n, x)
             block_max = f.row_max(x, n)
             if block_max > row_max:
-                k = f.row_find(x, n, block_max)
-                set_sum(&tail, (1 + value(&tail))*exp(row_max - block_max))
+                # Where nothing but 1 + tail is asked for, the maximum may stay in the sum.
+                k = f.row_find(x, n, block_max) if job.output != SOFTMAX else -1
+                set_sum(&tail, (1 + value(&tail))*exp(row_max - block_max) - (k < 0))
                 add(&tail, f.row_exp_sum(x, e, n, block_max, k, next))
                 add(&linear, times(value(&mass), block_max - shift))
                 row_max = shift = block_max
