@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,10 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Where a host is installed."""
     backend: str = request.param
     for module in ("pip", BACKEND[backend]):
-        if importlib.util.find_spec(module) is None:
+        with warnings.catch_warnings():  # setuptools' import hook warns when another test has imported distutils
+            warnings.simplefilter("ignore")
+            found = importlib.util.find_spec(module)
+        if found is None:
             pytest.skip(f"{module} is not installed")
     if backend == "meson" and not shutil.which("ninja", path=sysconfig.get_path("scripts") + os.pathsep + os.defpath):
         pytest.skip("ninja is not installed")
