@@ -31,19 +31,21 @@ from libc.string cimport memcpy, memset
 
 
 cdef extern from "_simd.h" nogil:
-    enum: CE_BROADCAST, CE_BY_CLASS, CE_BY_ELEMENT, CE_VALUE, CE_EXP, CE_DIFFERENCE, CE_ISA_COUNT
+    enum: CE_BROADCAST, CE_BY_CLASS, CE_BY_ELEMENT, CE_KEPT, CE_EXP, CE_DIFFERENCE, CE_ISA_COUNT
     ctypedef struct ce_primitives:
-        double (*row_max)(const void *x, Py_ssize_t n) noexcept nogil
+        double one
+        void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m) noexcept nogil
         Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
-        double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip,
-                              const void *next) noexcept nogil
+        void (*rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows, Py_ssize_t n,
+                             const double *shift, int without, const void *next, double *sum) noexcept nogil
         double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift) noexcept nogil
         double (*row_sum)(const void *v, Py_ssize_t n) noexcept nogil
         double (*row_dot)(const void *u, const void *v, Py_ssize_t n) noexcept nogil
         void (*row_scale)(const void *y, const void *u, void *g, Py_ssize_t n, double shift) noexcept nogil
         void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset) noexcept nogil
-        void (*row_grad)(const void *src, void *g, Py_ssize_t n, int form, double shift, double a, double b,
-                         const void *v, int stream) noexcept nogil
+        void (*rows_grad)(const void *src, Py_ssize_t src_step, void *g, Py_ssize_t g_step, Py_ssize_t rows, Py_ssize_t n,
+                          int form, const double *shift, const double *a, const double *b, const void *v,
+                          const Py_ssize_t *mark, const double *at_mark, int stream) noexcept nogil
         double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
                               void *grad) noexcept nogil
         void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m) noexcept nogil
@@ -113,7 +115,8 @@ cdef enum:
     TILE = 8192         # numbers in a tile
     LANES = 16          # a tile's width is a multiple of this, the widest vector
     NARROW = 48         # the least width of a tile when there are positions enough
-    FEW = 128           # up to so many contiguous classes, `tiles` is faster than `rows`
+    FEW = 40            # up to so many contiguous classes, `tiles` is faster than `short_rows`,
+    FEW_SINGLE = 128    # or than one row after the other
     UNIT = 32768        # logits in a unit of work, about 10 us
     STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB) are written past the caches
     MOST_THREADS = 256
@@ -166,6 +169,7 @@ cdef struct Job:
     void *tail
     bint stats_given                # row_max and tail are read, not written
     bint by_tiles
+    bint alike                      # rows need no targets but their labels: `short_rows` may take them
     bint stream
     Py_ssize_t group                # positions worked on at a time: the width of a tile
     Py_ssize_t unit                 # positions in a unit
@@ -190,7 +194,9 @@ cdef struct State:
     bint alike                      # mass, q and rest are set, and the same for every label
     double slope[GROUP]             # d(z_loss*lse^2)/d(lse)
     double scale[GROUP]             # of the gradient
+    double x[GROUP]                 # the label's logit (rows only)
     double a[GROUP]                 # the gradient's factor of e,
+    double b[GROUP]                 # and of v,
     double at_target[GROUP]         # and its value at the target
     double log_total[GROUP]         # log(1 + tail)
     double loss[GROUP]
@@ -425,6 +431,19 @@ cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t
 # Rows: vectors along the classes
 # ---------------------------------------------------------------------------------------------------------------------
 
+cdef inline void set_b(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n, const ce_primitives *f) noexcept nogil:
+    """The coefficients of n positions from r on, whose state is complete."""
+    cdef Py_ssize_t p
+    coefficients(job, s, r, n, f)
+    if job.output == LOG_SOFTMAX:
+        f.losses(n, s.tail + r, s.mass + r, s.linear + r, s.b + r, s.loss + r)
+        for p in range(r, r + n):
+            s.a[p] = 1
+    else:
+        for p in range(r, r + n):
+            s.b[p] = s.scale[p]*job.v_scale
+
+
 cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *e,
                     floating *scratch) noexcept nogil:
     """The state r of row i, block by block: each block comes from memory once. Writes the exponentials to e unless NULL.
@@ -433,10 +452,11 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     cdef const char *row = position(&job.x, i)
     cdef const floating *x
     cdef const floating *v
-    cdef const floating *next
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
+    # Where the maximum is matters only if its target may be large too: labels without weights know that of theirs.
+    cdef bint find_top = by_element or job.smooth != NULL
     cdef Py_ssize_t j = 0, n, k
-    cdef double row_max = -INFINITY, shift = 0, block_max, v_sum, x_k
+    cdef double row_max = -INFINITY, shift = 0, block_max, v_sum, x_k, part
     cdef Sum tail, mass, linear, rest
     set_sum(&tail, -1)          # of no class, so that 1 + tail is 0
     set_sum(&mass, 0)
@@ -453,17 +473,20 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
         if given:
             k = f.row_find(x, n, row_max) if s.top[r] < 0 else -1
         else:
-            next = block_after(job, i, j + n, x)
-            block_max = f.row_max(x, n)
+            f.rows_max(x, 0, 1, n, &block_max)
             if block_max > row_max:
-                # Where nothing but 1 + tail is asked for, the maximum may stay in the sum.
-                k = f.row_find(x, n, block_max) if job.output != SOFTMAX else -1
-                set_sum(&tail, (1 + value(&tail))*exp(row_max - block_max) - (k < 0))
-                add(&tail, f.row_exp_sum(x, e, n, block_max, k, next))
-                add(&linear, times(value(&mass), block_max - shift))
+                k = f.row_find(x, n, block_max) if find_top else -1
+                f.rows_exp_sum(x, 0, e, 0, 1, n, &block_max, 1, block_after(job, i, j + n, x), &part)
+                if j == 0:
+                    set_sum(&tail, part)
+                else:
+                    set_sum(&tail, (1 + value(&tail))*exp(row_max - block_max))
+                    add(&tail, part)
+                    add(&linear, times(value(&mass), block_max - shift))
                 row_max = shift = block_max
             else:
-                add(&tail, f.row_exp_sum(x, e, n, shift, -1, next))
+                f.rows_exp_sum(x, 0, e, 0, 1, n, &shift, 0, block_after(job, i, j + n, x), &part)
+                add(&tail, part)
         if k >= 0:
             s.top[r] = j + k
         if job.v_scale != 0:
@@ -491,7 +514,51 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     if job.labels != NULL and not is_ignored(job, i):
         k = job.labels[i]
         x_k = (<const floating *>(row + k*job.x.by_class))[0]
-        add_label(job, k, x_k, e[k] if e != NULL else exp(x_k - row_max), s, r)
+        add_label(job, k, x_k, e[k]/f.one if e != NULL else exp(x_k - row_max), s, r)
+
+
+cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
+                     floating *scratch) noexcept nogil:
+    """State r on and gradient of some rows of one block each, which take turns at every step: so one row's loads and
+    arithmetic fill the gaps that the end of another's leaves. For contiguous classes and v that is nothing or ones."""
+    cdef const ce_primitives *f = primitives(scratch)
+    cdef const char *x = position(&job.x, start)
+    cdef char *g = NULL
+    cdef char *e = NULL
+    cdef Py_ssize_t n = job.classes, x_step = job.x.by_position, e_step = 0, p, t
+    cdef bint with_grad = job.g.data != NULL
+    if with_grad and job.output != LOG_SOFTMAX:
+        # The exponentials are put where the gradient will be, unless that is written past the caches.
+        e, e_step = position(&job.g, start), job.g.by_position
+        if job.stream or job.g.by_class != sizeof(floating):
+            e, e_step = <char *>scratch, n*sizeof(floating)
+    f.rows_max(x, x_step, count, n, s.row_max + r)
+    for p in range(r, r + count):
+        s.linear[p], s.target[p], s.mass[p], s.rest[p], s.q[p] = 0, -1, 1, 1, 0
+    if job.v_scale != 0 and job.with_loss:
+        for p in range(count):
+            s.linear[r + p] = job.v_scale*f.row_gap_dot(x + p*x_step, NULL, n, s.row_max[r + p])
+    if job.labels != NULL:
+        for p in range(count):      # before e may overwrite them
+            s.x[r + p] = (<const floating *>(x + p*x_step))[job.labels[start + p]]
+    f.rows_exp_sum(x, x_step, e, e_step, count, n, s.row_max + r, 1,
+                   x + count*x_step if start + 2*count <= job.positions else x, s.tail + r)
+    for p in range(r, r + count):
+        s.tail[p] += 0*s.row_max[p]         # NaN where every class is masked, or at +inf
+    if job.labels != NULL:
+        for p in range(count):
+            t = job.labels[start + p]
+            add_label(job, t, s.x[r + p], 0 if e == NULL else (<floating *>(e + p*e_step))[t]/f.one, s, r + p)
+    if not with_grad:
+        return
+    set_b(job, s, r, count, f)
+    g = position(&job.g, start)
+    if job.output == LOG_SOFTMAX:
+        f.rows_grad(x, x_step, g, job.g.by_position, count, n, CE_DIFFERENCE, s.row_max + r, s.a + r, s.b + r, NULL,
+                    NULL, NULL, job.stream)
+    else:
+        f.rows_grad(e, e_step, g, job.g.by_position, count, n, CE_KEPT, s.row_max + r, s.a + r, s.b + r, NULL,
+                    s.target + r, s.at_target + r, job.stream)
 
 
 cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
@@ -503,25 +570,21 @@ cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const f
     cdef const floating *src = e
     cdef floating *dst
     cdef bint direct = job.g.by_class == sizeof(floating)
-    cdef Py_ssize_t j = 0, n, k
-    cdef int form = CE_EXP if e == NULL else CE_VALUE
-    cdef double b = s.scale[r]*job.v_scale
-    coefficients(job, s, r, 1, f)
-    if job.output == LOG_SOFTMAX:
-        form, s.a[r], b = CE_DIFFERENCE, 1, log1p(s.tail[r])
+    cdef Py_ssize_t j = 0, n, k, mark
+    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_EXP if e == NULL else CE_KEPT
+    set_b(job, s, r, 1, f)
     while j < job.classes:
         n = min(job.classes - j, BLOCK)
         if e == NULL:
             src = logits_block(job, row, j, n, scratch)
         dst = (<floating *>grad) + j if direct else scratch + 2*BLOCK
-        f.row_grad(src, dst, n, form, s.row_max[r], s.a[r], b,
-                   v_block(job, i, j, n, scratch + BLOCK), direct and job.stream)
+        mark = s.target[r] - j if j <= s.target[r] < j + n else -1
+        f.rows_grad(src, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, v_block(job, i, j, n, scratch + BLOCK),
+                    &mark, s.at_target + r, direct and job.stream)
         if not direct:
             for k in range(n):
                 (<floating *>(grad + (j + k)*job.g.by_class))[0] = dst[k]
         j += n
-    if s.target[r] >= 0:
-        (<floating *>(grad + s.target[r]*job.g.by_class))[0] = <floating>s.at_target[r]
     if needs_top(job, s, r) and s.top[r] >= 0:
         (<floating *>(grad + s.top[r]*job.g.by_class))[0] = <floating>grad_at_top(job, s, r, s.top[r], s.target[r], f)
 
@@ -536,24 +599,45 @@ cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noe
             (<floating *>(grad + j*job.g.by_class))[0] = 0
 
 
+cdef inline Py_ssize_t kept_run(const Job *job, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """How many of n rows from i on, the first of which is not ignored, come before one that is."""
+    cdef Py_ssize_t k = 1
+    while k < n and not is_ignored(job, i + k):
+        k += 1
+    return k
+
+
 cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
-    cdef bint with_grad = job.g.data != NULL, ignored
-    cdef Py_ssize_t r
+    cdef bint with_grad = job.g.data != NULL
+    cdef Py_ssize_t r = 0, n, most = BLOCK/job.classes
     # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
     # costs to bring them back.
     cdef floating *e = NULL
     if with_grad and job.classes <= BLOCK and not job.stats_given and job.output != LOG_SOFTMAX:
         e = scratch + 2*BLOCK
-    for r in range(count):
-        ignored = is_ignored(job, start + r)
-        if ignored and job.row_max == NULL:     # its logits are not even read
-            s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
+    while r < count:
+        if is_ignored(job, start + r):
+            if job.row_max == NULL:         # its logits are not even read
+                s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
+            else:
+                row_state(job, start + r, s, r, e, scratch)
+            if with_grad:
+                row_zero_grad(job, start + r, scratch)
+            r += 1
+        elif job.alike and most > 0:
+            n = run_of(&job.x, start + r, count - r)
+            if with_grad:
+                n = run_of(&job.g, start + r, n)
+            n = min(n, most)
+            if job.has_ignored:
+                n = kept_run(job, start + r, n)
+            short_rows(job, start + r, n, s, r, scratch)
+            r += n
         else:
             row_state(job, start + r, s, r, e, scratch)
-        if with_grad and ignored:
-            row_zero_grad(job, start + r, scratch)
-        elif with_grad:
-            row_grad(job, start + r, s, r, e, scratch)
+            if with_grad:
+                row_grad(job, start + r, s, r, e, scratch)
+            r += 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -717,7 +801,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT
     cdef Py_ssize_t tops[GROUP]
     cdef double at_tops[GROUP]
-    cdef int form = CE_VALUE if kept else CE_EXP
+    cdef int form = CE_KEPT if kept else CE_EXP
     cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k, n_tops
     coefficients(job, s, 0, count, f)
     memset(a, 0, 4*GROUP*sizeof(floating))
@@ -738,7 +822,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
         for p in range(width):
             mark[p] = INFINITY
             if p < count and s.tail[p] < 1:
-                mark[p] = 1 if kept else row_max[p]
+                mark[p] = <floating>f.one if kept else row_max[p]
     while j < job.classes:
         n = min(job.classes - j, tile.most)
         if not by_element:
@@ -754,7 +838,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
             for p in range(count):
                 if needs_top(job, s, p) and not is_ignored(job, tile.start + p):
                     for k in range(n):
-                        if x[k*width + p] == (1 if kept else row_max[p]):
+                        if x[k*width + p] == (f.one if kept else row_max[p]):
                             tops[n_tops] = k*width + p
                             at_tops[n_tops] = grad_at_top(job, s, p, j + k, job.labels[tile.start + p], f)
                             n_tops += 1
@@ -814,12 +898,14 @@ cdef void row_vjp(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogi
     cdef bint of_log = job.output == LOG_SOFTMAX_GRAD
     cdef Py_ssize_t j, n, b, blocks = (job.classes + BLOCK - 1)/BLOCK
     cdef Sum total
+    cdef double zero = 0, minus_one = -1, minus_sum
     set_sum(&total, 0)
     for b in range(blocks):
         j = b*BLOCK
         n = min(job.classes - j, BLOCK)
         u = v_block(job, i, j, n, scratch + BLOCK)
         add(&total, f.row_sum(u, n) if of_log else f.row_dot(u, logits_block(job, row, j, n, scratch), n))
+    minus_sum = -value(&total)
     for b in range(blocks):
         j = b*BLOCK
         n = min(job.classes - j, BLOCK)
@@ -827,7 +913,7 @@ cdef void row_vjp(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogi
         u = v_block(job, i, j, n, scratch + BLOCK)
         dst = place(job, i, j, scratch + 2*BLOCK)
         if of_log:
-            f.row_grad(y, dst, n, CE_EXP, 0, -value(&total), -1, u, False)
+            f.rows_grad(y, 0, dst, 0, 1, n, CE_EXP, &zero, &minus_sum, &minus_one, u, NULL, NULL, False)
         else:
             f.row_scale(y, u, dst, n, value(&total))
         put(job, i, j, n, dst)
@@ -1095,7 +1181,10 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
     cdef Sum total
     # In place the lines are in the cache already.
     job.stream = job.g.data != job.x.data and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
-    job.by_tiles = job.output < SOFTMAX_GRAD and (classes <= FEW or (
+    job.alike = (job.v_kind == CE_BROADCAST and not smooth and not job.stats_given
+                 and job.x.by_class == sizeof(floating)
+                 and (job.g.data == NULL or job.g.by_class == sizeof(floating)))
+    job.by_tiles = job.output < SOFTMAX_GRAD and (classes <= (FEW if job.alike else FEW_SINGLE) or (
         job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating) and job.x.per_block >= LANES))
     # A tile that holds all classes need not compute its exponentials twice; one of few positions wastes memory lines. An
     # odd number of lines from class to class, so that they do not fall on each other in the cache.

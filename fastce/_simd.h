@@ -44,20 +44,23 @@ CE_INLINE int CE_FIRST_BIT(unsigned bits)
 enum { CE_CACHE_LINE = 64 };
 
 enum { CE_BROADCAST = 0, CE_BY_CLASS = 1, CE_BY_ELEMENT = 2 };
-/* What e[i] is, of which a * e[i] - b * v[i] is made: src[i], exp(src[i] - shift) or src[i] - shift. */
-enum { CE_VALUE = 0, CE_EXP = 1, CE_DIFFERENCE = 2 };
+/* What e[i] is, of which a * e[i] - b * v[i] is made: src[i]/one, exp(src[i] - shift) or src[i] - shift. */
+enum { CE_KEPT = 0, CE_EXP = 1, CE_DIFFERENCE = 2 };
 
 /* What each function computes. Untyped pointers are to numbers of the table's dtype. Tiles are (classes, width) in C
  * order, width a multiple of 16; arrays indexed by p have `width` entries.
  * The error of a sum does not grow with its length. */
 typedef struct {
-    /* The largest of n numbers, NaN passed over; -inf for none. */
-    double (*row_max)(const void *x, Py_ssize_t n);
+    /* What exponentials are multiplied by where they are kept: a power of 2. */
+    double one;
+    /* m[r] = the largest of n numbers of each row, NaN passed over; -inf for none. Rows are x_step bytes apart. */
+    void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m);
     /* The first i with x[i] == value, or -1. */
     Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value);
-    /* sum over i != skip of exp(x[i] - shift); the exponentials are written to e unless it is NULL. x[i] <= shift.
-     * Meanwhile n numbers at `next` are brought into the cache: what the caller reads next, or x again. */
-    double (*row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip, const void *next);
+    /* sum[r] = sum over i of exp(x[r, i] - shift[r]), x[r, i] <= shift[r], but for `without` terms exp(0); `one` times the exponentials are written to e
+     * unless it is NULL. Meanwhile as many rows at `next` are brought into the cache. */
+    void (*rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows, Py_ssize_t n,
+                         const double *shift, int without, const void *next, double *sum);
     /* sum of v[i] * (shift - x[i]), where 0 * inf is 0; v = NULL stands for ones. */
     double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift);
     /* sum of v[i]. */
@@ -68,16 +71,18 @@ typedef struct {
     void (*row_scale)(const void *y, const void *u, void *g, Py_ssize_t n, double shift);
     /* q[i] = (slope * q[i] + offset) * v[i]; v = NULL stands for ones. */
     void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset);
-    /* g[i] = a * e[i] - b * v[i]; v = NULL stands for ones; e as `form` says. stream: write past the caches. */
-    void (*row_grad)(const void *src, void *g, Py_ssize_t n, int form, double shift, double a, double b,
-                     const void *v, int stream);
+    /* g[r, i] = a[r] * e[r, i] - b[r] * v[i], v = NULL stands for ones, e as `form` says with shift[r]; but at_mark[r]
+     * where i == mark[r], unless mark is NULL. stream: write past the caches. */
+    void (*rows_grad)(const void *src, Py_ssize_t src_step, void *g, Py_ssize_t g_step, Py_ssize_t rows, Py_ssize_t n,
+                      int form, const double *shift, const double *a, const double *b, const void *v,
+                      const Py_ssize_t *mark, const double *at_mark, int stream);
     /* Elements z with p = 1/(1 + exp(-z)); b = NULL stands for 1 - a. loss[i] = -a[i]*log(p) - b[i]*log(1 - p), with
      * 0 * inf as 0, of which the sum is returned; grad[i] = scale * its derivative. loss and grad may be NULL. */
     double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss, void *grad);
     /* m[p] = max(m[p], x[j, p] over j), NaN passed over. */
     void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m);
-    /* sum[p] = sum over j of exp(x[j, p] - m[p]), less one term exp(0) where m[p] > before[p]; the exponentials are
-     * written to e unless it is NULL. Where label[p] is a j, d_label[p] = x[j, p] - m[p] and e_label[p] is its
+    /* sum[p] = sum over j of exp(x[j, p] - m[p]), less one term exp(0) where m[p] > before[p]; `one` times the
+     * exponentials are written to e unless it is NULL. Where label[p] is a j, d_label[p] = x[j, p] - m[p] and e_label[p] is its
      * exponential; label may be NULL. An m[p] of -inf counts as 0. Meanwhile as many numbers are brought into the cache
      * from `next`, rows next_step bytes apart, and from `dst` for writing. */
     void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,

@@ -32,14 +32,12 @@ typedef struct {
 static const uint32_t FN(roots)[8] = {
     0x5f800000u, 0x5f7b95c2u, 0x5f7837f0u, 0x5f75fed7u, 0x5f7504f3u, 0x5f75672au, 0x5f7744fdu, 0x5f7ac0c7u,
 };
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
     const __m256i steps = _mm256_castps_si256(z);
     const __m256i root = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)FN(roots)), steps);
     const VEC scale = _mm256_castsi256_ps(_mm256_add_epi32(root, _mm256_slli_epi32(steps, 20)));
-    (void)n;
-    const VEC value = _mm256_andnot_ps(_mm256_cmp_ps(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
-    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
+    return _mm256_andnot_ps(_mm256_cmp_ps(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
 }
 #else
 #define VEC __m256d
@@ -58,15 +56,13 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scale
 
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
     /* 2^EXP_BIAS * 2^n, normal for every n >= -1150 */
     const __m256i bits = _mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(z), 52),
                                           _mm256_set1_epi64x((long long)(1023 + 128) << 52));
     const VEC scale = _mm256_castsi256_pd(bits);
-    (void)n;
-    const VEC value = _mm256_andnot_pd(_mm256_cmp_pd(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
-    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
+    return _mm256_andnot_pd(_mm256_cmp_pd(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
 }
 #endif
 #include "_simd_transpose.h"

@@ -16,6 +16,9 @@
 #define ADD_WHERE_EQ(acc, a, b, y) _mm512_mask_add_ps(acc, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), acc, y)
 #define ADD_UNLESS_EQ(acc, a, b, y) _mm512_mask_add_ps(acc, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), acc, y)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ))
+#define LARGEST(v) _mm512_reduce_max_ps(v)
+#define TOTAL(v) _mm512_reduce_add_ps(v)
+#define ALIGN_FROM 96
 
 typedef struct {
     __m512d low, high;
@@ -29,26 +32,21 @@ typedef struct {
         acc.high += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v_, 1));         \
     } while (0)
 #define ACC_STORE(p, acc) (_mm512_storeu_pd(p, acc.low), _mm512_storeu_pd((p) + 8, acc.high))
+#define ACC_SUM(acc) _mm512_reduce_add_pd(acc.low + acc.high)
 
 #define EXP_STEPS 16
-static const float FN(roots)[2][16] = { /* 2^(k/16), and that times 2^EXP_BIAS */
-    {
-        0x1p+0f, 0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f,
-        0x1.306fep+0f, 0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
-        0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f,
-        0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f,
-    },
-    {
-        0x1p+64f, 0x1.0b5586p+64f, 0x1.172b84p+64f, 0x1.2387a6p+64f,
-        0x1.306fep+64f, 0x1.3dea64p+64f, 0x1.4bfdaep+64f, 0x1.5ab07ep+64f,
-        0x1.6a09e6p+64f, 0x1.7a1148p+64f, 0x1.8ace54p+64f, 0x1.9c4918p+64f,
-        0x1.ae89fap+64f, 0x1.c199bep+64f, 0x1.d5818ep+64f, 0x1.ea4afap+64f,
-    },
+/* The bits of 2^EXP_BIAS * 2^(k/16), less k << 19: adding 16n << 19 gives those of 2^EXP_BIAS * 2^n, normal for every
+ * n >= -190. */
+static const uint32_t FN(roots)[16] = {
+    0x5f800000u, 0x5f7daac3u, 0x5f7b95c2u, 0x5f79c3d3u, 0x5f7837f0u, 0x5f76f532u, 0x5f75fed7u, 0x5f75583fu,
+    0x5f7504f3u, 0x5f7508a4u, 0x5f75672au, 0x5f76248cu, 0x5f7744fdu, 0x5f78ccdfu, 0x5f7ac0c7u, 0x5f7d257du,
 };
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
-    const VEC root = _mm512_permutexvar_ps(_mm512_castps_si512(z), LOAD(FN(roots)[scaled]));
-    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(d, cut, _CMP_NLT_UQ), FMA(root, p, root), n);
+    const __m512i steps = _mm512_castps_si512(z);
+    const __m512i root = _mm512_permutexvar_epi32(steps, _mm512_loadu_si512(FN(roots)));
+    const VEC scale = _mm512_castsi512_ps(_mm512_add_epi32(root, _mm512_slli_epi32(steps, 19)));
+    return _mm512_maskz_fmadd_ps(_mm512_cmp_ps_mask(d, cut, _CMP_NLT_UQ), scale, p, scale);
 }
 #else
 #define VEC __m512d
@@ -66,27 +64,26 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scale
 #define ADD_WHERE_EQ(acc, a, b, y) _mm512_mask_add_pd(acc, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), acc, y)
 #define ADD_UNLESS_EQ(acc, a, b, y) _mm512_mask_add_pd(acc, _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ), acc, y)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ))
+#define LARGEST(v) _mm512_reduce_max_pd(v)
+#define TOTAL(v) _mm512_reduce_add_pd(v)
+#define ALIGN_FROM 48
 
 
 #define EXP_STEPS 16
-static const double FN(roots)[2][16] = { /* 2^(k/16), and that times 2^EXP_BIAS */
-    {
-        0x1p+0, 0x1.0b5586cf9890fp+0, 0x1.172b83c7d517bp+0, 0x1.2387a6e756238p+0,
-        0x1.306fe0a31b715p+0, 0x1.3dea64c123422p+0, 0x1.4bfdad5362a27p+0, 0x1.5ab07dd485429p+0,
-        0x1.6a09e667f3bcdp+0, 0x1.7a11473eb0187p+0, 0x1.8ace5422aa0dbp+0, 0x1.9c49182a3f090p+0,
-        0x1.ae89f995ad3adp+0, 0x1.c199bdd85529cp+0, 0x1.d5818dcfba487p+0, 0x1.ea4afa2a490dap+0,
-    },
-    {
-        0x1p+128, 0x1.0b5586cf9890fp+128, 0x1.172b83c7d517bp+128, 0x1.2387a6e756238p+128,
-        0x1.306fe0a31b715p+128, 0x1.3dea64c123422p+128, 0x1.4bfdad5362a27p+128, 0x1.5ab07dd485429p+128,
-        0x1.6a09e667f3bcdp+128, 0x1.7a11473eb0187p+128, 0x1.8ace5422aa0dbp+128, 0x1.9c49182a3f090p+128,
-        0x1.ae89f995ad3adp+128, 0x1.c199bdd85529cp+128, 0x1.d5818dcfba487p+128, 0x1.ea4afa2a490dap+128,
-    },
+/* The same, less k << 48; n >= -1150 */
+static const uint64_t FN(roots)[16] = {
+    0x47f0000000000000u, 0x47efb5586cf9890fu, 0x47ef72b83c7d517bu, 0x47ef387a6e756238u,
+    0x47ef06fe0a31b715u, 0x47eedea64c123422u, 0x47eebfdad5362a27u, 0x47eeab07dd485429u,
+    0x47eea09e667f3bcdu, 0x47eea11473eb0187u, 0x47eeace5422aa0dbu, 0x47eec49182a3f090u,
+    0x47eee89f995ad3adu, 0x47ef199bdd85529cu, 0x47ef5818dcfba487u, 0x47efa4afa2a490dau,
 };
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
-    const VEC root = _mm512_permutex2var_pd(LOAD(FN(roots)[scaled]), _mm512_castpd_si512(z), LOAD(FN(roots)[scaled] + 8));
-    return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(d, cut, _CMP_NLT_UQ), FMA(root, p, root), n);
+    const __m512i steps = _mm512_castpd_si512(z);
+    const __m512i root =
+        _mm512_permutex2var_epi64(_mm512_loadu_si512(FN(roots)), steps, _mm512_loadu_si512(FN(roots) + 8));
+    const VEC scale = _mm512_castsi512_pd(_mm512_add_epi64(root, _mm512_slli_epi64(steps, 48)));
+    return _mm512_maskz_fmadd_pd(_mm512_cmp_pd_mask(d, cut, _CMP_NLT_UQ), scale, p, scale);
 }
 #endif
 #include "_simd_transpose.h"

@@ -2,12 +2,12 @@
  * function's name in this compilation. Vectors are an implementation detail: a function's result for a given input
  * depends on the instruction set, never on alignment or on who calls it. */
 
-/* exp(d) for d <= 0 (NaN stays NaN): with n = d*log2(e) rounded to a multiple of 1/EXP_STEPS and r = d - n*ln(2),
- * exp(d) = 2^n * (1 + r + r^2*Q(r)). Q is minimax for |r| <= ln(2)/(2*EXP_STEPS) (Lawson's algorithm at 40 digits).
- * scaled: times 2^EXP_BIAS, a normal number down to EXP_CUT, so that sums of terms which are not normal are exact to the
- * last digits all the same. Else results below the smallest normal number are rounded once (gradual underflow).
- * Below EXP_CUT, where 2^20 terms are nothing to the smallest subnormal, the result is set to 0 without an underflow
- * operation, which processors are slow at: masked logits cost nothing. */
+/* 2^EXP_BIAS * exp(d) for d <= 0 (NaN stays NaN): with n = d*log2(e) rounded to a multiple of 1/EXP_STEPS and
+ * r = d - n*ln(2), exp(d) = 2^n * (1 + r + r^2*Q(r)). Q is minimax for |r| <= ln(2)/(2*EXP_STEPS) (Lawson's algorithm at
+ * 40 digits). The factor makes it a normal number down to EXP_CUT, so that sums of terms which are not normal are exact to
+ * the last digits all the same; multiplying by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT, where 2^20
+ * terms are nothing to the smallest subnormal, the result is set to 0 without an underflow operation, which processors are
+ * slow at: masked logits cost nothing. */
 #if CE_F32
 #define LOG2E 0x1.715476p+0f
 #define ROUNDER (0x1.8p+23f / EXP_STEPS) /* adding it rounds to a multiple of 1/EXP_STEPS, left in the low bits */
@@ -18,7 +18,7 @@
 #define EXP_CUT -796.0
 #endif
 
-CE_INLINE VEC FN(exp_)(VEC d, const int scaled)
+CE_INLINE VEC FN(exp)(VEC d)
 {
     const VEC rounder = SET1(ROUNDER);
     const VEC z = FMA(d, SET1(LOG2E), rounder);
@@ -61,16 +61,15 @@ CE_INLINE VEC FN(exp_)(VEC d, const int scaled)
 #else
 #error "no polynomial for this EXP_STEPS"
 #endif
-    return FN(exp_scale)(d, SET1(EXP_CUT), z, n, FMA(r * r, q, r), scaled);
+    return FN(exp_scale)(d, SET1(EXP_CUT), z, FMA(r * r, q, r));
 }
 #undef LOG2E
 #undef ROUNDER
 #undef EXP_CUT
 
-CE_INLINE VEC FN(exp)(VEC d)
-{
-    return FN(exp_)(d, 0);
-}
+#ifndef ALIGN_FROM
+#define ALIGN_FROM PTRDIFF_MAX
+#endif
 
 #ifndef LOAD_PART /* the first n < LANES of a vector, without touching what lies behind them */
 CE_INLINE VEC FN(load_part)(const T *p, Py_ssize_t n, T fill)
@@ -130,6 +129,7 @@ CE_INLINE void FN(acc_store)(double *p, ACC acc)
 #define ACC_STORE(p, acc) FN(acc_store)(p, acc)
 #endif
 
+#ifndef ACC_SUM
 CE_INLINE double FN(acc_sum)(ACC acc)
 {
     double part[LANES];
@@ -139,6 +139,31 @@ CE_INLINE double FN(acc_sum)(ACC acc)
             part[k] += part[k + width];
     return part[0];
 }
+#define ACC_SUM(acc) FN(acc_sum)(acc)
+#endif
+#ifndef TOTAL
+CE_INLINE T FN(total)(VEC v)
+{
+    T part[LANES], sum = 0;
+    STORE(part, v);
+    for (int k = 0; k < LANES; k++)
+        sum += part[k];
+    return sum;
+}
+#define TOTAL(v) FN(total)(v)
+#endif
+
+/* Elements before the first aligned vector. A vector that straddles two cache lines takes two accesses; short rows are
+ * not worth the partial vector. */
+CE_INLINE Py_ssize_t FN(to_line)(const T *p, Py_ssize_t n)
+{
+    const Py_ssize_t head = (Py_ssize_t)(-(uintptr_t)p % sizeof(VEC) / sizeof(T));
+    return head < n ? head : n;
+}
+CE_INLINE Py_ssize_t FN(to_aligned)(const T *p, Py_ssize_t n)
+{
+    return n >= ALIGN_FROM ? FN(to_line)(p, n) : 0;
+}
 
 /* Eight vectors are added as a tree: three roundings. */
 enum { FN(CHUNK) = 8 * LANES };
@@ -147,27 +172,42 @@ CE_INLINE VEC FN(tree)(const VEC *v)
     return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
-static double FN(row_max)(const void *x_, Py_ssize_t n)
+#ifndef LARGEST
+CE_INLINE T FN(largest)(VEC v)
 {
-    const T *x = x_;
-    const T none = (T)-INFINITY;
-    VEC m0 = SET1(none), m1 = m0, m2 = m0, m3 = m0;
-    Py_ssize_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        m0 = MAX(LOAD(x + i), m0);
-        m1 = MAX(LOAD(x + i + LANES), m1);
-        m2 = MAX(LOAD(x + i + 2 * LANES), m2);
-        m3 = MAX(LOAD(x + i + 3 * LANES), m3);
-    }
-    for (; i < n; i += LANES)
-        m0 = MAX(FN(load_upto)(x + i, n - i, none), m0);
-    m0 = MAX(MAX(m1, m0), MAX(m2, m3));
     T part[LANES];
-    STORE(part, m0);
+    STORE(part, v);
     for (int width = LANES / 2; width >= 1; width /= 2)
         for (int k = 0; k < width; k++)
             part[k] = part[k + width] > part[k] ? part[k + width] : part[k];
     return part[0];
+}
+#define LARGEST(v) FN(largest)(v)
+#endif
+
+static void FN(rows_max)(const void *x_, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m)
+{
+    const T none = (T)-INFINITY;
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *x = (const T *)((const char *)x_ + r * x_step);
+        VEC m0 = SET1(none), m1 = m0, m2 = m0, m3 = m0;
+        if (n < LANES) {
+            m0 = MAX(LOAD_PART(x, n, none), m0);
+        } else {
+            Py_ssize_t i = FN(to_aligned)(x, n);
+            m0 = MAX(LOAD(x), m0); /* the ends may overlap the rest */
+            m1 = MAX(LOAD(x + n - LANES), m1);
+            for (; i + 4 * LANES <= n; i += 4 * LANES) {
+                m0 = MAX(LOAD(x + i), m0);
+                m1 = MAX(LOAD(x + i + LANES), m1);
+                m2 = MAX(LOAD(x + i + 2 * LANES), m2);
+                m3 = MAX(LOAD(x + i + 3 * LANES), m3);
+            }
+            for (; i + LANES <= n; i += LANES)
+                m2 = MAX(LOAD(x + i), m2);
+        }
+        m[r] = LARGEST(MAX(MAX(m1, m0), MAX(m2, m3)));
+    }
 }
 
 static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
@@ -186,48 +226,72 @@ static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
     return -1;
 }
 
-CE_INLINE double FN(row_exp_sum_)(const T *x, T *e, Py_ssize_t n, T shift_, Py_ssize_t skip, const T *next,
-                                  const int keep)
+/* LANES of it from 16 - LANES + k on: 1 in the last k lanes. */
+static const T FN(edge)[2 * 16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
+CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int without, const T *next,
+                                 const int keep)
 {
-    const VEC shift = SET1(shift_), unscale = SET1(EXP_UNSCALE);
+    const VEC shift = SET1(shift_), zero = SET1(0);
+    VEC ones = zero; /* terms exp(0) are counted apart: the rest may be tiny */
+    VEC even = zero, odd = zero;
     ACC acc = ACC_ZERO;
-    Py_ssize_t i = 0;
-    while (i < n) {
-        if (n - i >= FN(CHUNK) && (size_t)(skip - i) >= (size_t)FN(CHUNK)) {
-            VEC v[8];
-            for (int k = 0; k < FN(CHUNK); k += CE_CACHE_LINE / sizeof(T))
+#define TERM(sum, load, store, weight, weighted)             \
+    do {                                                     \
+        const VEC d = (load) - shift, v = FN(exp)(d);        \
+        if (keep)                                            \
+            store;                                           \
+        ones = ADD_WHERE_EQ(ones, d, zero, weight);          \
+        sum = ADD_UNLESS_EQ(sum, d, zero, weighted);         \
+    } while (0)
+#define WHOLE(sum, k) TERM(sum, LOAD(x + i + (k) * LANES), STORE(e + i + (k) * LANES, v), SET1(1), v)
+#define END(sum, loaded, at, edge) TERM(sum, loaded, STORE(e + (at), v), edge, v * (edge))
+    if (n < LANES) {
+        TERM(even, LOAD_PART(x, n, (T)-INFINITY), STORE_PART(e, v, n), SET1(1), v);
+    } else {
+        /* The last vector overlaps the one before and is stored after it: so it is loaded now, for e may be x. */
+        const VEC last = LOAD(x + n - LANES);
+        Py_ssize_t i = 0;
+        for (; i + 8 * LANES <= n; i += 8 * LANES) {
+            for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
                 CE_PREFETCH(next + i + k);
-            for (int k = 0; k < 8; k++) {
-                v[k] = FN(exp_)(LOAD(x + i + k * LANES) - shift, 1);
-                if (keep)
-                    STORE(e + i + k * LANES, v[k] * unscale);
-            }
-            ACC_ADD(acc, FN(tree)(v));
-            i += FN(CHUNK);
-            continue;
+            WHOLE(even, 0); /* at most five terms a sum */
+            WHOLE(odd, 1);
+            WHOLE(even, 2);
+            WHOLE(odd, 3);
+            WHOLE(even, 4);
+            WHOLE(odd, 5);
+            WHOLE(even, 6);
+            WHOLE(odd, 7);
+            ACC_ADD(acc, even + odd);
+            even = odd = zero;
         }
-        /* The ragged end, and the chunk that holds `skip`. */
-        const Py_ssize_t stop = n - i > FN(CHUNK) ? i + FN(CHUNK) : n;
-        VEC odd = SET1(0), even = SET1(0);
-        for (; i < stop; i += LANES) {
-            VEC v = FN(exp_)(FN(load_upto)(x + i, n - i, (T)-INFINITY) - shift, 1);
-            if (keep)
-                FN(store_upto)(e + i, v * unscale, n - i);
-            if ((size_t)(skip - i) < LANES)
-                v = SELECT_EQ(LOAD(FN(iota)), SET1((T)(skip - i)), SET1(0), v);
-            const VEC sum = odd + v; /* each of the two gets every second vector */
+        for (; i + LANES <= n; i += LANES) {
+            WHOLE(even, 0);
+            const VEC sum = odd; /* each of the two gets every second vector */
             odd = even;
             even = sum;
         }
-        ACC_ADD(acc, even + odd);
+        if (i < n)
+            END(even, last, n - LANES, LOAD(FN(edge) + 16 - LANES + n - i));
     }
-    return FN(acc_sum)(acc) * EXP_UNSCALE;
+    ACC_ADD(acc, even + odd);
+#undef TERM
+#undef WHOLE
+#undef END
+    return ACC_SUM(acc) * EXP_UNSCALE + (TOTAL(ones) - without);
 }
 
-static double FN(row_exp_sum)(const void *x, void *e, Py_ssize_t n, double shift, Py_ssize_t skip, const void *next)
+static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows,
+                             Py_ssize_t n, const double *shift, int without, const void *next, double *sum)
 {
-    return e ? FN(row_exp_sum_)(x, e, n, (T)shift, skip, next, 1)
-             : FN(row_exp_sum_)(x, NULL, n, (T)shift, skip, next, 0);
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *row = (const T *)((const char *)x + r * x_step);
+        const T *then = (const T *)((const char *)next + r * x_step);
+        T *kept = (T *)((char *)e + r * e_step);
+        sum[r] = e ? FN(row_exp_sum)(row, kept, n, (T)shift[r], without, then, 1)
+                   : FN(row_exp_sum)(row, NULL, n, (T)shift[r], without, then, 0);
+    }
 }
 
 CE_INLINE VEC FN(gap_term)(VEC v, VEC gap)
@@ -258,7 +322,7 @@ static double FN(row_gap_dot)(const void *x_, const void *v_, Py_ssize_t n, doub
             t = LOAD_PART((const T *)&t, n - i, 0);
         ACC_ADD(acc, t);
     }
-    return FN(acc_sum)(acc);
+    return ACC_SUM(acc);
 }
 
 static double FN(row_sum)(const void *v_, Py_ssize_t n)
@@ -274,7 +338,7 @@ static double FN(row_sum)(const void *v_, Py_ssize_t n)
     }
     for (; i < n; i += LANES)
         ACC_ADD(acc, FN(load_upto)(v + i, n - i, 0));
-    return FN(acc_sum)(acc);
+    return ACC_SUM(acc);
 }
 
 static void FN(row_affine)(void *q_, const void *v_, Py_ssize_t n, double slope, double offset)
@@ -292,62 +356,80 @@ static void FN(row_affine)(void *q_, const void *v_, Py_ssize_t n, double slope,
 CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
 {
     if (form == CE_EXP)
-        return FMSUB(a, FN(exp)(s - shift), b);
+        return FMSUB(a, FN(exp)(s - shift) * SET1(EXP_UNSCALE), b);
     if (form == CE_DIFFERENCE)
         return FMSUB(a, s - shift, b);
-    return FMSUB(a, s, b);
+    return FMSUB(a, s * SET1(EXP_UNSCALE), b);
 }
 
-CE_INLINE void FN(row_grad_)(const T *src, T *g, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *v,
-                             const int stream)
+CE_INLINE void FN(row_grad)(const T *src, T *g, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *v,
+                            Py_ssize_t mark, T at_mark, const int stream)
 {
     const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_);
-    Py_ssize_t i = 0;
-    if (stream) { /* up to the first aligned address */
-        i = (Py_ssize_t)(-(uintptr_t)g % sizeof(VEC) / sizeof(T));
-        i = i < n ? i : n;
-        if (i) {
-            const VEC bv = b * (v ? LOAD_PART(v, i, 0) : SET1(1));
-            STORE_PART(g, FN(grad)(LOAD_PART(src, i, 0), form, shift, a, bv), i);
-        }
-    }
-    for (; i + LANES <= n; i += LANES) {
-        const VEC bv = b * (v ? LOAD(v + i) : SET1(1));
-        const VEC t = FN(grad)(LOAD(src + i), form, shift, a, bv);
-        if (stream)
+#define GRAD(load, v_load) FN(grad)(load, form, shift, a, b * (v ? (v_load) : SET1(1)))
+    if (stream || n < LANES) {
+        Py_ssize_t i = stream ? FN(to_line)(g, n) : 0;
+        const int in_head = mark < i;
+        if (i)
+            STORE_PART(g, GRAD(LOAD_PART(src, i, 0), LOAD_PART(v, i, 0)), i);
+        for (; i + LANES <= n; i += LANES) {
+            VEC t = GRAD(LOAD(src + i), LOAD(v + i));
+            /* Not stored again afterwards: that would fetch the line from memory. */
+            if ((size_t)(mark - i) < LANES)
+                t = SELECT_EQ(LOAD(FN(iota)), SET1((T)(mark - i)), SET1(at_mark), t);
             STREAM(g + i, t);
-        else
-            STORE(g + i, t);
+        }
+        if (i < n)
+            STORE_PART(g + i, GRAD(LOAD_PART(src + i, n - i, 0), LOAD_PART(v + i, n - i, 0)), n - i);
+        if (mark >= 0 && (in_head || mark >= i))
+            g[mark] = at_mark;
+    } else {
+        /* The ends overlap the aligned vectors and are stored after them: so they are computed now, for g may be src or v. */
+        const VEC first = GRAD(LOAD(src), LOAD(v)), last = GRAD(LOAD(src + n - LANES), LOAD(v + n - LANES));
+        const Py_ssize_t head = FN(to_aligned)(g, n);
+        Py_ssize_t i = head;
+        for (; i + LANES <= n; i += LANES)
+            STORE(g + i, GRAD(LOAD(src + i), LOAD(v + i)));
+        if (i < n)
+            STORE(g + n - LANES, last);
+        if (head)
+            STORE(g, first);
+        if (mark >= 0)
+            g[mark] = at_mark;
     }
-    if (i < n) {
-        const VEC bv = b * (v ? LOAD_PART(v + i, n - i, 0) : SET1(1));
-        STORE_PART(g + i, FN(grad)(LOAD_PART(src + i, n - i, 0), form, shift, a, bv), n - i);
-    }
+#undef GRAD
 }
 
-static void FN(row_grad)(const void *src, void *g, Py_ssize_t n, int form, double shift, double a, double b,
-                         const void *v, int stream)
+static void FN(rows_grad)(const void *src, Py_ssize_t src_step, void *g, Py_ssize_t g_step, Py_ssize_t rows,
+                          Py_ssize_t n, int form, const double *shift, const double *a, const double *b, const void *v,
+                          const Py_ssize_t *mark, const double *at_mark, int stream)
 {
-#define ROW_GRAD(form, v, stream) FN(row_grad_)(src, g, n, form, (T)shift, (T)a, (T)b, v, stream)
-#define ROW_GRAD_FORM(v, stream)               \
-    do {                                       \
-        if (form == CE_EXP)                    \
-            ROW_GRAD(CE_EXP, v, stream);       \
-        else if (form == CE_VALUE)             \
-            ROW_GRAD(CE_VALUE, v, stream);     \
-        else                                   \
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *from = (const T *)((const char *)src + r * src_step);
+        T *to = (T *)((char *)g + r * g_step);
+#define ROW_GRAD(form, v, stream)                                                                                  \
+    FN(row_grad)(from, to, n, form, (T)shift[r], (T)a[r], (T)b[r], v, mark ? mark[r] : -1, mark ? (T)at_mark[r] : 0, \
+                 stream)
+#define ROW_GRAD_FORM(v, stream)                \
+    do {                                        \
+        if (form == CE_EXP)                     \
+            ROW_GRAD(CE_EXP, v, stream);        \
+        else if (form == CE_KEPT)               \
+            ROW_GRAD(CE_KEPT, v, stream);       \
+        else                                    \
             ROW_GRAD(CE_DIFFERENCE, v, stream); \
     } while (0)
-    if (v && stream)
-        ROW_GRAD_FORM(v, 1);
-    else if (v)
-        ROW_GRAD_FORM(v, 0);
-    else if (stream)
-        ROW_GRAD_FORM(NULL, 1);
-    else
-        ROW_GRAD_FORM(NULL, 0);
+        if (v && stream)
+            ROW_GRAD_FORM(v, 1);
+        else if (v)
+            ROW_GRAD_FORM(v, 0);
+        else if (stream)
+            ROW_GRAD_FORM(NULL, 1);
+        else
+            ROW_GRAD_FORM(NULL, 0);
 #undef ROW_GRAD_FORM
 #undef ROW_GRAD
+    }
 }
 
 static double FN(row_dot)(const void *u_, const void *v_, Py_ssize_t n)
@@ -363,7 +445,7 @@ static double FN(row_dot)(const void *u_, const void *v_, Py_ssize_t n)
     }
     for (; i < n; i += LANES)
         ACC_ADD(acc, FN(load_upto)(u + i, n - i, 0) * FN(load_upto)(v + i, n - i, 0));
-    return FN(acc_sum)(acc);
+    return ACC_SUM(acc);
 }
 
 static void FN(row_scale)(const void *y_, const void *u_, void *g_, Py_ssize_t n, double shift)
@@ -410,7 +492,7 @@ CE_INLINE double FN(row_sigmoid_)(const T *z_, const T *a_, const T *b_, Py_ssiz
             b = FN(load_upto)(b_ + i, n - i, 0);
         const VEC up = MAX(z, zero), down = MAX(zero - z, zero);
         /* NaN, which MAX passes over, comes back as exp(NaN) */
-        const VEC e = FN(exp)(SELECT_EQ(z, z, zero - (up + down), z));
+        const VEC e = FN(exp)(SELECT_EQ(z, z, zero - (up + down), z)) * SET1(EXP_UNSCALE);
         const VEC large = one / (one + e), small = e * large;
         if (grad) {
             const VEC p = SELECT_EQ(up, z, large, small), other = SELECT_EQ(up, z, small, large);
@@ -426,7 +508,7 @@ CE_INLINE double FN(row_sigmoid_)(const T *z_, const T *a_, const T *b_, Py_ssiz
         }
         ACC_ADD(acc, loss);
     }
-    return FN(acc_sum)(acc);
+    return ACC_SUM(acc);
 }
 
 static double FN(row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
@@ -469,11 +551,11 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
                                  const int labelled)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
-        const VEC shift = FN(tile_shift)(m + p), zero = SET1(0), unscale = SET1(EXP_UNSCALE);
+        const VEC shift = FN(tile_shift)(m + p), zero = SET1(0);
         const VEC label = labelled ? LOAD(label_ + p) : zero;
         /* Terms exp(0) are counted apart: one of them is left out where the maximum is new, and the rest may be tiny. */
         VEC ones = ADD_UNLESS_EQ(zero, LOAD(m + p), LOAD(before + p), SET1(-1));
-        VEC d_at = zero, e_at = SET1(1), jv = zero;
+        VEC d_at = zero, e_at = SET1(EXP_ONE), jv = zero;
         ACC acc = ACC_ZERO;
         double part[LANES];
         T count[LANES];
@@ -483,16 +565,16 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
 #define TERM(some)                                                                  \
     do {                                                                            \
         const VEC d = LOAD(x + j * width + p) - shift;                              \
-        const VEC v = FN(exp_)(d, 1), unscaled = v * unscale;                       \
+        const VEC v = FN(exp)(d);                                                   \
         CE_PREFETCH(next + j * next_step + p * (Py_ssize_t)sizeof(T));              \
         CE_PREFETCH_WRITE(dst + j * dst_step + p * (Py_ssize_t)sizeof(T));          \
         if (keep)                                                                   \
-            STORE(e + j * width + p, unscaled);                                     \
+            STORE(e + j * width + p, v);                                            \
         ones = ADD_WHERE_EQ(ones, d, zero, SET1(1));                                \
         some = ADD_UNLESS_EQ(some, d, zero, v);                                     \
         if (labelled) {                                                             \
             d_at = SELECT_EQ(label, jv, d, d_at);                                   \
-            e_at = SELECT_EQ(label, jv, unscaled, e_at);                            \
+            e_at = SELECT_EQ(label, jv, v, e_at);                                   \
             jv = jv + SET1(1);                                                      \
         }                                                                           \
         j++;                                                                        \
@@ -524,6 +606,8 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         if (labelled) {
             FN(widen_vec)(d_label + p, d_at);
             FN(widen_vec)(e_label + p, e_at);
+            for (int k = 0; k < LANES; k++)
+                e_label[p + k] *= EXP_UNSCALE;
         }
     }
 }
@@ -598,7 +682,7 @@ CE_INLINE void FN(tile_grad_)(const T *src, T *g, Py_ssize_t classes, Py_ssize_t
                               const T *at_mark_)
 {
     for (Py_ssize_t p = 0; p < width; p += LANES) {
-        const VEC shift = form == CE_VALUE ? SET1(0) : LOAD(m + p), a = LOAD(a_ + p), b = LOAD(b_ + p);
+        const VEC shift = form == CE_KEPT ? SET1(0) : LOAD(m + p), a = LOAD(a_ + p), b = LOAD(b_ + p);
         const VEC mark = LOAD(mark_ + p), at_mark = LOAD(at_mark_ + p);
         VEC jv = SET1(0);
         for (Py_ssize_t j = 0; j < classes; j++) {
@@ -619,11 +703,11 @@ static void FN(tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize
     if (form == CE_DIFFERENCE)
         TILE_GRAD(CE_DIFFERENCE, CE_BROADCAST);
     else if (kind == CE_BROADCAST)
-        form ? TILE_GRAD(CE_EXP, CE_BROADCAST) : TILE_GRAD(CE_VALUE, CE_BROADCAST);
+        form ? TILE_GRAD(CE_EXP, CE_BROADCAST) : TILE_GRAD(CE_KEPT, CE_BROADCAST);
     else if (kind == CE_BY_CLASS)
-        form ? TILE_GRAD(CE_EXP, CE_BY_CLASS) : TILE_GRAD(CE_VALUE, CE_BY_CLASS);
+        form ? TILE_GRAD(CE_EXP, CE_BY_CLASS) : TILE_GRAD(CE_KEPT, CE_BY_CLASS);
     else
-        form ? TILE_GRAD(CE_EXP, CE_BY_ELEMENT) : TILE_GRAD(CE_VALUE, CE_BY_ELEMENT);
+        form ? TILE_GRAD(CE_EXP, CE_BY_ELEMENT) : TILE_GRAD(CE_KEPT, CE_BY_ELEMENT);
 #undef TILE_GRAD
 }
 
@@ -772,8 +856,9 @@ static Py_ssize_t FN(labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t c
 
 #define SHARED(name) CE_CAT3(name, CE_ISA, f32)
 static const ce_primitives FN(table) = {
-    FN(row_max),      FN(row_find),      FN(row_exp_sum),      FN(row_gap_dot), FN(row_sum),
-    FN(row_dot),      FN(row_scale),     FN(row_affine),       FN(row_grad),    FN(row_sigmoid),  FN(tile_max),
+    EXP_ONE,
+    FN(rows_max),     FN(row_find),      FN(rows_exp_sum),  FN(row_gap_dot), FN(row_sum),
+    FN(row_dot),      FN(row_scale),     FN(row_affine),       FN(rows_grad),    FN(row_sigmoid),  FN(tile_max),
     FN(tile_exp_sum), FN(tile_gap_dot),  FN(tile_sum),         FN(tile_grad),   FN(transpose),
     FN(copy_runs),    FN(label_lanes),   FN(narrow),           FN(widen),       SHARED(add),
     SHARED(coefficients), SHARED(losses), SHARED(labels_kept),

@@ -26,15 +26,13 @@ typedef struct {
 #define ACC_STORE(p, acc) (vst1q_f64(p, acc.low), vst1q_f64((p) + 2, acc.high))
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
     /* 2^EXP_BIAS * 2^n, normal for every n >= -190 */
     const VEC scale = vreinterpretq_f32_u32(
         vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(z), 23), vdupq_n_u32((127u + 64u) << 23)));
     const uint32x4_t bits = vreinterpretq_u32_f32(FMA(scale, p, scale));
-    (void)n;
-    const VEC value = vreinterpretq_f32_u32(vbicq_u32(bits, vcltq_f32(d, cut)));
-    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
+    return vreinterpretq_f32_u32(vbicq_u32(bits, vcltq_f32(d, cut)));
 }
 
 #define SQUARE 4
@@ -65,15 +63,13 @@ static const uint64_t FN(lane_bits)[2] = {1, 2};
 
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
     /* 2^EXP_BIAS * 2^n, normal for every n >= -1150 */
     const VEC scale = vreinterpretq_f64_u64(
         vaddq_u64(vshlq_n_u64(vreinterpretq_u64_f64(z), 52), vdupq_n_u64((uint64_t)(1023 + 128) << 52)));
     const uint64x2_t bits = vreinterpretq_u64_f64(FMA(scale, p, scale));
-    (void)n;
-    const VEC value = vreinterpretq_f64_u64(vbicq_u64(bits, vcltq_f64(d, cut)));
-    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
+    return vreinterpretq_f64_u64(vbicq_u64(bits, vcltq_f64(d, cut)));
 }
 
 #define SQUARE 2

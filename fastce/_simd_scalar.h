@@ -19,7 +19,7 @@
 #define ACC_STORE(p, acc) (*(p) = (acc))
 #endif
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
 #if CE_F32
     uint32_t bits; /* 2^EXP_BIAS * 2^n, normal for every n >= -190 */
@@ -31,7 +31,6 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scale
     bits = (bits << 52) + ((uint64_t)(1023 + 128) << 52);
 #endif
     T scale;
-    (void)n;
     memcpy(&scale, &bits, sizeof scale);
-    return d < cut ? (T)0 : FMA(scale, p, scale) * (scaled ? 1 : EXP_UNSCALE);
+    return d < cut ? (T)0 : FMA(scale, p, scale);
 }

@@ -30,14 +30,12 @@ typedef struct {
 #define ACC_STORE(p, acc) (_mm_storeu_pd(p, acc.low), _mm_storeu_pd((p) + 2, acc.high))
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
     /* 2^EXP_BIAS * 2^n, normal for every n >= -190 */
     const VEC scale = _mm_castsi128_ps(
         _mm_add_epi32(_mm_slli_epi32(_mm_castps_si128(z), 23), _mm_set1_epi32((127 + 64) << 23)));
-    (void)n;
-    const VEC value = _mm_andnot_ps(_mm_cmplt_ps(d, cut), FMA(scale, p, scale));
-    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
+    return _mm_andnot_ps(_mm_cmplt_ps(d, cut), FMA(scale, p, scale));
 }
 
 #define SQUARE 4
@@ -67,14 +65,12 @@ CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
 
 
 #define EXP_STEPS 1
-CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC n, VEC p, const int scaled)
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
     /* 2^EXP_BIAS * 2^n, normal for every n >= -1150 */
     const VEC scale = _mm_castsi128_pd(
         _mm_add_epi64(_mm_slli_epi64(_mm_castpd_si128(z), 52), _mm_set1_epi64x((long long)(1023 + 128) << 52)));
-    (void)n;
-    const VEC value = _mm_andnot_pd(_mm_cmplt_pd(d, cut), FMA(scale, p, scale));
-    return value * (scaled ? SET1(1) : SET1(EXP_UNSCALE));
+    return _mm_andnot_pd(_mm_cmplt_pd(d, cut), FMA(scale, p, scale));
 }
 
 #define SQUARE 2

@@ -20,5 +20,8 @@
 #undef ACC_ZERO
 #undef ACC_ADD
 #undef ACC_STORE
+#undef ACC_SUM
+#undef LARGEST
+#undef TOTAL
+#undef ALIGN_FROM
 #undef EXP_STEPS
-#undef EXP_SCALED
