@@ -112,6 +112,7 @@ cdef extern from *:
 cdef enum:
     GROUP = 112         # positions whose state is held at a time, at most
     BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
+    SHORT = 2048        # classes of short rows that take turns
     TILE = 8192         # numbers in a tile
     LANES = 16          # a tile's width is a multiple of this, the widest vector
     NARROW = 48         # the least width of a tile when there are positions enough
@@ -609,7 +610,7 @@ cdef inline Py_ssize_t kept_run(const Job *job, Py_ssize_t i, Py_ssize_t n) noex
 
 cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     cdef bint with_grad = job.g.data != NULL
-    cdef Py_ssize_t r = 0, n, most = BLOCK/job.classes
+    cdef Py_ssize_t r = 0, n, most = 1 if job.classes > SHORT else SHORT/job.classes
     # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
     # costs to bring them back.
     cdef floating *e = NULL
@@ -624,7 +625,7 @@ cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, flo
             if with_grad:
                 row_zero_grad(job, start + r, scratch)
             r += 1
-        elif job.alike and most > 0:
+        elif job.alike and job.classes <= BLOCK:
             n = run_of(&job.x, start + r, count - r)
             if with_grad:
                 n = run_of(&job.g, start + r, n)

@@ -10,8 +10,12 @@
 #define FMSUB(a, b, c) _mm256_fmsub_ps(a, b, c)
 #define MAX(x, m) _mm256_max_ps(x, m) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_EQ_OQ))
-#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ), y))
-#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ), y))
+#define ADD_BY_EQ(a, b, x, where, y, unless)                          \
+    do {                                                             \
+        const VEC equal_ = _mm256_cmp_ps(a, b, _CMP_EQ_OQ);           \
+        where = where + _mm256_and_ps(equal_, x);                    \
+        unless = unless + _mm256_andnot_ps(equal_, y);               \
+    } while (0)
 #define EQ_BITS(a, b) ((unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)))
 
 typedef struct {
@@ -50,8 +54,12 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 #define FMSUB(a, b, c) _mm256_fmsub_pd(a, b, c)
 #define MAX(x, m) _mm256_max_pd(x, m)
 #define SELECT_EQ(a, b, x, y) _mm256_blendv_pd(y, x, _mm256_cmp_pd(a, b, _CMP_EQ_OQ))
-#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + _mm256_and_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ), y))
-#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + _mm256_and_pd(_mm256_cmp_pd(a, b, _CMP_NEQ_UQ), y))
+#define ADD_BY_EQ(a, b, x, where, y, unless)                          \
+    do {                                                             \
+        const VEC equal_ = _mm256_cmp_pd(a, b, _CMP_EQ_OQ);           \
+        where = where + _mm256_and_pd(equal_, x);                    \
+        unless = unless + _mm256_andnot_pd(equal_, y);               \
+    } while (0)
 #define EQ_BITS(a, b) ((unsigned)_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_EQ_OQ)))
 
 

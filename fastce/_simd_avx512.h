@@ -13,8 +13,12 @@
 #define FMSUB(a, b, c) _mm512_fmsub_ps(a, b, c)
 #define MAX(x, m) _mm512_max_ps(x, m) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), x)
-#define ADD_WHERE_EQ(acc, a, b, y) _mm512_mask_add_ps(acc, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), acc, y)
-#define ADD_UNLESS_EQ(acc, a, b, y) _mm512_mask_add_ps(acc, _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ), acc, y)
+#define ADD_BY_EQ(a, b, x, where, y, unless)                             \
+    do {                                                                \
+        const __mmask16 equal_ = _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);   \
+        where = _mm512_mask_add_ps(where, equal_, where, x);            \
+        unless = _mm512_mask_add_ps(unless, ~equal_, unless, y);        \
+    } while (0)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ))
 #define LARGEST(v) _mm512_reduce_max_ps(v)
 #define TOTAL(v) _mm512_reduce_add_ps(v)
@@ -61,8 +65,12 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 #define FMSUB(a, b, c) _mm512_fmsub_pd(a, b, c)
 #define MAX(x, m) _mm512_max_pd(x, m)
 #define SELECT_EQ(a, b, x, y) _mm512_mask_mov_pd(y, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), x)
-#define ADD_WHERE_EQ(acc, a, b, y) _mm512_mask_add_pd(acc, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), acc, y)
-#define ADD_UNLESS_EQ(acc, a, b, y) _mm512_mask_add_pd(acc, _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ), acc, y)
+#define ADD_BY_EQ(a, b, x, where, y, unless)                             \
+    do {                                                                \
+        const __mmask8 equal_ = _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ);   \
+        where = _mm512_mask_add_pd(where, equal_, where, x);            \
+        unless = _mm512_mask_add_pd(unless, ~equal_, unless, y);        \
+    } while (0)
 #define EQ_BITS(a, b) ((unsigned)_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ))
 #define LARGEST(v) _mm512_reduce_max_pd(v)
 #define TOTAL(v) _mm512_reduce_add_pd(v)

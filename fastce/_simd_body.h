@@ -67,6 +67,14 @@ CE_INLINE VEC FN(exp)(VEC d)
 #undef ROUNDER
 #undef EXP_CUT
 
+#ifndef ADD_BY_EQ /* adds x to `where` in the lanes where a == b, y to `unless` in the others */
+#define ADD_BY_EQ(a, b, x, where, y, unless)                \
+    do {                                                    \
+        where = where + SELECT_EQ(a, b, x, SET1(0));        \
+        unless = unless + SELECT_EQ(a, b, SET1(0), y);      \
+    } while (0)
+#endif
+
 #ifndef ALIGN_FROM
 #define ALIGN_FROM PTRDIFF_MAX
 #endif
@@ -241,8 +249,7 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int w
         const VEC d = (load) - shift, v = FN(exp)(d);        \
         if (keep)                                            \
             store;                                           \
-        ones = ADD_WHERE_EQ(ones, d, zero, weight);          \
-        sum = ADD_UNLESS_EQ(sum, d, zero, weighted);         \
+        ADD_BY_EQ(d, zero, weight, ones, weighted, sum);     \
     } while (0)
 #define WHOLE(sum, k) TERM(sum, LOAD(x + i + (k) * LANES), STORE(e + i + (k) * LANES, v), SET1(1), v)
 #define END(sum, loaded, at, edge) TERM(sum, loaded, STORE(e + (at), v), edge, v * (edge))
@@ -554,7 +561,7 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         const VEC shift = FN(tile_shift)(m + p), zero = SET1(0);
         const VEC label = labelled ? LOAD(label_ + p) : zero;
         /* Terms exp(0) are counted apart: one of them is left out where the maximum is new, and the rest may be tiny. */
-        VEC ones = ADD_UNLESS_EQ(zero, LOAD(m + p), LOAD(before + p), SET1(-1));
+        VEC ones = SELECT_EQ(LOAD(m + p), LOAD(before + p), zero, SET1(-1));
         VEC d_at = zero, e_at = SET1(EXP_ONE), jv = zero;
         ACC acc = ACC_ZERO;
         double part[LANES];
@@ -570,8 +577,7 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         CE_PREFETCH_WRITE(dst + j * dst_step + p * (Py_ssize_t)sizeof(T));          \
         if (keep)                                                                   \
             STORE(e + j * width + p, v);                                            \
-        ones = ADD_WHERE_EQ(ones, d, zero, SET1(1));                                \
-        some = ADD_UNLESS_EQ(some, d, zero, v);                                     \
+        ADD_BY_EQ(d, zero, SET1(1), ones, v, some);                                 \
         if (labelled) {                                                             \
             d_at = SELECT_EQ(label, jv, d, d_at);                                   \
             e_at = SELECT_EQ(label, jv, v, e_at);                                   \

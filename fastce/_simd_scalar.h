@@ -9,8 +9,6 @@
 #define FMSUB(a, b, c) ((a) * (b) - (c))
 #define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y))
-#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, y, SET1(0)))
-#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, SET1(0), y))
 #define EQ_BITS(a, b) ((unsigned)((a) == (b)))
 #if CE_F32
 #define ACC double

@@ -82,6 +82,4 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, P
 }
 #endif
 #define TRANSPOSE(src, src_step, dst, dst_step) FN(transpose_square)(src, src_step, dst, dst_step)
-#define ADD_WHERE_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, y, SET1(0)))
-#define ADD_UNLESS_EQ(acc, a, b, y) ((acc) + SELECT_EQ(a, b, SET1(0), y))
 #define SELECT_EQ(a, b, x, y) FN(select_eq)(a, b, x, y)

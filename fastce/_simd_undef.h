@@ -11,8 +11,7 @@
 #undef FMSUB
 #undef MAX
 #undef SELECT_EQ
-#undef ADD_WHERE_EQ
-#undef ADD_UNLESS_EQ
+#undef ADD_BY_EQ
 #undef SQUARE
 #undef TRANSPOSE
 #undef EQ_BITS
