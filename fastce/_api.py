@@ -105,7 +105,7 @@ def _select_isa() -> str:
     return str(chosen)
 
 
-_CPU_QUOTA = _quota()
+_kernels.limit_threads(_quota())
 _ISA = _select_isa()
 
 
@@ -177,7 +177,7 @@ def _plain(
         return None
     threads = 0 if num_threads is None else _threads(num_threads)
     grad = np.empty_like(logits) if with_grad else None
-    loss = run(logits, targets, _USUAL, mean, 1.0, grad, threads, _CPU_QUOTA)
+    loss = run(logits, targets, _USUAL, mean, 1.0, grad, threads)
     return None if loss is None else (_scalar(dtype, loss), grad)
 
 
@@ -334,7 +334,6 @@ def _cross_entropy(
             tail,
             stats is not None,
             threads,
-            _CPU_QUOTA,
             grad_rows[0],
             grad_rows[1],
         )
@@ -749,7 +748,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "isa": _ISA,
         "isa_available": _kernels.available(),
         "openmp": _kernels.openmp,
-        "threads": _kernels.automatic_threads(_CPU_QUOTA),
+        "threads": _kernels.automatic_threads(),
         "compiler": _kernels.compiler,
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -103,7 +103,9 @@ def extension(package: str, *, compiler: str | None = None) -> Extension:
     ext = Extension(
         f"{package}._kernels",
         [(folder / "_kernels.pyx").as_posix()],
-        depends=sorted(path.as_posix() for pattern in ("*.h", "*.pxd", "_build.py") for path in folder.glob(pattern)),
+        depends=sorted(
+            path.as_posix() for pattern in ("*.h", "*.pxd", "*.pxi", "_build.py") for path in folder.glob(pattern)
+        ),
         include_dirs=[folder.as_posix()],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

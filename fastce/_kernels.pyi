@@ -39,13 +39,12 @@ def cross_entropy(
     tail: _Array | None,
     stats_given: bool,
     threads: int,
-    quota: int,
     g: _Array | None,
     g_blocks: _Array | None,
 ) -> float: ...
 @_fused
 def plain(
-    x: _Array, labels: _Array, ignored: int, mean: bool, upstream: float, g: _Array | None, threads: int, quota: int
+    x: _Array, labels: _Array, ignored: int, mean: bool, upstream: float, g: _Array | None, threads: int
 ) -> float | None: ...
 @_fused
 def softmax(
@@ -57,7 +56,6 @@ def softmax(
     y_blocks: _Array | None,
     lse: _Array | None,
     threads: int,
-    quota: int,
 ) -> None: ...
 @_fused
 def vector_jacobian(
@@ -69,7 +67,6 @@ def vector_jacobian(
     g: _Array,
     g_blocks: _Array | None,
     threads: int,
-    quota: int,
 ) -> None: ...
 @_fused
 def two_term(
@@ -87,10 +84,10 @@ def two_term(
     g: _Array | None,
     g_blocks: _Array | None,
     threads: int,
-    quota: int,
 ) -> float: ...
 def labels_kept(labels: _Array, classes: int, ignored: int | None) -> int: ...
-def automatic_threads(quota: int) -> int: ...
+def automatic_threads() -> int: ...
+def limit_threads(quota: int) -> None: ...
 def select(name: str | None) -> str | None: ...
 def available() -> list[str]: ...
 

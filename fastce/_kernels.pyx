@@ -432,646 +432,21 @@ cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t
 # Rows: vectors along the classes
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef inline void set_b(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n, const ce_primitives *f) noexcept nogil:
-    """The coefficients of n positions from r on, whose state is complete."""
-    cdef Py_ssize_t p
-    coefficients(job, s, r, n, f)
-    if job.output == LOG_SOFTMAX:
-        f.losses(n, s.tail + r, s.mass + r, s.linear + r, s.b + r, s.loss + r)
-        for p in range(r, r + n):
-            s.a[p] = 1
-    else:
-        for p in range(r, r + n):
-            s.b[p] = s.scale[p]*job.v_scale
-
-
-cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *e,
-                    floating *scratch) noexcept nogil:
-    """The state r of row i, block by block: each block comes from memory once. Writes the exponentials to e unless NULL.
-    With stats_given, row_max and tail are not computed but looked up, and only what else is needed is read."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef const char *row = position(&job.x, i)
-    cdef const floating *x
-    cdef const floating *v
-    cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
-    # Where the maximum is matters only if its target may be large too: labels without weights know that of theirs.
-    cdef bint find_top = by_element or job.smooth != NULL
-    cdef Py_ssize_t j = 0, n, k
-    cdef double row_max = -INFINITY, shift = 0, block_max, v_sum, x_k, part
-    cdef Sum tail, mass, linear, rest
-    set_sum(&tail, -1)          # of no class, so that 1 + tail is 0
-    set_sum(&mass, 0)
-    set_sum(&linear, 0)
-    set_sum(&rest, 0)
-    s.top[r], s.q[r], s.e[r] = -1, 0, 1
-    if given:
-        row_max = (<const floating *>job.row_max)[i]
-        set_sum(&tail, (<const floating *>job.tail)[i])
-    while j < job.classes and (by_element or job.smooth != NULL or not given):
-        n = min(job.classes - j, BLOCK)
-        x = logits_block(job, row, j, n, scratch)
-        k = -1                  # where this block holds the first maximum of all so far
-        if given:
-            k = f.row_find(x, n, row_max) if s.top[r] < 0 else -1
-        else:
-            f.rows_max(x, 0, 1, n, &block_max)
-            if block_max > row_max:
-                k = f.row_find(x, n, block_max) if find_top else -1
-                f.rows_exp_sum(x, 0, e, 0, 1, n, &block_max, 1, block_after(job, i, j + n, x), &part)
-                if j == 0:
-                    set_sum(&tail, part)
-                else:
-                    set_sum(&tail, (1 + value(&tail))*exp(row_max - block_max))
-                    add(&tail, part)
-                    add(&linear, times(value(&mass), block_max - shift))
-                row_max = shift = block_max
-            else:
-                f.rows_exp_sum(x, 0, e, 0, 1, n, &shift, 0, block_after(job, i, j + n, x), &part)
-                add(&tail, part)
-        if k >= 0:
-            s.top[r] = j + k
-        if job.v_scale != 0:
-            v = v_block(job, i, j, n, scratch + BLOCK)
-            if job.with_loss:
-                add(&linear, job.v_scale*f.row_gap_dot(x, v, n, shift))
-            if by_element and k >= 0:
-                rest = mass
-                add(&rest, f.row_sum(v, k))
-                add(&rest, f.row_sum(v + k + 1, n - k - 1))
-                mass = rest
-                add(&mass, v[k])
-                s.q[r] = v[k]
-            else:
-                v_sum = job.v_scale*(n if v == NULL else f.row_sum(v, n))
-                add(&mass, v_sum)
-                add(&rest, v_sum)
-        j += n
-    s.row_max[r] = row_max
-    s.tail[r] = value(&tail) if isfinite(row_max) else NAN     # every class masked, or +inf
-    s.mass[r], s.linear[r], s.rest[r] = value(&mass), value(&linear), value(&rest)
-    s.target[r] = s.top[r]
-    if job.output != CROSS_ENTROPY:     # p and log p: of a target that is one and nothing
-        s.mass[r], s.rest[r], s.target[r] = 1, 1, -1
-    if job.labels != NULL and not is_ignored(job, i):
-        k = job.labels[i]
-        x_k = (<const floating *>(row + k*job.x.by_class))[0]
-        add_label(job, k, x_k, e[k]/f.one if e != NULL else exp(x_k - row_max), s, r)
-
-
-cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
-                     floating *scratch) noexcept nogil:
-    """State r on and gradient of some rows of one block each, which take turns at every step: so one row's loads and
-    arithmetic fill the gaps that the end of another's leaves. For contiguous classes and v that is nothing or ones."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef const char *x = position(&job.x, start)
-    cdef char *g = NULL
-    cdef char *e = NULL
-    cdef Py_ssize_t n = job.classes, x_step = job.x.by_position, e_step = 0, p, t
-    cdef bint with_grad = job.g.data != NULL
-    if with_grad and job.output != LOG_SOFTMAX:
-        # The exponentials are put where the gradient will be, unless that is written past the caches.
-        e, e_step = position(&job.g, start), job.g.by_position
-        if job.stream or job.g.by_class != sizeof(floating):
-            e, e_step = <char *>scratch, n*sizeof(floating)
-    f.rows_max(x, x_step, count, n, s.row_max + r)
-    for p in range(r, r + count):
-        s.linear[p], s.target[p], s.mass[p], s.rest[p], s.q[p] = 0, -1, 1, 1, 0
-    if job.v_scale != 0 and job.with_loss:
-        for p in range(count):
-            s.linear[r + p] = job.v_scale*f.row_gap_dot(x + p*x_step, NULL, n, s.row_max[r + p])
-    if job.labels != NULL:
-        for p in range(count):      # before e may overwrite them
-            s.x[r + p] = (<const floating *>(x + p*x_step))[job.labels[start + p]]
-    f.rows_exp_sum(x, x_step, e, e_step, count, n, s.row_max + r, 1,
-                   x + count*x_step if start + 2*count <= job.positions else x, s.tail + r)
-    for p in range(r, r + count):
-        s.tail[p] += 0*s.row_max[p]         # NaN where every class is masked, or at +inf
-    if job.labels != NULL:
-        for p in range(count):
-            t = job.labels[start + p]
-            add_label(job, t, s.x[r + p], 0 if e == NULL else (<floating *>(e + p*e_step))[t]/f.one, s, r + p)
-    if not with_grad:
-        return
-    set_b(job, s, r, count, f)
-    g = position(&job.g, start)
-    if job.output == LOG_SOFTMAX:
-        f.rows_grad(x, x_step, g, job.g.by_position, count, n, CE_DIFFERENCE, s.row_max + r, s.a + r, s.b + r, NULL,
-                    NULL, NULL, job.stream)
-    else:
-        f.rows_grad(e, e_step, g, job.g.by_position, count, n, CE_KEPT, s.row_max + r, s.a + r, s.b + r, NULL,
-                    s.target + r, s.at_target + r, job.stream)
-
-
-cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
-                   floating *scratch) noexcept nogil:
-    """The gradient of row i, from its exponentials in e or, when that is NULL, from its logits again."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef const char *row = position(&job.x, i)
-    cdef char *grad = position(&job.g, i)
-    cdef const floating *src = e
-    cdef floating *dst
-    cdef bint direct = job.g.by_class == sizeof(floating)
-    cdef Py_ssize_t j = 0, n, k, mark
-    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_EXP if e == NULL else CE_KEPT
-    set_b(job, s, r, 1, f)
-    while j < job.classes:
-        n = min(job.classes - j, BLOCK)
-        if e == NULL:
-            src = logits_block(job, row, j, n, scratch)
-        dst = (<floating *>grad) + j if direct else scratch + 2*BLOCK
-        mark = s.target[r] - j if j <= s.target[r] < j + n else -1
-        f.rows_grad(src, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, v_block(job, i, j, n, scratch + BLOCK),
-                    &mark, s.at_target + r, direct and job.stream)
-        if not direct:
-            for k in range(n):
-                (<floating *>(grad + (j + k)*job.g.by_class))[0] = dst[k]
-        j += n
-    if needs_top(job, s, r) and s.top[r] >= 0:
-        (<floating *>(grad + s.top[r]*job.g.by_class))[0] = <floating>grad_at_top(job, s, r, s.top[r], s.target[r], f)
-
-
-cdef void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
-    cdef char *grad = position(&job.g, i)
-    cdef Py_ssize_t j
-    if job.g.by_class == sizeof(floating):
-        memset(grad, 0, job.classes*sizeof(floating))
-    else:
-        for j in range(job.classes):
-            (<floating *>(grad + j*job.g.by_class))[0] = 0
-
-
-cdef inline Py_ssize_t kept_run(const Job *job, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """How many of n rows from i on, the first of which is not ignored, come before one that is."""
-    cdef Py_ssize_t k = 1
-    while k < n and not is_ignored(job, i + k):
-        k += 1
-    return k
-
-
-cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
-    cdef bint with_grad = job.g.data != NULL
-    cdef Py_ssize_t r = 0, n, most = 1 if job.classes > SHORT else SHORT/job.classes
-    # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
-    # costs to bring them back.
-    cdef floating *e = NULL
-    if with_grad and job.classes <= BLOCK and not job.stats_given and job.output != LOG_SOFTMAX:
-        e = scratch + 2*BLOCK
-    while r < count:
-        if is_ignored(job, start + r):
-            if job.row_max == NULL:         # its logits are not even read
-                s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
-            else:
-                row_state(job, start + r, s, r, e, scratch)
-            if with_grad:
-                row_zero_grad(job, start + r, scratch)
-            r += 1
-        elif job.alike and job.classes <= BLOCK:
-            n = run_of(&job.x, start + r, count - r)
-            if with_grad:
-                n = run_of(&job.g, start + r, n)
-            n = min(n, most)
-            if job.has_ignored:
-                n = kept_run(job, start + r, n)
-            short_rows(job, start + r, n, s, r, scratch)
-            r += n
-        else:
-            row_state(job, start + r, s, r, e, scratch)
-            if with_grad:
-                row_grad(job, start + r, s, r, e, scratch)
-            r += 1
+include "_rows.pxi"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tiles: vectors across positions
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef struct Tile:
-    Py_ssize_t start                # of its positions
-    Py_ssize_t count
-    Py_ssize_t width                # count, rounded up to whole vectors
-    Py_ssize_t most                 # classes in a block
-
-
-cdef void load_v_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n, floating *v) noexcept nogil:
-    """The targets of a tile, weighted and smoothed."""
-    cdef Py_ssize_t k
-    load_tile(&job.c, job.c_type, tile.start, tile.count, j, n, tile.width, v)
-    if job.keep != 1 or job.uniform != 0 or job.weight != NULL:
-        for k in range(n):
-            primitives(v).row_affine(v + k*tile.width, NULL, tile.width, job.keep*weight_of(job, j + k),
-                                     job.uniform*weight_of(job, j + k))
-
-
-cdef inline void accumulate(const ce_primitives *f, bint first, double *total, double *lost, const double *term,
-                            Py_ssize_t n) noexcept nogil:
-    if first:
-        memcpy(total, term, n*sizeof(double))
-        memset(lost, 0, n*sizeof(double))
-    else:
-        f.add(total, lost, term, n)
-
-
-cdef void grow(State *s, double *lost_tail, double *lost_mass, double *lost_linear, double *lost_rest,
-               const floating *before, const floating *row_max, Py_ssize_t width) noexcept nogil:
-    """Re-bases the state of the blocks so far from the maxima `before` to row_max."""
-    cdef Py_ssize_t p
-    for p in range(width):
-        if row_max[p] > before[p]:
-            s.tail[p] = (1 + s.tail[p] + lost_tail[p])*(exp(<double>before[p] - row_max[p]) if before[p] > -INFINITY else 0)
-            s.linear[p] += times(s.mass[p], <double>row_max[p] - (before[p] if before[p] > -INFINITY else 0))
-            s.rest[p], lost_rest[p] = s.mass[p], lost_mass[p]
-            lost_tail[p] = 0
-
-
-cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floating *scratch) noexcept nogil:
-    """row_state for a tile. With `keep`, the logits of its only block are replaced by their exponentials."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef floating *x = scratch
-    cdef floating *v = scratch + TILE
-    cdef floating *row_max = scratch + 2*TILE
-    cdef floating *before = row_max + GROUP
-    cdef floating *lanes = before + GROUP
-    cdef floating *label = NULL
-    cdef floating *by_class
-    cdef char *next
-    cdef char *dst
-    cdef bint by_element = job.v_kind == CE_BY_ELEMENT, given = job.stats_given
-    # One block: the labels' logits and exponentials are picked up on the way.
-    cdef bint pick = job.labels != NULL and not given and job.classes <= tile.most
-    cdef double sums[GROUP]
-    cdef double d_label[GROUP]
-    cdef double lost[4][GROUP]
-    cdef double v_sum, x_t
-    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, t, next_step, dst_step
-    if given:
-        memset(row_max, 0, width*sizeof(floating))
-        memcpy(row_max, (<const floating *>job.row_max) + tile.start, count*sizeof(floating))
-        memset(s.tail, 0, width*sizeof(double))
-        f.widen((<const floating *>job.tail) + tile.start, count, s.tail)
-    else:
-        for p in range(width):
-            row_max[p] = -INFINITY
-    if pick:
-        memset(lanes, 0, width*sizeof(floating))
-        f.label_lanes(job.labels + tile.start, count, 0, lanes)
-        label = lanes
-    memset(s.linear, 0, width*sizeof(double))
-    if not pick:
-        s.alike = False
-        memset(s.mass, 0, width*sizeof(double))
-        memset(s.rest, 0, width*sizeof(double))
-        memset(lost, 0, sizeof(lost))
-    while j < job.classes and (by_element or not given):
-        n = min(job.classes - j, tile.most)
-        load_tile(&job.x, own_type(scratch), tile.start, count, j, n, width, x)
-        if not given:
-            memcpy(before, row_max, width*sizeof(floating))
-            f.tile_max(x, n, width, row_max)
-            if j > 0:
-                grow(s, lost[0], lost[1], lost[2], lost[3], before, row_max, width)
-        if by_element:
-            load_v_tile(job, tile, j, n, v)
-            f.tile_sum(v, n, width, NULL, NULL, sums)
-            accumulate(f, j == 0, s.mass, lost[1], sums, width)
-            f.tile_sum(v, n, width, x, row_max, sums)
-            accumulate(f, j == 0, s.rest, lost[3], sums, width)
-        elif job.v_scale != 0 and not pick:
-            v_sum = job.v_scale*(n if job.smooth == NULL else f.row_sum((<floating *>job.smooth) + j, n))
-            for p in range(width):
-                sums[p] = v_sum
-            accumulate(f, j == 0, s.mass, lost[1], sums, width)
-        if job.v_scale != 0 and job.with_loss:
-            by_class = NULL if job.smooth == NULL else (<floating *>job.smooth) + j
-            f.tile_gap_dot(x, v if by_element else by_class, job.v_kind, n, width, row_max, sums)
-            for p in range(width):
-                sums[p] *= job.v_scale
-            accumulate(f, j == 0, s.linear, lost[2], sums, width)
-        if not given:
-            # What comes next: the tile's other classes, or the next tile's first; and the gradient of these.
-            next, next_step = <char *>x, 0
-            if job.x.by_position == sizeof(floating):
-                if j + n < job.classes:
-                    next, next_step = position(&job.x, tile.start) + (j + n)*job.x.by_class, job.x.by_class
-                elif tile.start + count < job.positions:
-                    next, next_step = position(&job.x, tile.start + count), job.x.by_class
-            dst, dst_step = <char *>x, 0
-            if keep and job.g.by_position == sizeof(floating):
-                dst, dst_step = position(&job.g, tile.start), job.g.by_class
-            f.tile_exp_sum(x, x if keep else NULL, n, width, row_max, before, label, sums, d_label, s.e,
-                           next, next_step, dst, dst_step)
-            accumulate(f, j == 0, s.tail, lost[0], sums, width)
-        j += n
-    f.widen(row_max, count, s.row_max)
-    for p in range(count):
-        s.tail[p] += 0*s.row_max[p]         # NaN where every class is masked, or at +inf
-    if job.labels == NULL:
-        for p in range(count):
-            s.e[p] = 1
-            if job.output != CROSS_ENTROPY:
-                s.mass[p], s.rest[p], s.q[p] = 1, 1, 0
-    elif pick and job.weight == NULL:
-        if not s.alike:
-            for p in range(GROUP):
-                s.q[p] = job.keep + job.uniform
-                s.rest[p] = job.smooth_mass - job.uniform
-                s.mass[p] = job.smooth_mass + job.keep
-            s.alike = True
-        if job.keep != 0:
-            for p in range(count):
-                s.linear[p] -= job.keep*d_label[p]
-    else:
-        s.alike = False
-        for p in range(count):
-            if not is_ignored(job, tile.start + p):
-                t = job.labels[tile.start + p]
-                x_t = (<const floating *>(position(&job.x, tile.start + p) + t*job.x.by_class))[0]
-                add_label(job, t, x_t, s.e[p] if pick else exp(x_t - s.row_max[p]), s, p)
-
-
-cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, floating *scratch) noexcept nogil:
-    """row_grad for a tile, from the exponentials that tile_state kept or from the logits again."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef floating *x = scratch
-    cdef floating *v_tile = scratch + TILE
-    cdef floating *row_max = scratch + 2*TILE
-    cdef floating *a = row_max + GROUP
-    cdef floating *b = a + GROUP
-    cdef floating *mark = b + GROUP             # where the gradient is ...
-    cdef floating *at_mark = mark + GROUP       # ... this: at the label, or at a maximum that holds most of the probability
-    cdef const floating *v = v_tile
-    cdef bint by_element = job.v_kind == CE_BY_ELEMENT
-    cdef Py_ssize_t tops[GROUP]
-    cdef double at_tops[GROUP]
-    cdef int form = CE_KEPT if kept else CE_EXP
-    cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k, n_tops
-    coefficients(job, s, 0, count, f)
-    memset(a, 0, 4*GROUP*sizeof(floating))
-    f.narrow(s.a, count, a)
-    f.narrow(s.at_target, count, at_mark)
-    if job.output == LOG_SOFTMAX:
-        form = CE_DIFFERENCE
-        f.losses(count, s.tail, s.mass, s.linear, s.log_total, s.loss)
-        f.narrow(s.log_total, count, b)
-        for p in range(count):
-            a[p] = 1
-    elif job.v_scale != 0:
-        for p in range(count):
-            b[p] = <floating>(s.scale[p]*job.v_scale)
-    for p in range(width if job.output != CROSS_ENTROPY else 0):
-        mark[p] = -1            # no class
-    if by_element:
-        for p in range(width):
-            mark[p] = INFINITY
-            if p < count and s.tail[p] < 1:
-                mark[p] = <floating>f.one if kept else row_max[p]
-    while j < job.classes:
-        n = min(job.classes - j, tile.most)
-        if not by_element:
-            v = v_block(job, 0, j, n, v_tile)
-            if job.labels != NULL:
-                f.label_lanes(job.labels + tile.start, count, j, mark)
-        elif not kept:
-            load_v_tile(job, tile, j, n, v_tile)
-        if not kept:
-            load_tile(&job.x, own_type(scratch), tile.start, count, j, n, width, x)
-        n_tops = 0
-        if job.smooth != NULL:
-            for p in range(count):
-                if needs_top(job, s, p) and not is_ignored(job, tile.start + p):
-                    for k in range(n):
-                        if x[k*width + p] == (f.one if kept else row_max[p]):
-                            tops[n_tops] = k*width + p
-                            at_tops[n_tops] = grad_at_top(job, s, p, j + k, job.labels[tile.start + p], f)
-                            n_tops += 1
-                            break
-        f.tile_grad(x, x, n, width, form, row_max, a, b, v, job.v_kind, mark, at_mark)
-        for k in range(n_tops):
-            x[tops[k]] = <floating>at_tops[k]
-        if job.has_ignored:
-            for p in range(count):
-                if is_ignored(job, tile.start + p):
-                    for k in range(n):
-                        x[k*width + p] = 0
-        store_tile(&job.g, tile.start, count, j, n, width, x)
-        j += n
-
-
-cdef void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
-    cdef bint with_grad = job.g.data != NULL, keep
-    cdef Tile tile
-    tile.start, tile.count = start, count
-    tile.width = (count + LANES - 1)/LANES*LANES
-    tile.most = TILE/tile.width
-    keep = with_grad and job.classes <= tile.most and not job.stats_given and job.output != LOG_SOFTMAX
-    tile_state(job, &tile, s, keep, scratch)
-    if with_grad:
-        tile_grad(job, &tile, s, keep, scratch)
+include "_tiles.pxi"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Other functions of a row
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef inline void put(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *src) noexcept nogil:
-    """g[i, j:j + n] = src, unless it is there already."""
-    cdef char *grad = position(&job.g, i) + j*job.g.by_class
-    cdef Py_ssize_t k
-    if <char *>src != grad:
-        for k in range(n):
-            (<floating *>(grad + k*job.g.by_class))[0] = src[k]
-
-
-cdef inline floating *place(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
-    """Where a block of the gradient is put together: in its place, or in scratch."""
-    if job.g.by_class == sizeof(floating):
-        return <floating *>position(&job.g, i) + j
-    return scratch
-
-
-cdef void row_vjp(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
-    """Row i of the product of an upstream gradient u (the job's targets) with the Jacobian of y (its logits):
-    softmax: y*(u - sum u*y); log-softmax: u - exp(y)*sum u."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef const char *row = position(&job.x, i)
-    cdef const floating *y
-    cdef const floating *u
-    cdef floating *dst
-    cdef bint of_log = job.output == LOG_SOFTMAX_GRAD
-    cdef Py_ssize_t j, n, b, blocks = (job.classes + BLOCK - 1)/BLOCK
-    cdef Sum total
-    cdef double zero = 0, minus_one = -1, minus_sum
-    set_sum(&total, 0)
-    for b in range(blocks):
-        j = b*BLOCK
-        n = min(job.classes - j, BLOCK)
-        u = v_block(job, i, j, n, scratch + BLOCK)
-        add(&total, f.row_sum(u, n) if of_log else f.row_dot(u, logits_block(job, row, j, n, scratch), n))
-    minus_sum = -value(&total)
-    for b in range(blocks):
-        j = b*BLOCK
-        n = min(job.classes - j, BLOCK)
-        y = logits_block(job, row, j, n, scratch)
-        u = v_block(job, i, j, n, scratch + BLOCK)
-        dst = place(job, i, j, scratch + 2*BLOCK)
-        if of_log:
-            f.rows_grad(y, 0, dst, 0, 1, n, CE_EXP, &zero, &minus_sum, &minus_one, u, NULL, NULL, False)
-        else:
-            f.row_scale(y, u, dst, n, value(&total))
-        put(job, i, j, n, dst)
-
-
-cdef enum:
-    SMALL = 256                     # elements of the two-term forms that are worked on at a time, in float64
-
-
-cdef void two_term_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, double *x, double *a,
-                         double *b) noexcept nogil:
-    """Logits, and the weights a = w*pos_weight*c of -log(p) and b = w*(1 - c) of -log(1 - p)."""
-    cdef Py_ssize_t k
-    cdef double c
-    gather(job.x_type, position(&job.x, i) + j*job.x.by_class, job.x.by_class, n, x, 1)
-    gather(job.c_type, position(&job.c, i) + j*job.c.by_class, job.c.by_class, n, a, 1)
-    for k in range(n):
-        c = a[k]
-        b[k] = 1 - c
-        if job.pos_weight != NULL:
-            a[k] = c*job.pos_weight[j + k]
-        if job.weight != NULL:
-            a[k] *= job.weight[j + k]
-            b[k] *= job.weight[j + k]
-
-
-cdef double sigmoid_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
-    """Row i of the two-term form of independent classes; returns the sum of its losses."""
-    cdef const ce_primitives *f = primitives(scratch)
-    cdef double x64[SMALL]
-    cdef double a64[SMALL]
-    cdef double b64[SMALL]
-    cdef double sample = 1 if job.sample == NULL else job.sample[i]
-    cdef bint with_grad = job.g.data != NULL
-    # Targets of the logits' dtype without weights are a as they are, and b is 1 - a.
-    cdef bint ready = job.c_ready and job.weight == NULL and job.pos_weight == NULL
-    cdef const floating *z
-    cdef const floating *a = scratch
-    cdef const floating *b = NULL
-    cdef floating *grad = NULL
-    cdef floating *loss
-    cdef Py_ssize_t j = 0, n, k
-    cdef Sum total
-    set_sum(&total, 0)
-    while j < job.classes:
-        n = min(job.classes - j, BLOCK if ready else SMALL)
-        z = logits_block(job, position(&job.x, i), j, n, scratch + BLOCK)
-        if ready:
-            a = <const floating *>(position(&job.c, i)) + j
-        else:
-            two_term_block(job, i, j, n, x64, a64, b64)
-            f.narrow(a64, n, scratch)
-            f.narrow(b64, n, scratch + SMALL)
-            b = scratch + SMALL
-        if with_grad:
-            grad = place(job, i, j, scratch + 2*BLOCK)
-        loss = NULL if job.losses == NULL else (<floating *>job.losses) + i*job.classes + j
-        add(&total, f.row_sigmoid(z, a, b, n, scale, loss, grad))
-        if loss != NULL and job.sample != NULL:
-            for k in range(n):
-                loss[k] = <floating>(loss[k]*sample)
-        if with_grad:
-            if job.elementwise != NULL:
-                for k in range(n):
-                    grad[k] = <floating>(grad[k]*job.elementwise[i*job.classes + j + k])
-            put(job, i, j, n, grad)
-        j += n
-    return sample*value(&total)
-
-
-cdef inline double odds_log(double tail, double gap, double log_others) noexcept nogil:
-    """-log(1 - p) of the maximum, whose odds are 1/tail; gap = row_max - the runner-up."""
-    return log1p(1/tail) if tail > 1e-300 else gap - log_others
-
-
-cdef double softmax_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
-    """Row i of the two-term form of a softmax, with its full Jacobian, in float64; returns its loss.
-
-    With t the first maximum, m2 the runner-up, f_j = exp(x_j - m2), r = exp(m2 - x_t), tail = r*sum f, s = 1 + tail,
-    the odds o_j = p_j/(1 - p_j) = r*f_j/(s - r*f_j), h_j = b_j*o_j - a_j and H = sum h_j, sums over j != t:
-
-        loss   = sum a_j*(log1p(tail) + (x_t - x_j)) + a_t*log1p(tail) + sum b_j*log1p(o_j) + b_t*log1p(1/tail)
-        grad_t = (b_t - a_t*tail - H)/s
-        grad_j = h_j - f_j*(r*(H - a_t) + b_t/sum f)/s
-
-    Nothing divides by tail, which may underflow, and no two large numbers are subtracted.
-    """
-    cdef double x[SMALL]
-    cdef double a[SMALL]
-    cdef double b[SMALL]
-    cdef double top = -INFINITY, second = -INFINITY, a_t = 0, b_t = 0, r, s, f, o, tail, log_total, common
-    cdef Py_ssize_t t = -1, j, n, k, block, blocks = (job.classes + SMALL - 1)/SMALL
-    cdef bint bad = False
-    cdef Sum others, h, loss
-    cdef double sample = 1 if job.sample == NULL else job.sample[i]
-    set_sum(&others, 0)
-    set_sum(&h, 0)
-    set_sum(&loss, 0)
-    for block in range(blocks):
-        j = block*SMALL
-        n = min(job.classes - j, SMALL)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
-            if x[k] != x[k]:
-                bad = True
-            if x[k] > top:
-                second, top, t, a_t, b_t = top, x[k], j + k, a[k], b[k]
-            elif x[k] > second:
-                second = x[k]
-    bad = bad or not isfinite(top)
-    r = exp(second - top) if second > -INFINITY else 0
-    for block in range(blocks if second > -INFINITY and not bad else 0):
-        j = block*SMALL
-        n = min(job.classes - j, SMALL)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
-            if j + k != t:
-                add(&others, exp(x[k] - second))
-    tail = r*value(&others)
-    s, log_total = 1 + tail, log1p(tail)
-    for block in range(blocks if not bad else 0):
-        j = block*SMALL
-        n = min(job.classes - j, SMALL)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
-            if j + k != t:
-                f = exp(x[k] - second) if second > -INFINITY else 0
-                o = r*f/(s - r*f)
-                add(&h, times(b[k], o) - a[k])
-                add(&loss, times(a[k], (top - x[k]) + log_total))
-                add(&loss, times(b[k], log1p(o)))
-    if not bad:
-        add(&loss, times(a_t, log_total))
-        if b_t != 0:
-            add(&loss, b_t*(odds_log(tail, top - second, log(value(&others))) if second > -INFINITY else INFINITY))
-    else:
-        set_sum(&loss, NAN)
-    if job.losses != NULL:
-        (<floating *>job.losses)[i] = <floating>(sample*value(&loss))
-    if job.g.data != NULL:
-        bad = bad or (second == -INFINITY and b_t != 0)
-        common = (r*(value(&h) - a_t) + (b_t/value(&others) if b_t != 0 else 0))/s
-        for block in range(blocks):
-            j = block*SMALL
-            n = min(job.classes - j, SMALL)
-            two_term_block(job, i, j, n, x, a, b)
-            for k in range(n):
-                if bad:
-                    o = NAN
-                elif j + k == t:
-                    o = (b_t - a_t*tail - value(&h))/s
-                else:
-                    f = exp(x[k] - second) if second > -INFINITY else 0
-                    o = times(b[k], r*f/(s - r*f)) - a[k] - times(f, common)
-                scratch[k] = <floating>(scale*o)
-            put(job, i, j, n, scratch)
-    return sample*value(&loss)
+include "_row_functions.pxi"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1169,11 +544,14 @@ cdef void run(const Job *job, Py_ssize_t units, int threads, floating *scratch, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What Python calls
+# One call
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef double execute(Job *job, const floating *dtype, int threads, int quota) except? -1:
-    """Runs a job that lacks only what follows from it, and returns the sum of its losses."""
+cdef int cpu_quota = 0              # of the control group; 0: none. Set when the package is imported
+
+
+cdef int execute(Job *job, const floating *dtype, int threads, double *sum_of_losses) noexcept nogil:
+    """Runs a job that lacks only what follows from it; -1, and nothing was written, when there is no memory."""
     cdef Py_ssize_t positions = job.positions, classes = job.classes, j, units, room
     cdef bint smooth = job.labels != NULL and job.weight != NULL and job.uniform != 0
     cdef char *memory
@@ -1206,7 +584,7 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
     if ce_must_be_serial():
         threads = 1
     elif threads == 0:
-        threads = 1 if positions*classes < 2*UNIT else ce_automatic_threads(quota)
+        threads = 1 if positions*classes < 2*UNIT else ce_automatic_threads(cpu_quota)
     if threads > units:
         threads = <int>units
     if threads > MOST_THREADS:
@@ -1218,7 +596,7 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
     memory = <char *>malloc(64 + (threads*room + classes*smooth)*sizeof(floating)
                             + (units + classes*smooth)*sizeof(double))
     if memory == NULL:
-        raise MemoryError(f"fastce needs {threads*room*sizeof(floating)} bytes of scratch memory")
+        return -1
     scratch = <floating *>(memory + (64 - <size_t>memory % 64))
     job.unit_sums = <double *>(scratch + threads*room)
     if smooth:
@@ -1236,14 +614,41 @@ cdef double execute(Job *job, const floating *dtype, int threads, int quota) exc
         for j in range(classes - 1, -1, -1):
             others[j] += value(&total)
             add(&total, job.weight[j])
-    with nogil:
-        run(job, units, threads, scratch, room)
+    run(job, units, threads, scratch, room)
     set_sum(&total, 0)
     for j in range(units):
         add(&total, job.unit_sums[j])
     free(memory)
-    return value(&total)
+    sum_of_losses[0] = value(&total)
+    return 0
 
+
+cdef double execute_without_gil(Job *job, const floating *dtype, int threads) except? -1:
+    cdef double total = 0
+    cdef int failed
+    with nogil:
+        failed = execute(job, dtype, threads, &total)
+    if failed:
+        raise MemoryError(f"no memory to work on {job.positions} rows of {job.classes} classes")
+    return total
+
+
+cdef inline void set_label_options(Job *job, double smoothing, double z_loss, double factor) noexcept nogil:
+    """What a job with labels has of numbers; classes is set."""
+    job.keep, job.uniform, job.z_loss, job.factor = 1 - smoothing, smoothing/job.classes, z_loss, factor
+    job.v_kind, job.v_scale, job.smooth_mass = CE_BROADCAST, job.uniform, smoothing
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What other Cython modules call
+# ---------------------------------------------------------------------------------------------------------------------
+
+include "_surface.pxi"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What Python calls
+# ---------------------------------------------------------------------------------------------------------------------
 
 cdef inline void set_matrix(Matrix *a, void *data, const Py_ssize_t[::1] blocks, Py_ssize_t per_block,
                             Py_ssize_t by_position, Py_ssize_t by_class) noexcept:
@@ -1319,7 +724,6 @@ def cross_entropy(
     floating[::1] tail,                 # OUT  as row_max
     bint stats_given,
     int threads,                        #      0: automatic
-    int quota,                          #      CPUs of the control group's quota, 0: none
     floating[:, :] g,                   # OUT  gradient, or None
     const Py_ssize_t[::1] g_blocks,     # IN   as x_blocks
 ):
@@ -1334,21 +738,20 @@ def cross_entropy(
     set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if g is not None:
         set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    job.keep, job.uniform = 1 - smoothing, smoothing/classes
+    set_label_options(&job, smoothing, z_loss, factor)
     if weight is not None:
         job.weight, job.weight_t = &weight[0], &weight_t[0]
     if labels is not None:
         job.labels = &labels[0]
         if ignored is not None:
             job.has_ignored, job.ignored = True, ignored
-        job.v_kind, job.v_scale, job.smooth_mass = CE_BROADCAST, job.uniform, smoothing
     else:
         set_matrix(&job.c, targets.data, targets.blocks, targets.per_block, targets.by_position, targets.by_class)
         job.c_type = targets.dtype
         job.c_ready = (targets.dtype == own_type(<floating *>NULL) and targets.by_class == sizeof(floating)
                        and smoothing == 0 and weight is None)
         job.v_kind, job.v_scale = CE_BY_ELEMENT, 1
-    job.z_loss, job.factor, job.with_loss = z_loss, factor, with_loss
+    job.with_loss = with_loss
     if sample is not None:
         job.sample = &sample[0]
     if upstream is not None:
@@ -1360,7 +763,7 @@ def cross_entropy(
     if tail is not None:
         job.tail = &tail[0]
     job.stats_given = stats_given
-    return execute(&job, <floating *>NULL, threads, quota)
+    return execute_without_gil(&job, <floating *>NULL, threads)
 
 
 def plain(
@@ -1371,7 +774,6 @@ def plain(
     double upstream,
     floating[:, :] g,                   # OUT  gradient, or None
     int threads,                        #      0: automatic
-    int quota,
 ):
     """The call that is made most: rows and their class indices, no options, the mean or the sum of the losses.
 
@@ -1399,7 +801,7 @@ def plain(
         job.g.per_block, job.g.by_position, job.g.by_class = g.shape[0], g.strides[0], g.strides[1]
     job.keep, job.with_loss, job.v_kind = 1, True, CE_BROADCAST
     job.factor = upstream/kept if mean else upstream
-    total = execute(&job, <floating *>NULL, threads, quota)
+    total = execute_without_gil(&job, <floating *>NULL, threads)
     return total/kept if mean else total
 
 
@@ -1412,7 +814,6 @@ def softmax(
     const Py_ssize_t[::1] y_blocks,     # IN
     floating[::1] lse,                  # OUT  logsumexp by position
     int threads,
-    int quota,
 ):
     """softmax, log-softmax or logsumexp of every row; y may be x itself."""
     cdef Job job
@@ -1424,7 +825,7 @@ def softmax(
         set_matrix(&job.g, &y[0, 0], y_blocks, y.shape[0], y.strides[0], y.strides[1])
     else:
         job.output, job.with_loss, job.losses = LOGSUMEXP, True, &lse[0]
-    execute(&job, <floating *>NULL, threads, quota)
+    execute_without_gil(&job, <floating *>NULL, threads)
 
 
 def vector_jacobian(
@@ -1436,7 +837,6 @@ def vector_jacobian(
     floating[:, :] g,                   # OUT
     const Py_ssize_t[::1] g_blocks,
     int threads,
-    int quota,
 ):
     """The gradient with respect to x of y = softmax(x) or log_softmax(x); g may be y or upstream itself."""
     cdef Job job
@@ -1447,7 +847,7 @@ def vector_jacobian(
     set_matrix(&job.c, upstream.data, upstream.blocks, upstream.per_block, upstream.by_position, upstream.by_class)
     job.c_type, job.c_ready = upstream.dtype, upstream.by_class == sizeof(floating)
     set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    execute(&job, <floating *>NULL, threads, quota)
+    execute_without_gil(&job, <floating *>NULL, threads)
 
 
 def two_term(
@@ -1465,7 +865,6 @@ def two_term(
     floating[:, :] g,                   # OUT  gradient, or None
     const Py_ssize_t[::1] g_blocks,
     int threads,
-    int quota,
 ):
     """Runs -sum c*log(p) + (1 - c)*log(1 - p) over every row; returns the float64 sum, weighted by `sample`."""
     cdef Job job
@@ -1490,12 +889,18 @@ def two_term(
         job.elementwise = &upstream[0]
     if losses is not None:
         job.losses = &losses[0]
-    return execute(&job, <floating *>NULL, threads, quota)
+    return execute_without_gil(&job, <floating *>NULL, threads)
 
 
-def automatic_threads(int quota):
+def limit_threads(int quota):
+    """No call uses more threads than this by itself; 0: no limit."""
+    global cpu_quota
+    cpu_quota = quota
+
+
+def automatic_threads():
     """How many threads a large call from this thread would use."""
-    return ce_automatic_threads(quota)
+    return ce_automatic_threads(cpu_quota)
 
 
 def select(name):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _kernels
-from ._api import _CPU_QUOTA, _targets_of, _threads
+from ._api import _targets_of, _threads
 from ._arrays import Array, Order, as_array, as_axis, as_logits, at_index, check_out, native, order_of, same_memory
 
 _softmax = {dtype: _kernels.softmax[name] for dtype, name in ((np.float32, "float"), (np.float64, "double"))}
@@ -49,7 +49,7 @@ def _normalized(x: Any, axis: Any, out: Any, num_threads: Any, log: bool) -> Arr
 
     def compute(y: Array) -> None:
         positions = x.size // x.shape[order.axis]
-        _softmax[x.dtype.type](*order.rows(x), positions, log, *order.rows(y), None, threads, _CPU_QUOTA)
+        _softmax[x.dtype.type](*order.rows(x), positions, log, *order.rows(y), None, threads)
 
     return _write(out, x, "x", (), compute)
 
@@ -163,7 +163,7 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
     positions = x.size // x.shape[order.axis]
     flat = np.empty(positions, x.dtype)
     if positions:
-        _softmax[x.dtype.type](*order.rows(x), positions, False, None, None, flat, threads, _CPU_QUOTA)
+        _softmax[x.dtype.type](*order.rows(x), positions, False, None, None, flat, threads)
     result = order.to_caller(flat, shape)
     if out is None:
         return result if shape else result[()]
@@ -183,7 +183,7 @@ def _pulled_back(upstream: Any, y: Any, axis: Any, out: Any, num_threads: Any, l
     def compute(g: Array) -> None:
         positions = y.size // y.shape[order.axis]
         operand = _targets_of[u.dtype](*order.rows(u))
-        _vjp[y.dtype.type](*order.rows(y), positions, operand, log, *order.rows(g), threads, _CPU_QUOTA)
+        _vjp[y.dtype.type](*order.rows(y), positions, operand, log, *order.rows(g), threads)
 
     return _write(out, y, "y", (u,), compute)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _kernels
-from ._api import _CPU_QUOTA, _REDUCTIONS, _scalar, _targets_of, _threads
+from ._api import _REDUCTIONS, _scalar, _targets_of, _threads
 from ._arrays import (
     F64,
     Array,
@@ -131,7 +131,6 @@ def _run(
             g[0],
             g[1],
             threads,
-            _CPU_QUOTA,
         )
     if grad is not None and target is not grad:
         grad[...] = target

@@ -12,8 +12,8 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parent.parent
 EDITABLE = "    python -m pip install -e '.[test]'"
 INSTALL = "    python -m pip install '.[test]'"
-SOURCES = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.h")
-COMPILED = ("*.pyx", "*.pxd", "*.h", "_build.py")
+SOURCES = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h")
+COMPILED = ("*.pyx", "*.pxd", "*.pxi", "*.h", "_build.py")
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

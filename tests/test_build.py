@@ -264,7 +264,9 @@ def test_serial_build_has_no_openmp_and_gives_the_same_bits(copy: Path, tmp_path
 
     installed_files = {path.name for path in (lib / "fastce").iterdir()}
     travels = {
-        path.name for path in (copy / "fastce").iterdir() if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".h")
+        path.name
+        for path in (copy / "fastce").iterdir()
+        if path.suffix in (".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h")
     }
     assert travels | {"py.typed", "LICENSE"} <= installed_files
     assert not [name for name in installed_files if name.endswith((".c", ".o"))]
