@@ -35,6 +35,7 @@ from ._arrays import (
 )
 
 _REDUCTIONS = ("mean", "sum", "none")
+_F32_OVERFLOW = 2.0**128 - 2.0**103  # what rounds to a float32 infinity begins here
 _LAST, _OFF, _ONE, _USUAL = -1, 0.0, 1.0, -100  # defaults, recognised by their identity
 # Chosen once: finding the right one at each call takes longer than many a call.
 _run_f32, _run_f64 = _kernels.cross_entropy["float"], _kernels.cross_entropy["double"]
@@ -49,7 +50,7 @@ _targets_of = {
 class SoftmaxStats(NamedTuple):
     """State of each row's softmax: all that a backward needs, and an associative summary of any block of classes.
 
-    Attributes
+    Parameters
     ----------
     row_max : ndarray
         The largest logit of each row; shape of the logits without their class axis, dtype of the logits.
@@ -60,7 +61,8 @@ class SoftmaxStats(NamedTuple):
     Notes
     -----
     ``logsumexp = row_max + log1p(tail)``. Two blocks of classes of one row merge: with ``a.row_max >= b.row_max``,
-    ``row_max = a.row_max`` and ``tail = a.tail + (1 + b.tail) * exp(b.row_max - a.row_max)``.
+    ``row_max = a.row_max`` and ``tail = a.tail + (1 + b.tail) * exp(b.row_max - a.row_max)``: Milakov and Gimelshein
+    (2018), "Online normalizer calculation for softmax", with the maximum's own term taken out.
 
     Examples
     --------
@@ -128,8 +130,8 @@ def _threads(num_threads: Any) -> int:
 
 def _scalar(dtype: np.dtype[Any], value: float) -> Any:
     if dtype is F32:
-        if value > 3.5e38:  # NumPy would warn of the overflow
-            value = math.inf
+        if abs(value) >= _F32_OVERFLOW:  # NumPy would warn of it
+            value = math.copysign(math.inf, value)
         return np.float32(value)
     return np.float64(value)
 
@@ -237,7 +239,7 @@ def _cross_entropy(
     if not 0 <= z < math.inf:
         raise ValueError(f"z_loss is {z}, expected a finite number >= 0")
     if weight is not None:
-        weight = np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class"))
+        weight = np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class", dtype))
     sample = None
     order = order_of(x, axis)
     if sample_weight is not None:
@@ -401,8 +403,8 @@ def cross_entropy(
         Rows with this class index have loss and gradient 0, whatever their logits hold, and count nowhere. It may be a
         class or not. Has no meaning for probabilities.
     label_smoothing : float, default 0.0
-        eps in [0, 1]: targets become ``(1 - eps)*c + eps/classes``. For the convention that spreads eps over the other
-        classes, eps/(classes - 1) each, pass ``eps*classes/(classes - 1)``.
+        Smoothing eps in [0, 1]: targets become ``(1 - eps)*c + eps/classes``. For the convention that spreads eps over
+        the other classes, eps/(classes - 1) each, pass ``eps*classes/(classes - 1)``.
     z_loss : float, default 0.0
         Factor >= 0 of ``logsumexp(x)**2``, which is added to each row's loss.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -423,8 +425,8 @@ def cross_entropy(
     Returns
     -------
     loss : scalar or ndarray
-        In the dtype of the logits (float64 for integers); summed over rows in float64. An array of the rows' shape for
-        ``reduction="none"``.
+        In nats, in the dtype of the logits (float64 for integers); summed over rows in float64. An array of the rows'
+        shape for ``reduction="none"``.
     stats : SoftmaxStats
         With `return_stats`.
 
@@ -439,7 +441,10 @@ def cross_entropy(
 
     See Also
     --------
-    cross_entropy_with_grad, cross_entropy_grad, CrossEntropyLoss
+    cross_entropy_with_grad : Loss and gradient in one pass.
+    cross_entropy_grad : The gradient alone.
+    CrossEntropyLoss : Both as a layer.
+    binary_cross_entropy : The two-term form.
 
     Notes
     -----
@@ -450,9 +455,11 @@ def cross_entropy(
     computed as ``sum(q)*log1p(tail) + sum(q*(row_max - x)) + z_loss*lse**2``, where ``tail`` sums ``exp(x - row_max)``
     over all classes but the largest: every term is >= 0 and none is rounded away, so the loss of a confident row keeps
     its relative accuracy. For class indices without `sample_weight` this is PyTorch's ``cross_entropy`` (``z_loss``
-    aside); PyTorch gives NaN gradients on ignored rows that hold NaN, fastce 0. See Bridle (1990),
-    "Probabilistic interpretation of feedforward classification network outputs"; Szegedy et al. (2016) for label
-    smoothing; Chowdhery et al. (2022) for the z-loss.
+    aside); PyTorch gives NaN gradients on ignored rows that hold NaN, fastce 0. See Bridle (1990), "Probabilistic
+    interpretation of feedforward classification network outputs"; Blanchard, Higham and Higham (2021), "Accurately
+    computing the log-sum-exp and softmax functions", for log1p; Szegedy et al. (2016), "Rethinking the Inception
+    architecture for computer vision", for label smoothing; Chowdhery et al. (2022), "PaLM: scaling language modeling
+    with pathways", for the z-loss.
 
     Examples
     --------
@@ -506,7 +513,7 @@ def cross_entropy_with_grad(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss, which the result is multiplied by: a scalar, or for
@@ -520,12 +527,12 @@ def cross_entropy_with_grad(
     loss : scalar or ndarray
         As `cross_entropy` returns it.
     grad : ndarray
-        Shape, dtype and memory order of the logits; `out` if given.
+        Shape and memory order of the logits, and their dtype (float64 for integers); `out` if given.
 
     Raises
     ------
     TypeError, ValueError, IndexError
-        As in `cross_entropy`, before anything is written to `out`.
+        As in `cross_entropy`; `upstream` or `out` does not fit. Before anything is written to `out`.
 
     Notes
     -----
@@ -533,8 +540,9 @@ def cross_entropy_with_grad(
 
         grad = sample_weight * upstream / denominator * ((Q + 2*z_loss*logsumexp(x))*p - q)
 
-    At the largest logit ``p - 1`` is computed as ``-tail/(1 + tail)``, so that a confident row's gradient is not
-    rounded to 0.
+    the ``p - c`` of Bishop (2006), "Pattern recognition and machine learning", equation 4.109, with every option. At
+    the largest logit ``p - 1`` is computed as ``-tail/(1 + tail)``, so that a confident row's gradient is not rounded
+    to 0.
 
     Examples
     --------
@@ -590,9 +598,11 @@ def cross_entropy_grad(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
-    upstream, out
+    upstream : float or array_like, default 1.0
+        As in `cross_entropy_with_grad`.
+    out : ndarray, optional
         As in `cross_entropy_with_grad`.
     stats : SoftmaxStats, optional
         What ``cross_entropy(logits, ..., return_stats=True)`` returned for the same logits and axis: spares the pass
@@ -606,7 +616,11 @@ def cross_entropy_grad(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As in `cross_entropy`; `stats` of another shape or dtype.
+        As in `cross_entropy_with_grad`; `stats` of another shape or dtype.
+
+    Notes
+    -----
+    The formula is that of `cross_entropy_with_grad`. With `stats`, the maximum and ``tail`` are given.
 
     Examples
     --------
@@ -685,6 +699,13 @@ class CrossEntropyLoss:
         ------
         TypeError, ValueError, IndexError
             As in `cross_entropy`; an option has no such name.
+
+        Examples
+        --------
+        >>> import numpy as np, fastce
+        >>> ce = fastce.CrossEntropyLoss()
+        >>> ce(np.zeros((1, 2)), [1], reduction="none").round(6)
+        array([0.693147])
         """
         options = self._options | self._checked(options)
         loss, stats = cross_entropy(logits, targets, **options, return_stats=True)
@@ -696,7 +717,9 @@ class CrossEntropyLoss:
 
         Parameters
         ----------
-        upstream, out
+        upstream : float or array_like, default 1.0
+            As in `cross_entropy_with_grad`.
+        out : ndarray, optional
             As in `cross_entropy_with_grad`.
 
         Returns
@@ -710,6 +733,14 @@ class CrossEntropyLoss:
             The layer has not been called yet.
         TypeError, ValueError
             As in `cross_entropy_with_grad`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastce
+        >>> ce = fastce.CrossEntropyLoss()
+        >>> loss = ce(np.zeros((1, 2)), [1])
+        >>> ce.backward(upstream=3.0)
+        array([[ 1.5, -1.5]])
         """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")

@@ -14,6 +14,7 @@ import numpy as np
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 I64 = np.dtype(np.int64)
 INT64 = np.iinfo(np.int64)
+LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (F32, F64)}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,9 +32,12 @@ def as_array(name: str, value: Any) -> Array:
     else:
         try:
             array = np.asarray(value)
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be made an array: {error}") from None
+        except (TypeError, ValueError) as error:  # ragged lists; tensors that NumPy cannot read
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name} cannot be made an array: {error}") from None
     if array.dtype.kind not in "fiub":
+        if array.dtype.kind == "O" and not array.ndim:  # NumPy found nothing to iterate over
+            raise TypeError(f"{name} is {type(value).__name__}, expected an array of real numbers")
         raise TypeError(f"{name} has dtype {array.dtype}, expected real numbers")
     return array
 
@@ -64,6 +68,8 @@ def as_logits(value: Any, name: str = "logits") -> Array:
 def as_axis(axis: Any, ndim: int) -> int:
     """`axis` counted from the first."""
     try:
+        if isinstance(axis, bool):  # an int to Python, a slip to whoever wrote it; np.bool has no index
+            raise TypeError
         at = operator.index(axis)
     except TypeError:
         raise TypeError(f"axis is {axis!r}, expected an int") from None
@@ -79,22 +85,25 @@ def as_number(name: str, value: Any) -> float:
             return float(value)
         except OverflowError:
             raise ValueError(f"{name} is too large for a float64") from None
+    if value is None:
+        raise TypeError(f"{name} is None, expected a number")
     array = as_array(name, value)
     if array.ndim:
         raise ValueError(f"{name} has shape {array.shape}, expected a scalar")
     return float(array)
 
 
-def as_weights(name: str, value: Any, shape: tuple[int, ...], meaning: str) -> Array:
-    """Weights as float64: finite, not negative."""
+def as_weights(name: str, value: Any, shape: tuple[int, ...], meaning: str, dtype: np.dtype[Any] = F64) -> Array:
+    """Weights as float64: not negative, finite in the `dtype` that they are used in."""
     array = as_array(name, value)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}: {meaning}")
     array = array.astype(F64, copy=False)
-    wrong = ~(np.isfinite(array) & (array >= 0))
+    wrong = ~((array >= 0) & (array <= LARGEST[dtype]))
     if wrong.any():
         at = tuple(np.argwhere(wrong)[0].tolist())
-        raise ValueError(f"{at_index(name, at)} is {array[at]}, expected finite numbers >= 0")
+        finite = "finite numbers" if dtype is F64 else f"numbers finite in {dtype}"
+        raise ValueError(f"{at_index(name, at)} is {array[at]}, expected {finite} >= 0")
     return array
 
 

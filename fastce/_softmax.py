@@ -60,24 +60,33 @@ def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: in
     Parameters
     ----------
     x : array_like
-        Logits, classes on `axis`; float32 and float64 in their own precision, integers and bools as float64. -inf gives
-        0; NaN, +inf or nothing but -inf makes that row NaN.
+        Logits of one dimension or more, classes on `axis`; float32 and float64 in their own precision, integers and
+        bools as float64. -inf gives 0; NaN, +inf or nothing but -inf makes that row NaN.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
-        Buffer of the shape and dtype of `x`; it may be `x` itself.
+        Buffer of the shape of `x` and the dtype of the result, writeable, aligned, native byte order. It may be `x`
+        itself; any other overlap is computed as if there were none.
     num_threads : int, optional
         As in `cross_entropy`.
 
     Returns
     -------
     p : ndarray
-        Shape, dtype and memory order of `x`; `out` if given.
+        Shape and memory order of `x`, and its dtype (float64 for integers and bools); `out` if given.
 
     Raises
     ------
-    TypeError, ValueError
-        As in `cross_entropy`, before anything is written.
+    TypeError
+        `x` is None or a masked array, or has a dtype that is not accepted; `axis` is no int; `out` is no ndarray.
+    ValueError
+        `x` is a scalar or has no classes; `axis` is out of range; `out` or `num_threads` does not fit. Before anything
+        is written.
+
+    See Also
+    --------
+    softmax_grad : Its gradient.
+    cross_entropy : The loss, which needs no probabilities.
 
     Notes
     -----
@@ -98,22 +107,33 @@ def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads
 
     Parameters
     ----------
-    x, axis, out, num_threads
+    x : array_like
+        Logits, as in `softmax`; but -inf gives -inf.
+    axis : int, default -1
+        The axis of the classes.
+    out : ndarray, optional
         As in `softmax`.
+    num_threads : int, optional
+        As in `cross_entropy`.
 
     Returns
     -------
     logp : ndarray
-        Shape, dtype and memory order of `x`; `out` if given.
+        In nats. Shape and memory order of `x`, and its dtype (float64 for integers and bools); `out` if given.
 
     Raises
     ------
     TypeError, ValueError
         As in `softmax`.
 
+    See Also
+    --------
+    log_softmax_grad : Its gradient.
+
     Notes
     -----
-    ``(x - max) - log1p(tail)``, with ``tail`` as in `SoftmaxStats`.
+    ``(x - max) - log1p(tail)``, with ``tail`` as in `SoftmaxStats`: Blanchard, Higham and Higham (2021), "Accurately
+    computing the log-sum-exp and softmax functions".
 
     Examples
     --------
@@ -129,15 +149,20 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
 
     Parameters
     ----------
-    x, axis, num_threads
-        As in `softmax`; nothing but -inf gives -inf, +inf without NaN gives +inf.
+    x : array_like
+        Logits, as in `softmax`; but nothing but -inf gives -inf, and +inf without NaN gives +inf.
+    axis : int, default -1
+        The axis of the classes.
     out : ndarray, optional
-        Buffer of the shape of `x` without `axis`, dtype of `x`.
+        Buffer of the shape of `x` without `axis` and the dtype of the result; else as in `softmax`.
+    num_threads : int, optional
+        As in `cross_entropy`.
 
     Returns
     -------
     lse : scalar or ndarray
-        A scalar for one dimension; `out` if given.
+        In nats. Shape of `x` without `axis`, a scalar where no dimension is left; dtype of `x` (float64 for integers
+        and bools). `out` if given.
 
     Raises
     ------
@@ -146,7 +171,8 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
 
     Notes
     -----
-    ``max + log1p(tail)``, with ``tail`` as in `SoftmaxStats`, finished in float64.
+    ``max + log1p(tail)``, with ``tail`` as in `SoftmaxStats`, finished in float64: Blanchard, Higham and Higham (2021),
+    "Accurately computing the log-sum-exp and softmax functions".
 
     Examples
     --------
@@ -177,7 +203,10 @@ def _pulled_back(upstream: Any, y: Any, axis: Any, out: Any, num_threads: Any, l
     u = as_array("upstream", upstream)
     if u.shape != y.shape:
         raise ValueError(f"upstream has shape {u.shape}, expected {y.shape} to match y")
-    u = native(u.astype(y.dtype, copy=False))
+    if u.dtype != y.dtype:
+        with np.errstate(over="ignore"):  # infinite in the dtype of y, without a warning, as the kernels' own overflow
+            u = u.astype(y.dtype)
+    u = native(u)
     threads = _threads(num_threads)
 
     def compute(g: Array) -> None:
@@ -196,16 +225,20 @@ def softmax_grad(
     Parameters
     ----------
     upstream : array_like
-        Gradient with respect to `y`, of its shape.
+        Gradient with respect to `y`, of its shape; any real dtype, converted to that of `y`.
     y : array_like
-        What `softmax` returned.
-    axis, out, num_threads
-        As in `softmax`; `out` may be `y` or `upstream` itself.
+        What `softmax` returned; dtypes as in `softmax`. It is not checked to be probabilities.
+    axis : int, default -1
+        The axis of the classes.
+    out : ndarray, optional
+        As in `softmax`, of the shape and dtype of `y`; it may be `y` or `upstream` itself.
+    num_threads : int, optional
+        As in `cross_entropy`.
 
     Returns
     -------
     grad : ndarray
-        Shape, dtype and memory order of `y`; `out` if given.
+        Shape and memory order of `y`, and its dtype (float64 for integers and bools); `out` if given.
 
     Raises
     ------
@@ -214,7 +247,8 @@ def softmax_grad(
 
     Notes
     -----
-    The product of `upstream` with the Jacobian ``diag(y) - y y^T``: ``y*(upstream - sum(upstream*y))``.
+    The product of `upstream` with the Jacobian ``diag(y) - y y^T``: ``y*(upstream - sum(upstream*y))``. Bishop (2006),
+    "Pattern recognition and machine learning", equation 4.106.
 
     Examples
     --------
@@ -233,16 +267,20 @@ def log_softmax_grad(
     Parameters
     ----------
     upstream : array_like
-        Gradient with respect to `y`, of its shape.
+        Gradient with respect to `y`, of its shape; any real dtype, converted to that of `y`.
     y : array_like
-        What `log_softmax` returned.
-    axis, out, num_threads
+        What `log_softmax` returned; dtypes as in `softmax`. It is not checked to be log-probabilities.
+    axis : int, default -1
+        The axis of the classes.
+    out : ndarray, optional
         As in `softmax_grad`.
+    num_threads : int, optional
+        As in `cross_entropy`.
 
     Returns
     -------
     grad : ndarray
-        Shape, dtype and memory order of `y`; `out` if given.
+        Shape and memory order of `y`, and its dtype (float64 for integers and bools); `out` if given.
 
     Raises
     ------
@@ -251,7 +289,8 @@ def log_softmax_grad(
 
     Notes
     -----
-    The product of `upstream` with the Jacobian ``I - 1 exp(y)^T``: ``upstream - exp(y)*sum(upstream)``.
+    The product of `upstream` with the Jacobian ``I - 1 exp(y)^T``: ``upstream - exp(y)*sum(upstream)``, which follows
+    from that of `softmax_grad` and ``d log(p) = dp/p``.
 
     Examples
     --------
@@ -272,7 +311,7 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     num_classes : int
         How many classes there are, >= 1.
     dtype : dtype, default float32
-        Of the result.
+        Of the result: any of numbers or bools.
     axis : int, default -1
         Where the result has its classes.
 
@@ -284,11 +323,16 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     Raises
     ------
     TypeError
-        Labels that are not integers.
+        Labels that are not integers; `num_classes` or `axis` no int; a `dtype` of something else.
     ValueError
         `num_classes` < 1; `axis` out of range.
     IndexError
-        A label outside ``[0, num_classes)``.
+        A label outside ``[0, num_classes)``. There is no `ignore_index`.
+
+    Notes
+    -----
+    ``rows[k] = 1 if k == label else 0``: the "1-of-K coding" of Bishop (2006), "Pattern recognition and machine
+    learning", chapter 4.
 
     Examples
     --------
@@ -297,9 +341,9 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
-    indices = (
-        np.asarray(labels, dtype=np.int64) if isinstance(labels, list) and not labels else as_array("labels", labels)
-    )
+    indices = as_array("labels", labels)
+    if not indices.size and not isinstance(labels, np.ndarray):
+        indices = indices.astype(np.int64)  # an empty list has no dtype to speak of
     if indices.dtype.kind not in "iu":
         raise TypeError(f"labels has dtype {indices.dtype}, expected integers; cast them: labels.astype(np.int64)")
     try:
@@ -328,7 +372,8 @@ def predict(logits: Any, *, axis: int = -1) -> Any:
     Parameters
     ----------
     logits : array_like
-        Logits or probabilities, classes on `axis`. NaN counts as a maximum, as in `numpy.argmax`.
+        Logits or probabilities, classes on `axis`; dtypes as in `softmax`. NaN counts as a maximum, as in
+        `numpy.argmax`.
     axis : int, default -1
         The axis of the classes.
 
@@ -341,6 +386,11 @@ def predict(logits: Any, *, axis: int = -1) -> Any:
     ------
     TypeError, ValueError
         As in `softmax`.
+
+    Notes
+    -----
+    ``argmax(x) = argmax(softmax(x))``, which makes the fewest errors: Bishop (2006), "Pattern recognition and machine
+    learning", section 1.5.1.
 
     Examples
     --------

@@ -56,22 +56,24 @@ def _run(
         raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
     threads = _threads(num_threads)
     c = as_array("targets", targets)
+    row_shape = x.shape[:axis] + x.shape[axis + 1 :]
     if c.shape != x.shape:
-        raise ValueError(f"targets has shape {c.shape}, expected {x.shape} to match logits")
+        hint = "; class indices become such rows with one_hot" if c.shape == row_shape else ""
+        raise ValueError(f"targets has shape {c.shape}, expected {x.shape} to match logits{hint}")
     if c.dtype == np.bool_:
         c = c.view(np.uint8)
     elif c.dtype.newbyteorder("=") not in _targets_of:
         c = c.astype(F64)
     c = native(c)
-    row_shape = x.shape[:axis] + x.shape[axis + 1 :]
     positions = x.size // classes
     order = order_of(x, axis)
     if weight is not None:
-        weight = np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class"))
+        weight = np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class", x.dtype))
     if pos_weight is not None:
         if softmax:
             raise ValueError("pos_weight belongs to activation='sigmoid'")
-        pos_weight = np.ascontiguousarray(as_weights("pos_weight", pos_weight, (classes,), "one for each class"))
+        pos_weight = as_weights("pos_weight", pos_weight, (classes,), "one for each class", x.dtype)
+        pos_weight = np.ascontiguousarray(pos_weight)
     sample = None
     if sample_weight is not None:
         sample = order.by_position(as_weights("sample_weight", sample_weight, row_shape, "one for each row"))
@@ -169,17 +171,18 @@ def binary_cross_entropy(
     Parameters
     ----------
     logits : array_like
-        z, as in `cross_entropy`.
+        Scores z, classes on `axis`; dtypes as in `cross_entropy`. One dimension is one row: n rows of one class have
+        the shape (n, 1).
     targets : array_like
-        c, of the same shape: any real, integer or bool dtype.
+        Targets c, of the same shape; any real, integer or bool dtype. Usually in [0, 1], which is not checked.
     activation : {"sigmoid", "softmax"}, default "sigmoid"
         ``p = 1/(1 + exp(-z))``, every element for itself; or ``p = softmax(z)`` along `axis`.
     pos_weight : array_like of shape (classes,), optional
-        Factor of the first term of each class, as in PyTorch; sigmoid only.
+        Factor of the first term of each class, as in PyTorch, finite and >= 0; sigmoid only.
     weight : array_like of shape (classes,), optional
-        Factor of both terms of each class.
+        Factor of both terms of each class, finite and >= 0.
     sample_weight : array_like of the rows' shape, optional
-        Factor of each row.
+        Factor of each row, finite and >= 0.
     reduction : {"mean", "sum", "none"}, default "mean"
         What "mean" divides by: with sigmoid the number of elements (PyTorch's rule), with softmax the sum of
         `sample_weight`, or the number of rows. "none" returns the losses of elements, or with softmax of rows.
@@ -193,17 +196,27 @@ def binary_cross_entropy(
     Returns
     -------
     loss : scalar or ndarray
-        In the dtype of the logits.
+        In nats, in the dtype of the logits (float64 for integers); summed in float64. For ``reduction="none"`` an array
+        of the shape of the logits, or with softmax of the rows.
 
     Raises
     ------
-    TypeError, ValueError
-        As in `cross_entropy`; `pos_weight` with softmax.
+    TypeError
+        An argument is None or a masked array, or has a dtype that is not accepted.
+    ValueError
+        A shape does not fit; an option is out of its range; `pos_weight` with softmax; no classes.
+
+    See Also
+    --------
+    cross_entropy : The one-term form, for rows of which one class is right.
 
     Notes
     -----
     Sigmoid: with ``a = weight*pos_weight*c`` and ``b = weight*(1 - c)`` the loss is
-    ``(a + b)*log1p(exp(-|z|)) + (b if z > 0 else a)*|z|``. Softmax: see `binary_cross_entropy_with_grad`.
+    ``(a + b)*log1p(exp(-|z|)) + (b if z > 0 else a)*|z|``, the form of TensorFlow's
+    ``sigmoid_cross_entropy_with_logits``; `pos_weight` and the mean are those of PyTorch's
+    ``binary_cross_entropy_with_logits``. Softmax: ``sum(a*(log1p(tail) + max - z) + b*log1p(p/(1 - p)))``, with
+    ``tail`` as in `SoftmaxStats`.
 
     Examples
     --------
@@ -239,7 +252,7 @@ def binary_cross_entropy_with_grad(
     ----------
     logits, targets : array_like
         As in `binary_cross_entropy`.
-    activation, pos_weight, weight, sample_weight, reduction, normalizer, axis, num_threads
+    activation, pos_weight, weight, sample_weight, reduction, normalizer, axis, num_threads : optional
         As in `binary_cross_entropy`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss: a scalar, or for ``reduction="none"`` also an array of
@@ -252,19 +265,21 @@ def binary_cross_entropy_with_grad(
     loss : scalar or ndarray
         As `binary_cross_entropy` returns it.
     grad : ndarray
-        Shape, dtype and memory order of the logits; `out` if given.
+        Shape and memory order of the logits, and their dtype (float64 for integers); `out` if given.
 
     Raises
     ------
     TypeError, ValueError
-        As in `binary_cross_entropy`, before anything is written to `out`.
+        As in `binary_cross_entropy`; `upstream` or `out` does not fit. Before anything is written to `out`.
 
     Notes
     -----
     Sigmoid: ``weight*(p - c)`` where `pos_weight` is not given, computed as ``(1 - c)*p - c*(1 - p)`` so that neither
-    factor is rounded away. Softmax: with ``g = -c/p + (1 - c)/(1 - p)`` it is ``p*(g - sum(g*p))``, which is not
-    ``p - c``: see "From scores to gradient" in the documentation. It is computed from the odds ``p/(1 - p)``, with no
-    division by a p or 1 - p that may be 0. One class that is not masked, with ``c < 1``, has no gradient: NaN.
+    factor is rounded away: Bishop (2006), "Pattern recognition and machine learning", equation 4.91. Softmax: with
+    ``g = weight*(-c/p + (1 - c)/(1 - p))`` it is ``p*(g - sum(g*p))``, the chain rule through the Jacobian of equation
+    4.106, which is not ``p - c``: see "From scores to gradient" in the documentation. It is computed from the odds
+    ``p/(1 - p)``, with no division by a p or 1 - p that may be 0. One class that is not masked, with c other than 1,
+    has no gradient: NaN.
 
     Examples
     --------

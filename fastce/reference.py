@@ -38,8 +38,23 @@ __all__ = [
 
 
 class SoftmaxStats(NamedTuple):
-    """What the backward pass needs of each row: ``row_max``, and ``tail``, the sum of ``exp(x - row_max)`` over every
-    class but the first that attains the maximum. ``logsumexp`` is ``row_max + log1p(tail)``."""
+    """What the backward pass needs of each row.
+
+    Parameters
+    ----------
+    row_max : ndarray
+        The largest logit.
+    tail : ndarray
+        The sum of ``exp(x - row_max)`` over every class but the first that attains the maximum. ``logsumexp`` is
+        ``row_max + log1p(tail)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> loss, stats = cross_entropy(np.zeros((1, 4)), np.array([0]), return_stats=True)
+    >>> stats.row_max, stats.tail
+    (array([0.]), array([3.]))
+    """
 
     row_max: np.ndarray
     tail: np.ndarray
@@ -190,14 +205,30 @@ class CrossEntropyLoss:
         self._options = options
 
     def __call__(self, logits, targets, **options):
-        """The loss. Options given here replace the layer's for this call and its `backward`."""
+        """The loss. Options given here replace the layer's for this call and its `backward`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> float(CrossEntropyLoss()(np.zeros((1, 2)), np.array([1]), reduction="sum"))  # log(2)
+        0.6931471805599453
+        """
         options = self._options | options
         loss, stats = cross_entropy(logits, targets, **options, return_stats=True)
         self._saved = logits, targets, options, stats
         return loss
 
     def backward(self, upstream=1.0, *, out=None):
-        """Gradient with respect to the logits of the last call."""
+        """Gradient with respect to the logits of the last call.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> ce = CrossEntropyLoss()
+        >>> loss = ce(np.zeros((1, 2)), np.array([1]))
+        >>> ce.backward(upstream=3.0)
+        array([[ 1.5, -1.5]])
+        """
         logits, targets, options, stats = self._saved
         return cross_entropy_grad(logits, targets, **options, upstream=upstream, out=out, stats=stats)
 
@@ -592,8 +623,8 @@ def binary_cross_entropy_with_grad(
     ``z[t] - m2 - log(T)``. As ``p[t]`` goes to 1, ``grad[j]`` goes to ``(weight[t] + weight[j]) * p[j]`` when
     ``c[t]`` is 1 and the others 0, and ``grad[t]`` to minus their sum: twice the published ``p - c`` at equal weights.
     When another ``c[k]`` is 1, ``grad[t]`` goes to ``weight[t] + weight[k]`` and ``grad[j]`` to
-    ``-a[j] - weight[t] * f[j] / T``. With two classes it is ``2 * (p - c)`` everywhere, with more classes no
-    multiple of it.
+    ``-a[j] - weight[t] * f[j] / T``. With two classes, equal weights and ``c`` that sums to 1 it is ``2 * (p - c)``
+    everywhere, with more classes no fixed multiple of it.
 
     Examples
     --------

@@ -92,6 +92,11 @@ def test_rows_are_targets():
     np.testing.assert_allclose(hot_grad, grad, rtol=1e-13)
 
 
+@pytest.mark.parametrize("labels, shape", [([], (0, 3)), ((), (0, 3)), ([[], []], (2, 0, 3))], ids=repr)
+def test_no_labels_in_a_sequence_without_a_dtype(labels, shape):
+    assert fastce.one_hot(labels, 3).shape == shape
+
+
 WRONG_LABELS: dict[str, tuple[Any, Any, str]] = {
     "too large": ([0, 1, 9, 8, 10, 12], IndexError, r"^labels\[4\] is 10, out of range for 10 classes"),
     "negative": ([[0, 1], [-1, 3]], IndexError, r"^labels\[1, 0\] is -1, out of range for 10 classes"),
@@ -126,6 +131,7 @@ def test_wrong_labels(wrong):
         ({"axis": 2}, ValueError, "axis .*2"),
         ({"axis": -3}, ValueError, "axis .*-3"),
         ({"axis": 0.5}, TypeError, "axis .*0.5"),
+        ({"axis": True}, TypeError, "axis .*True"),
         ({"dtype": "no such"}, TypeError, "no such"),
         ({"dtype": object}, TypeError, "dtype .*object"),
         ({"dtype": "U3"}, TypeError, "dtype .*<U3"),

@@ -84,6 +84,27 @@ def test_autograd_has_no_stats_to_return() -> None:
         integration("autograd").cross_entropy(np.zeros((1, 2)), [0], return_stats=True)
 
 
+def test_autograd_refuses_what_it_cannot_differentiate() -> None:
+    cross_entropy = integration("autograd").cross_entropy
+    import autograd
+
+    x, c, labels = np.zeros((1, 2)), np.array([[0.5, 0.5]]), np.array([0])
+    with pytest.raises(TypeError, match="targets is differentiated"):
+        autograd.grad(lambda c: cross_entropy(x, c))(c)
+    with pytest.raises(TypeError, match="weight is differentiated"):
+        autograd.grad(lambda w: cross_entropy(x, labels, weight=w))(np.ones(2))
+    with pytest.raises(TypeError, match="differentiated twice"):
+        autograd.hessian(lambda x: cross_entropy(x, labels))(x)
+
+
+def test_autograd_takes_its_arguments_by_name() -> None:
+    cross_entropy = integration("autograd").cross_entropy
+    import autograd
+
+    grad = autograd.grad(lambda x: cross_entropy(logits=x, targets=np.array([0])))(np.zeros((1, 2)))
+    np.testing.assert_array_equal(grad, [[-0.5, 0.5]])
+
+
 # --- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
@@ -180,8 +201,13 @@ def test_torch_refuses_what_it_cannot_differentiate() -> None:
         cross_entropy(logits, labels, weight=torch.ones(2, requires_grad=True))
     with pytest.raises(TypeError, match="return_stats is not an option"):
         cross_entropy(logits, labels, return_stats=True)
-    with pytest.raises(TypeError, match="float16"):
-        cross_entropy(logits.half(), labels)
+    for logits_of_another_kind in (logits.half(), logits.bfloat16()):
+        with pytest.raises(TypeError, match=r"logits has dtype torch.b?float16, expected float32 or float64"):
+            cross_entropy(logits_of_another_kind, labels)
+    with pytest.raises(TypeError, match="targets is ndarray, expected a torch.Tensor"):
+        cross_entropy(logits, labels.numpy())
+    with pytest.raises(TypeError, match="no option 'axes'; it has axis"):
+        integration("torch").CrossEntropyLoss(axes=1)
     with pytest.raises(RuntimeError, match="no second derivatives"):
         torch.autograd.grad(cross_entropy(logits, labels), logits, create_graph=True)
 
@@ -207,6 +233,24 @@ def test_scipy_objective_has_the_gradient_of_its_value(sparse: bool, intercept: 
     before = theta.copy()
     objective(theta)
     np.testing.assert_array_equal(theta, before)
+
+
+def test_scipy_objective_says_what_is_wrong() -> None:
+    softmax_regression = integration("scipy").softmax_regression
+    x, labels = np.zeros((2, 3)), [0, 1]
+    with pytest.raises(ValueError, match=r"features has shape \(3,\), expected \(rows, columns\)"):
+        softmax_regression(x[0], labels, 2)
+    for l2 in (-1, np.nan):
+        with pytest.raises(ValueError, match=f"l2 is {l2}"):
+            softmax_regression(x, labels, 2, l2=l2)
+    for name in ("axis", "out", "return_stats", "smoothing"):
+        with pytest.raises(TypeError, match=rf"\b{name}\b.*option|option '{name}'"):
+            softmax_regression(x, labels, 2, **{name: 0})
+    with pytest.raises(ValueError, match="reduction is 'none'"):
+        softmax_regression(x, labels, 2, reduction="none")
+    for intercept, size in ((True, 8), (False, 6)):
+        with pytest.raises(ValueError, match=f"theta has 7 numbers, expected {size}"):
+            softmax_regression(x, labels, 2, intercept=intercept)(np.zeros(7))
 
 
 def test_scipy_finds_scikit_learns_logistic_regression() -> None:
@@ -287,6 +331,15 @@ def test_boosting_refuses_labels_that_are_no_classes() -> None:
         boosting()(scores[0], np.array([0]), None, 1.0)
 
 
+def test_boosting_of_infinite_scores_is_nan_in_their_rows_without_a_warning() -> None:
+    scores = np.array([[np.inf, 0.0], [np.nan, 0.0], [1.0, 0.0]])
+    grad, hess = boosting()(scores, np.array([0, 1, 1]), None, 1.0)
+    alone = boosting()(scores[2:], np.array([1]), None, 1.0)
+    for got, last in zip((grad, hess), alone, strict=True):
+        assert np.isnan(got[:2]).all()
+        np.testing.assert_array_equal(got[2:], last)
+
+
 @pytest.fixture
 def data(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = rng.standard_normal((400, 5))
@@ -309,6 +362,7 @@ def test_lightgbm_trains_the_model_of_its_own_objective(weighted: bool, data: An
     assert (theirs.argmax(axis=1) == labels).mean() > 0.8
     np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
 
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed, which the classifier needs")
     options = {"n_estimators": 10, "num_leaves": 7, "n_jobs": 1, "verbosity": -1}
     model = lightgbm.LGBMClassifier(objective=module.sklearn_multiclass, **options)
     model.fit(x, labels, sample_weight=weight if weighted else None)
@@ -330,6 +384,7 @@ def test_xgboost_trains_the_model_of_its_own_objective(weighted: bool, data: Any
     assert (theirs.argmax(axis=1) == labels).mean() > 0.8
     np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)  # sums of float32 in another order
 
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed, which the classifier needs")
     model = xgboost.XGBClassifier(objective=module.sklearn_multiclass, n_estimators=10, max_depth=3, n_jobs=1)
     model.fit(x, labels, sample_weight=weight)
     assert (model.predict(x) == theirs.argmax(axis=1)).mean() > 0.98

@@ -727,6 +727,16 @@ def test_product_has_the_dtype_of_y(name):
     assert getattr(fastce, name)(upstream.astype(F32), y.astype(F64)).dtype == F64
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_upstream_too_large_for_the_dtype_of_y_is_infinite_without_a_warning(name):
+    y = y_of(name, numbers((2, 5)))
+    large = np.ones(y.shape)
+    large[0, 1] = 1e300
+    got = getattr(fastce, name)(large, y)
+    assert not np.isfinite(got[0]).any()
+    assert got[1].tobytes() == getattr(fastce, name)(np.ones_like(y), y)[1].tobytes()
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_lists_are_arrays(name):
     x = numbers((3, 4), F64)
@@ -919,6 +929,8 @@ WRONG_INPUT: dict[str, tuple[Any, Any, str]] = {
     "float16": (X.astype(np.float16), TypeError, "float16.*float32"),
     "longdouble": (X.astype(np.longdouble), TypeError, "(float128|longdouble|float96)|float64"),
     "strings": (X.astype(str), TypeError, "<U"),
+    "a dict": ({0: X}, TypeError, "is dict, expected an array"),
+    "a generator": ((row for row in X), TypeError, "is generator, expected an array"),
     "a scalar": (F32(1), ValueError, "dimension"),
     "no classes": (np.zeros((20, 0), F32), ValueError, "class"),
     "ragged": ([[1.0, 2.0], [3.0]], (TypeError, ValueError), ""),
@@ -928,6 +940,7 @@ WRONG_OPTION: dict[str, tuple[dict[str, Any], Any, str]] = {
     "axis too small": ({"axis": -3}, ValueError, "axis .*-3"),
     "axis float": ({"axis": 1.0}, TypeError, "axis .*1.0"),
     "axis None": ({"axis": None}, TypeError, "axis .*None"),
+    "axis bool": ({"axis": True}, TypeError, "axis .*True"),
     "no threads": ({"num_threads": 0}, ValueError, "num_threads .*0"),
     "bool threads": ({"num_threads": True}, ValueError, "num_threads .*True"),
     "half a thread": ({"num_threads": 0.5}, ValueError, "num_threads .*0.5"),
@@ -962,7 +975,7 @@ def test_wrong_input(wrong, name):
 @pytest.mark.parametrize("wrong", [w for w in WRONG_INPUT if w not in ("float16", "longdouble")])
 def test_wrong_upstream(wrong, name):
     value, error, says = WRONG_INPUT[wrong]
-    says = says if wrong in ("None", "masked", "object", "complex", "strings") else ""
+    says = says if wrong in ("None", "masked", "object", "complex", "strings", "a dict", "a generator") else ""
     with pytest.raises(error, match=rf"(?s)^upstream .*{says}"):
         getattr(fastce, name)(value, X)
 

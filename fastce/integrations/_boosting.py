@@ -22,6 +22,11 @@ def grad_and_hess(scores: Any, labels: Any, sample_weight: Any, hess_factor: flo
         index = np.asarray(labels).astype(np.int64)
     if not np.array_equal(index, labels):
         raise ValueError("labels are not integers: this objective is for class indices")
+    with np.errstate(all="ignore"):  # scores that are infinite give NaN, without a warning
+        return _computed(scores, index, sample_weight, hess_factor)
+
+
+def _computed(scores: Any, index: Any, sample_weight: Any, hess_factor: float) -> Any:
     _, stats = _api.cross_entropy(scores, index, ignore_index=None, reduction="sum", return_stats=True)
     grad = _api.cross_entropy_grad(scores, index, ignore_index=None, reduction="sum", stats=stats)
     # The gradient is p, but at the label it is p - 1. Where another class has p > 1/2, 1 - p would cancel.

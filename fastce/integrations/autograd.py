@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from autograd.extend import defvjp, primitive
+from autograd.tracer import isbox
 
 from .. import _api
 
 __all__ = ["cross_entropy"]
 
 
-@primitive
 def cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
     """`fastce.cross_entropy`, differentiable with respect to the logits.
 
@@ -33,7 +33,13 @@ def cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
     Raises
     ------
     TypeError, ValueError, IndexError
-        As in `fastce.cross_entropy`; `return_stats`.
+        As in `fastce.cross_entropy`; `return_stats`; autograd differentiates with respect to something that is not the
+        logits, or a second time.
+
+    Notes
+    -----
+    The vector-Jacobian product is `fastce.cross_entropy_grad`, with the upstream that autograd hands over (autograd's
+    tutorial, "Extend Autograd by defining your own primitives").
 
     Examples
     --------
@@ -47,11 +53,21 @@ def cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
     """
     if "return_stats" in options:
         raise TypeError("return_stats is not an option here: the loss alone can be differentiated")
+    for name, value in [("targets", targets), *options.items()]:
+        if isbox(value):
+            raise TypeError(f"{name} is differentiated by autograd, but the gradient is that of the logits alone")
+    return _cross_entropy(logits, targets, **options)
+
+
+@primitive
+def _cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
     return _api.cross_entropy(logits, targets, **options)
 
 
 def _vjp(loss: Any, logits: Any, targets: Any, **options: Any) -> Any:
+    if isbox(logits):  # traced once more: the result would pass for a constant
+        raise TypeError("cross_entropy is differentiated twice by autograd, but has first derivatives only")
     return lambda upstream: _api.cross_entropy_grad(logits, targets, **options, upstream=upstream)
 
 
-defvjp(cross_entropy, _vjp, argnums=(0,))
+defvjp(_cross_entropy, _vjp, argnums=(0,))

@@ -5,6 +5,7 @@ Needs SciPy no more than its caller does: the objective is a function of one arr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,28 +24,35 @@ def softmax_regression(
     Parameters
     ----------
     features : array_like or sparse array of shape (rows, columns)
-        Anything that multiplies a dense matrix by ``@`` from either side.
+        Real numbers; anything that multiplies a dense float64 matrix by ``@``, itself and its transpose.
     targets : array_like
         Class indices of shape (rows,), or probabilities of shape (rows, classes).
     classes : int
-        How many classes there are.
+        How many classes there are, >= 1.
     intercept : bool, default True
         Whether each class has a bias, which is not penalised.
     l2 : float, default 0.0
-        Factor of the penalty. scikit-learn's C corresponds to ``l2 = 1/(C*rows)`` for a mean.
+        Factor >= 0 of the penalty. scikit-learn's C corresponds to ``l2 = 1/(C*rows)`` for a mean.
     **options
-        Those of `fastce.cross_entropy` that are not about the arrays' layout: weight, sample_weight, ...
+        Those of `fastce.cross_entropy`, but for axis, return_stats and ``reduction="none"``.
 
     Returns
     -------
     objective : callable
-        ``objective(theta) -> (loss, gradient)`` with theta and gradient flat: ``theta.reshape(classes, -1)`` has a row
-        for each class, its coefficients and then its bias.
+        ``objective(theta) -> (loss, gradient)``, a float and float64s. Theta and gradient are flat:
+        ``theta.reshape(classes, -1)`` has a row for each class, its coefficients and then its bias.
 
     Raises
     ------
+    TypeError, ValueError
+        No such option; `features` not of two dimensions; `l2` negative or not finite.
     TypeError, ValueError, IndexError
-        When called: as `fastce.cross_entropy`.
+        When called: as `fastce.cross_entropy`; a theta of another size.
+
+    Notes
+    -----
+    With residual r, the gradient with respect to the logits, the coefficients' is ``r.T @ features + l2*coef`` and the
+    biases' the sum of r over rows: Bishop (2006), "Pattern recognition and machine learning", equation 4.109.
 
     Examples
     --------
@@ -60,10 +68,26 @@ def softmax_regression(
     """
     if not hasattr(features, "shape"):
         features = np.asarray(features)
+    if len(features.shape) != 2:
+        raise ValueError(f"features has shape {features.shape}, expected (rows, columns)")
+    if not 0 <= l2 < math.inf:
+        raise ValueError(f"l2 is {l2}, expected a finite number >= 0")
+    _api.CrossEntropyLoss(**options)  # complains of unknown names
+    if "axis" in options:
+        raise TypeError("axis is not an option here: the classes are on the last")
+    if options.get("reduction") == "none":
+        raise ValueError("reduction is 'none', expected 'mean' or 'sum': the objective is one number")
     columns = features.shape[1]
 
     def objective(theta: Any) -> tuple[float, Any]:
-        theta = np.asarray(theta, dtype=np.float64).reshape(classes, columns + bool(intercept))
+        theta = np.asarray(theta, dtype=np.float64)
+        size = classes * (columns + bool(intercept))
+        if theta.size != size:
+            raise ValueError(
+                f"theta has {theta.size} numbers, expected {size}: {classes} classes times {columns} columns"
+                f"{' and the intercept' if intercept else ''}"
+            )
+        theta = theta.reshape(classes, columns + bool(intercept))
         coef = theta[:, :columns]
         logits = np.asarray(features @ coef.T)
         if intercept:

@@ -21,9 +21,10 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     Parameters
     ----------
     logits : Tensor
-        float32 or float64, classes on the last axis (PyTorch's own function has them on axis 1: pass ``axis=1``).
+        Of dtype float32 or float64 (integers are computed as float64), any number of dimensions, classes on the last
+        axis (PyTorch's own function has them on axis 1: pass ``axis=1``).
     targets : Tensor
-        Class indices or probabilities, as in `fastce.cross_entropy`.
+        Class indices of the shape of `logits` without its class axis, or probabilities of the shape of `logits`.
     **options
         Those of `fastce.cross_entropy`, but for `return_stats`; `weight` and `sample_weight` may be tensors.
 
@@ -39,6 +40,11 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     RuntimeError
         In a backward with ``create_graph=True``.
 
+    Notes
+    -----
+    The backward is `fastce.cross_entropy_grad`. See "Extending PyTorch" in its documentation, and there
+    ``torch.nn.functional.cross_entropy``, which this is but for the differences listed in `fastce.cross_entropy`.
+
     Examples
     --------
     >>> import torch
@@ -52,6 +58,11 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     """
     if "return_stats" in options:
         raise TypeError("return_stats is not an option here: the loss alone can be differentiated")
+    for name, value in [("logits", logits), ("targets", targets)]:
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}, expected a torch.Tensor")
+    if logits.is_floating_point() and logits.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"logits has dtype {logits.dtype}, expected float32 or float64; cast it: logits.float()")
     for name, value in [("targets", targets), *options.items()]:
         if isinstance(value, torch.Tensor):
             if value.requires_grad:
@@ -89,6 +100,11 @@ class CrossEntropyLoss(torch.nn.Module):
     **options
         Those of `cross_entropy`.
 
+    Raises
+    ------
+    TypeError
+        An option has no such name.
+
     Examples
     --------
     >>> import torch
@@ -99,10 +115,48 @@ class CrossEntropyLoss(torch.nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
+        _api.CrossEntropyLoss(**options)  # complains of unknown names here, not at the first call
         self.options = options
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss; what calling the module does.
+
+        Parameters
+        ----------
+        logits, targets : Tensor
+            As in `cross_entropy`.
+
+        Returns
+        -------
+        loss : Tensor
+            As `cross_entropy` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As in `cross_entropy`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from fastce.integrations.torch import CrossEntropyLoss
+        >>> CrossEntropyLoss(reduction="none")(torch.zeros(2, 3), torch.tensor([0, 2]))
+        tensor([1.0986, 1.0986])
+        """
         return cross_entropy(logits, targets, **self.options)
 
     def extra_repr(self) -> str:
+        """The options, for the module's ``repr``.
+
+        Returns
+        -------
+        text : str
+            As ``name=value, ...``.
+
+        Examples
+        --------
+        >>> from fastce.integrations.torch import CrossEntropyLoss
+        >>> CrossEntropyLoss(axis=1, z_loss=1e-4)
+        CrossEntropyLoss(axis=1, z_loss=0.0001)
+        """
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -31,7 +31,12 @@ def multiclass(predt: Any, dtrain: Any) -> Any:
     Raises
     ------
     ValueError, IndexError
-        Labels that are no integers, or no classes.
+        Labels that are no integers, or no classes; scores that are not of two dimensions.
+
+    Notes
+    -----
+    ``grad = w*(p - onehot(label))`` and ``hess = 2*w*p*(1 - p)``, the diagonal. Friedman (2001),
+    "Greedy function approximation: a gradient boosting machine"; the factor is that of the library's own objective.
 
     Examples
     --------
@@ -67,6 +72,21 @@ def sklearn_multiclass(y_true: Any, y_pred: Any, sample_weight: Any = None) -> A
     Raises
     ------
     ValueError, IndexError
-        Labels that are no integers, or no classes.
+        Labels that are no integers, or no classes; scores that are not of two dimensions.
+
+    Notes
+    -----
+    ``grad = w*(p - onehot(label))`` and ``hess = 2*w*p*(1 - p)``, the diagonal. Friedman (2001),
+    "Greedy function approximation: a gradient boosting machine"; the factor is that of the library's own objective.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.integrations.xgboost import sklearn_multiclass
+    >>> grad, hess = sklearn_multiclass(np.array([0.0, 1.0]), np.zeros((2, 2)), None)
+    >>> grad, hess
+    (array([[-0.5,  0.5],
+           [ 0.5, -0.5]]), array([[0.5, 0.5],
+           [0.5, 0.5]]))
     """
     return grad_and_hess(y_pred, y_true, sample_weight, 2.0)
