@@ -14,6 +14,8 @@ class _Fused(Generic[_P, _R]):
 
 def _fused(function: Callable[_P, _R]) -> _Fused[_P, _R]: ...  # one function for each dtype, by its name in C
 
+__pyx_capi__: dict[str, object]  # what _kernels.pxd declares
+
 class Targets: ...
 
 @_fused

@@ -48,7 +48,7 @@ for suffix, T in (("f32", "float"), ("f64", "double")):
 def exported() -> dict[str, str]:
     name = ctypes.pythonapi.PyCapsule_GetName
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    return {key: name(capsule).decode() for key, capsule in vars(fastce._kernels)["__pyx_capi__"].items()}
+    return {key: name(capsule).decode() for key, capsule in fastce._kernels.__pyx_capi__.items()}
 
 
 def test_signatures_are_the_ones_that_others_compiled_against() -> None:
