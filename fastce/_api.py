@@ -19,7 +19,6 @@ from . import __version__, _kernels
 from ._arrays import (
     F32,
     F64,
-    I64,
     Array,
     as_array,
     as_axis,
@@ -38,8 +37,9 @@ _REDUCTIONS = ("mean", "sum", "none")
 _F32_OVERFLOW = 2.0**128 - 2.0**103  # what rounds to a float32 infinity begins here
 _LAST, _OFF, _ONE, _USUAL = -1, 0.0, 1.0, -100  # defaults, recognised by their identity
 # Chosen once: finding the right one at each call takes longer than many a call.
+_ndarray, _empty_like = np.ndarray, np.empty_like
 _run_f32, _run_f64 = _kernels.cross_entropy["float"], _kernels.cross_entropy["double"]
-_plain_f32, _plain_f64 = _kernels.plain["float"], _kernels.plain["double"]
+_run_plain = _kernels.plain
 _targets_of = {
     np.dtype(name): _kernels.targets[signature]
     for name, signature in [(f"{u}int{b}", f"{u}int{b}_t") for u in ("", "u") for b in (8, 16, 32, 64)]
@@ -162,25 +162,22 @@ def _label_error(targets: Array, classes: int, ignored: int | None) -> IndexErro
 
 
 def _plain(
-    logits: Any, targets: Any, reduction: Any, num_threads: Any, with_grad: bool
+    logits: Any, targets: Any, reduction: Any, num_threads: Any, with_grad: bool, out: Any = None
 ) -> tuple[Any, Array | None] | None:
     """Loss and gradient, when all but these arguments are the defaults and these are of the commonest kind.
 
     None if they are not, or anything is wrong with them: then the general way has the answer, or the error.
     """
-    if type(logits) is not np.ndarray or type(targets) is not np.ndarray or targets.dtype is not I64:
+    if type(logits) is not _ndarray or type(targets) is not _ndarray or (out is not None and type(out) is not _ndarray):
         return None
-    dtype = logits.dtype
-    run = _plain_f32 if dtype is F32 else _plain_f64 if dtype is F64 else None
-    if run is None or logits.ndim != 2 or targets.ndim != 1 or type(reduction) is not str:
-        return None
-    mean = reduction == "mean"
-    if not mean and reduction != "sum":
+    if type(reduction) is not str or (reduction != "mean" and reduction != "sum"):
         return None
     threads = 0 if num_threads is None else _threads(num_threads)
-    grad = np.empty_like(logits) if with_grad else None
-    loss = run(logits, targets, _USUAL, mean, 1.0, grad, threads)
-    return None if loss is None else (_scalar(dtype, loss), grad)
+    grad = out
+    if with_grad and out is None:
+        grad = _empty_like(logits)
+    loss = _run_plain(logits, targets, grad, _USUAL, reduction == "mean", threads)
+    return None if loss is None else (_scalar(logits.dtype, loss), grad)
 
 
 def _cross_entropy(
@@ -557,14 +554,13 @@ def cross_entropy_with_grad(
     """
     if (
         weight is sample_weight is normalizer is None
-        and out is None
         and label_smoothing is _OFF
         and z_loss is _OFF
         and axis is _LAST
         and ignore_index is _USUAL
         and upstream is _ONE
     ):
-        plain = _plain(logits, targets, reduction, num_threads, True)
+        plain = _plain(logits, targets, reduction, num_threads, True, out)
         if plain is not None:
             return plain  # type: ignore[return-value]
     loss, grad, _ = _cross_entropy(

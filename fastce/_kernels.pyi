@@ -44,10 +44,7 @@ def cross_entropy(
     g: _Array | None,
     g_blocks: _Array | None,
 ) -> float: ...
-@_fused
-def plain(
-    x: _Array, labels: _Array, ignored: int, mean: bool, upstream: float, g: _Array | None, threads: int
-) -> float | None: ...
+def plain(logits: _Array, labels: _Array, g: _Array | None, ignored: int, mean: bool, threads: int) -> float | None: ...
 @_fused
 def softmax(
     x: _Array,
