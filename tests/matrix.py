@@ -325,7 +325,7 @@ def emulated_x86(run: Run, processor: str, available: tuple[str, ...]) -> str:
 
 def lacks_what_it_should(run: Run, emulator: list[object], available: tuple[str, ...]) -> None:
     """The emulator stops at an instruction that its processor lacks: else nothing would be shown by tests that pass."""
-    for isa, instruction in (("avx2", "vpaddd %ymm0, %ymm0, %ymm0"), ("avx512", "vpaddd %zmm0, %zmm0, %zmm0")):
+    for isa, instruction in (("avx2", "vpaddd %%ymm0, %%ymm0, %%ymm0"), ("avx512", "vpaddd %%zmm0, %%zmm0, %%zmm0")):
         source = run.folder / f"{isa}.c"
         source.write_text(f'int main(void) {{ __asm__ volatile("{instruction}" ::: "xmm0"); return 0; }}\n')
         run.call(["gcc", source, "-o", source.with_suffix("")], what="control program")
@@ -347,9 +347,9 @@ def haswell(run: Run) -> str:
 
 @cell("aarch64", "cross-built for an emulated aarch64", "aarch64-linux-gnu-gcc qemu-aarch64 apt-get dpkg-deb")
 def aarch64(run: Run) -> str:
-    root = debian_root(
-        run, "arm64", f"python{VERSION}-minimal libpython{VERSION}-stdlib libpython{VERSION}-dev libgomp1"
-    )
+    name = f"python{VERSION}"
+    packages = [f"{name}-minimal", f"lib{name}-stdlib", f"lib{name}-dev", "libgomp1", "libstdc++6"]
+    root = debian_root(run, "arm64", packages)
     # How CPython itself is cross-built: the build's settings are read from the target's.
     data = next((root / f"usr/lib/python{VERSION}").glob("_sysconfigdata__aarch64-linux-gnu.py"))
     settings = run.folder / "settings"
@@ -358,7 +358,7 @@ def aarch64(run: Run) -> str:
     wheel = run.build(
         "aarch64",
         FASTCE_OPENMP=1,
-        CFLAGS=f"-I{root}/usr/include/python{VERSION} -I{root}/usr/include",
+        CFLAGS=f"-I{root}/usr/include/python{VERSION} -isystem {root}/usr/include",
         PYTHONPATH=settings,
         _PYTHON_SYSCONFIGDATA_NAME=data.stem,
         _PYTHON_HOST_PLATFORM="linux-aarch64",
