@@ -5,10 +5,10 @@
     python tests/matrix.py clang aarch64        these cells
     python tests/matrix.py --install ...        install what is missing first (Debian, as root)
 
-A cell builds the checkout with -Wall -Wextra -Werror, so that any warning fails it, whether it comes from the headers
-or from the C that Cython writes; checks that compiler, OpenMP runtime and instruction set are those it is about; and
-runs a part of the tests (--full: all of them), in a virtual environment of its own. It is skipped, with the reason,
-when what it needs is not there. The exit status is 1 when a cell failed. Needs Python with venv, and network for pip.
+A cell builds the checkout with -Wall -Wextra, and any warning fails it, whether it comes from the headers or from the C
+that Cython writes; checks that compiler, OpenMP runtime and instruction set are those it is about; and runs a part of
+the tests (--full: all of them) in a virtual environment of its own. It is skipped, with the reason, when what it needs
+is not there. The exit status is 1 when a cell failed. Needs Linux, Python with venv, and network for pip.
 
 Processors are emulated by QEMU's user mode. A clang build always calls LLVM's libomp, since clang generates no code for
 libgomp (with -fopenmp=libgomp it ignores the pragmas); a gcc build calls whichever is found as libgomp.so.1, which
@@ -32,6 +32,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,9 +40,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+TIME_LIMIT = 1200  # seconds for each command; the longest takes about two minutes
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 VERSION = sysconfig.get_python_version()
-WARNINGS = "-Wall -Wextra -Werror"
+WARNING = re.compile(r"\S+: warning: .*")
+# Without OpenMP nobody reads the variable in which the C that Cython writes for a prange holds the number of threads.
+CYTHONS_OWN = re.compile(r"warning: variable '__pyx_t_\d+' set but not used \[-Wunused-but-set-variable\]")
 BUILDS = {
     "gcc": {"CC": "gcc", "FASTCE_OPENMP": 1},
     "gcc-serial": {"CC": "gcc", "FASTCE_OPENMP": 0},
@@ -59,6 +63,7 @@ DROPPED = re.compile(
 NATIVE = "test_process.py test_values.py test_classes.py test_arrays.py test_softmax.py test_binary.py".split()
 # The same in the time that an emulator needs.
 EMULATED = ["test_process.py", "test_values.py", "-k", "instruction_set or TestByHand or TestSpecialNumbers"]
+APT_GET = ["apt-get", "-q", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20"]
 
 # The Debian package that has it.
 PACKAGES = {
@@ -170,20 +175,22 @@ class Run:
         command = [str(part) for part in command]
         with self.log.open("a") as log:
             log.write(f"\n+ {shlex.join(command)}\n")
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            **{"env": environment(), "cwd": self.folder} | options,
-        )
-        with self.log.open("a") as log:
-            log.write(done.stdout)
+            log.flush()
+            start = log.tell()
+            try:
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=TIME_LIMIT * (10 if self.full else 1),
+                    **{"env": environment(), "cwd": self.folder} | options,
+                )
+            except subprocess.TimeoutExpired as expired:
+                raise Failed(f"{what}: no end after {expired.timeout} s") from None
         if done.returncode != 0:
             raise error(f"{what}: {ending(done.returncode)}")
-        return done.stdout
+        return self.log.read_bytes()[start:].decode(errors="replace")
 
     @once
     def dependencies(self) -> Path:
@@ -192,7 +199,7 @@ class Run:
         self.call([sys.executable, "-m", "venv", folder], what="venv")
         wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
         wanted += PROJECT["project"]["optional-dependencies"]["test"]
-        self.call([folder / "bin/python", "-m", "pip", "install", "-q", *wanted], what="pip install", error=Skip)
+        self.call([folder / "bin/python", "-m", "pip", "install", "-q", *wanted], what="pip install")
         return folder
 
     @once
@@ -204,8 +211,11 @@ class Run:
         """The wheel that is made under these environment variables, without a warning."""
         source = copy_checkout(self.work / "build" / name)
         pip = [self.dependencies() / "bin/python", "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation"]
-        variables["CFLAGS"] = f"{WARNINGS} {variables.get('CFLAGS', '')}"
-        self.call([*pip, "-w", source, source], what=f"the {name} build", env=environment(**variables))
+        variables["CFLAGS"] = f"-Wall -Wextra {variables.get('CFLAGS', '')}"
+        what = f"the {name} build"
+        said = self.call([*pip, "-w", source, source], what=what, env=environment(LC_ALL="C", **variables))
+        if warnings := [line for line in WARNING.findall(said) if not CYTHONS_OWN.search(line)]:
+            raise Failed(f"{what}: {len(warnings)} warnings, the first is {warnings[0]}")
         return next(source.glob("*.whl"))
 
     def python(self, wheel: Path, emulator: list[object] | None = None) -> Path:
@@ -396,7 +406,7 @@ def debian_root(run: Run, architecture: str, packages: list[str]) -> Path:
         "APT::Sandbox::User": "",
         "Debug::NoLocking": 1,
     }
-    get = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
+    get = [*APT_GET, *(f"-o{name}={value}" for name, value in options.items())]
     run.call([*get, "update"], what="apt-get update", error=Skip)
     get += ["install", "--download-only", "--yes", "--no-install-recommends"]
     run.call([*get, *packages], what=f"apt-get install of {architecture} {' '.join(packages)}", error=Skip)
@@ -416,7 +426,7 @@ def install(cells: list[Cell]) -> None:
     env = environment(DEBIAN_FRONTEND="noninteractive")
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
         try:
-            subprocess.run(["apt-get", "-q", *command], env=env, stdout=subprocess.DEVNULL, check=True)
+            subprocess.run([*APT_GET, *command], env=env, stdout=subprocess.DEVNULL, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"apt-get {shlex.join(command)} failed: {error}", flush=True)
             return
@@ -433,9 +443,12 @@ def run_cell(one: Cell, work: Path, full: bool) -> tuple[str, str]:
         result = "passed", one.function(run)
     except Skip as reason:
         result = "skipped", str(reason)
-    except Failed as reason:
+    except Exception as reason:  # Failed, or a mistake of this script
         result = "failed", str(reason)
-        lines = run.log.read_text().splitlines()
+        with run.log.open("a") as log:
+            if not isinstance(reason, Failed):
+                traceback.print_exc(file=log)
+        lines = run.log.read_text(errors="replace").splitlines()
         print(f"\n--- {one.name}: the end of {run.log}", *lines[-80:], "---", sep="\n", flush=True)
     print(f"{one.name} {result[0]} after {time.monotonic() - start:.0f} s", flush=True)
     return result
@@ -452,7 +465,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.cells) - set(CELLS)):
         parser.error(f"no cell {', '.join(unknown)}; there are {', '.join(CELLS)}")
-    chosen = [one for one in CELLS.values() if not arguments.cells or one.name in arguments.cells]
+    chosen = [CELLS[name] for name in arguments.cells or CELLS]
     if arguments.list:
         for one in chosen:
             lacks = f" (lacks {', '.join(one.missing())})" if one.missing() else ""
