@@ -74,8 +74,8 @@ PACKAGES = {
     "dpkg-deb": "dpkg",
     "gcc": "gcc",
     "libgomp.so.1": "libgomp1",
-    "libomp.so": "libomp-dev",
     "libomp.so.5": "libomp-dev",
+    "omp.h": "libomp-dev",
     "qemu-aarch64": "qemu-user",
     "qemu-x86_64": "qemu-user",
 }
@@ -117,13 +117,16 @@ def cell(name: str, about: str, needs: str) -> Callable[[Callable[[Run], str]], 
 
 
 def found(what: str) -> Path | None:
-    """Where a command is, or a library that the compiler finds: libomp.so comes with the omp.h of that clang."""
-    if ".so" not in what:
+    """Where a command is, or a library that gcc finds, or a header that came with this clang."""
+    if what.endswith(".h"):
+        question = ["clang", f"-print-file-name=include/{what}"]
+    elif ".so" in what:
+        question = ["gcc", f"-print-file-name={what}"]
+    else:
         return Path(path) if (path := shutil.which(what)) else None
-    compiler = "clang" if what == "libomp.so" else "gcc"
-    if not shutil.which(compiler):
+    if not shutil.which(question[0]):
         return None
-    path = subprocess.run([compiler, f"-print-file-name={what}"], capture_output=True, text=True).stdout.strip()
+    path = subprocess.run(question, capture_output=True, text=True).stdout.strip()
     return Path(path).resolve() if os.path.isabs(path) else None
 
 
@@ -310,14 +313,14 @@ def gcc_libomp(run: Run) -> str:
     return run.test(python, NATIVE, env)
 
 
-@cell("clang", "clang on libomp", "clang libomp.so")
+@cell("clang", "clang on libomp", "clang omp.h")
 def clang(run: Run) -> str:
     python = run.python(run.wheel("clang"))
     run.expect(python, environment(), compiler="clang", openmp=True, runtimes={"libomp"})
     return run.test(python, NATIVE)
 
 
-@cell("clang-libgomp", "clang on libomp, with libgomp in the process", "gcc clang libomp.so libgomp.so.1")
+@cell("clang-libgomp", "clang on libomp, with libgomp in the process", "gcc clang omp.h libgomp.so.1")
 def clang_libgomp(run: Run) -> str:
     python = run.python(run.wheel("clang"))
     env = environment(LD_PRELOAD=found("libgomp.so.1"))
