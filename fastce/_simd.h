@@ -14,8 +14,13 @@
 #include <string.h>
 
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-#define CE_X86 1
 #include <immintrin.h>
+#ifdef __SSE2__
+#define CE_SSE2 1
+#endif
+#ifndef _MSC_VER /* clang-cl, whose immintrin.h holds no more than what its flags allow everywhere */
+#define CE_X86 1
+#endif
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 #define CE_NEON 1
 #include <arm_neon.h>
@@ -141,7 +146,7 @@ typedef struct {
 #endif
 
 /* The baseline: whatever the compiler may assume of the processor anyway. */
-#if defined(CE_X86) && defined(__SSE2__)
+#ifdef CE_SSE2
 #define CE_BASELINE_VOCABULARY "_simd_sse2.h"
 #elif defined(CE_NEON)
 #define CE_BASELINE_VOCABULARY "_simd_neon.h"

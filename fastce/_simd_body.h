@@ -806,7 +806,7 @@ static void FN(coefficients)(Py_ssize_t n, const double *restrict tail, const do
         const double unsure = (mass[i] + slope[i]) * (e[i] * share) - q[i];
         a[i] = scale[i] * ((mass[i] + slope[i]) * share);
         /* Of two or more maxima each has p <= 1/2. */
-        at_target[i] = scale[i] * ((e[i] == 1.0) & (tail[i] < 1.0) ? sure : unsure);
+        at_target[i] = scale[i] * (((e[i] == 1.0) & (tail[i] < 1.0)) ? sure : unsure);
     }
 }
 
