@@ -68,12 +68,15 @@ cdef extern from "_simd.h" nogil:
         void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label) noexcept nogil
         void (*narrow)(const double *src, Py_ssize_t n, void *to) noexcept nogil
         void (*widen)(const void *src, Py_ssize_t n, double *to) noexcept nogil
+        void (*settle)(const void *src, Py_ssize_t n, double *row_max, double *tail, double *linear, double keep,
+                       const double *d_label) noexcept nogil
         void (*add)(double *total, double *lost, const double *term, Py_ssize_t n) noexcept nogil
-        void (*coefficients)(Py_ssize_t n, const double *tail, const double *mass, const double *q,
-                             const double *rest, const double *e, const double *slope, const double *scale,
-                             double *a, double *at_target) noexcept nogil
-        void (*losses)(Py_ssize_t n, const double *tail, const double *mass, const double *linear,
-                       double *log_total, double *loss) noexcept nogil
+        void (*coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
+                             const double *linear, double z_loss, const double *q, const double *rest, const double *e,
+                             const double *scale, double *log_total, double *loss, double *a,
+                             double *at_target) noexcept nogil
+        void (*losses)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass, const double *linear,
+                       double z_loss, double *log_total, double *loss) noexcept nogil
         Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
                                   int has_ignored) noexcept nogil
     ctypedef struct ce_isa:
@@ -194,7 +197,6 @@ cdef struct State:
     double rest[GROUP]              # Q - q, not formed by subtraction,
     double e[GROUP]                 # and its exp(x - row_max)
     bint alike                      # mass, q and rest are set, and the same for every label
-    double slope[GROUP]             # d(z_loss*lse^2)/d(lse)
     double scale[GROUP]             # of the gradient
     double x[GROUP]                 # the label's logit (rows only)
     double a[GROUP]                 # the gradient's factor of e,
@@ -248,13 +250,16 @@ cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, double e_t,
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n,
                               const ce_primitives *f) noexcept nogil:
-    """a and at_target of n positions from r on."""
+    """Losses, a, b and at_target of n positions from r on, whose state is complete."""
     cdef Py_ssize_t p
-    if job.z_loss != 0:
+    f.coefficients(n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.z_loss, s.q + r, s.rest + r, s.e + r,
+                   s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.at_target + r)
+    if job.output == LOG_SOFTMAX:
         for p in range(r, r + n):
-            s.slope[p] = 2*job.z_loss*(s.row_max[p] + log1p(s.tail[p]))
-    f.coefficients(n, s.tail + r, s.mass + r, s.q + r, s.rest + r, s.e + r, s.slope + r, s.scale + r, s.a + r,
-                   s.at_target + r)
+            s.a[p], s.b[p] = 1, s.log_total[p]
+    elif job.v_scale != 0:
+        for p in range(r, r + n):
+            s.b[p] = s.scale[p]*job.v_scale
 
 
 cdef inline bint needs_top(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
@@ -266,8 +271,9 @@ cdef inline double grad_at_top(const Job *job, const State *s, Py_ssize_t r, Py_
                                const ce_primitives *f) noexcept nogil:
     """The gradient there."""
     cdef double q = job.uniform*job.weight[top], rest = job.uniform*job.others[top] + job.keep*job.weight[label]
-    cdef double e = 1, a, at_top
-    f.coefficients(1, s.tail + r, s.mass + r, &q, &rest, &e, s.slope + r, s.scale + r, &a, &at_top)
+    cdef double e = 1, log_total, loss, a, at_top
+    f.coefficients(1, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.z_loss, &q, &rest, &e, s.scale + r,
+                   &log_total, &loss, &a, &at_top)
     return at_top
 
 
@@ -469,23 +475,19 @@ cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, S
                  const floating *dtype) noexcept nogil:
     """Writes what was asked for of a group's positions, and adds their losses to total."""
     cdef const ce_primitives *f = primitives(dtype)
-    cdef double lse
     cdef Py_ssize_t p
     if job.row_max != NULL and not job.stats_given:
         f.narrow(s.row_max, count, (<floating *>job.row_max) + start)
         f.narrow(s.tail, count, (<floating *>job.tail) + start)
     if not job.with_loss:
         return
-    f.losses(count, s.tail, s.mass, s.linear, s.log_total, s.loss)
+    if job.g.data == NULL:          # else `coefficients` has computed them
+        f.losses(count, s.row_max, s.tail, s.mass, s.linear, job.z_loss, s.log_total, s.loss)
     if job.output == LOGSUMEXP:
         for p in range(count):
             s.loss[p] = s.row_max[p] + s.log_total[p]
             if not isfinite(s.row_max[p]) and not holds_nan(job, start + p, dtype):
                 s.loss[p] = s.row_max[p]
-    if job.z_loss != 0:
-        for p in range(count):
-            lse = s.row_max[p] + s.log_total[p]
-            s.loss[p] += job.z_loss*lse*lse
     if job.sample != NULL:
         for p in range(count):
             s.loss[p] *= job.sample[start + p]
@@ -505,7 +507,7 @@ cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nog
     set_sum(&total, 0)
     s.alike = False
     for p in range(GROUP):
-        s.scale[p], s.slope[p] = job.factor, 0
+        s.scale[p], s.b[p] = job.factor, 0
     while start < stop:
         count = min(stop - start, job.group)
         if job.sample != NULL or job.upstream != NULL:

@@ -1,18 +1,5 @@
 # Part of _kernels.pyx. Rows: vectors along the classes.
 
-cdef inline void set_b(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n, const ce_primitives *f) noexcept nogil:
-    """The coefficients of n positions from r on, whose state is complete."""
-    cdef Py_ssize_t p
-    coefficients(job, s, r, n, f)
-    if job.output == LOG_SOFTMAX:
-        f.losses(n, s.tail + r, s.mass + r, s.linear + r, s.b + r, s.loss + r)
-        for p in range(r, r + n):
-            s.a[p] = 1
-    else:
-        for p in range(r, r + n):
-            s.b[p] = s.scale[p]*job.v_scale
-
-
 cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *e,
                     floating *scratch) noexcept nogil:
     """The state r of row i, block by block: each block comes from memory once. Writes the exponentials to e unless NULL.
@@ -120,7 +107,7 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
             add_label(job, t, s.x[r + p], 0 if e == NULL else (<floating *>(e + p*e_step))[t]/f.one, s, r + p)
     if not with_grad:
         return
-    set_b(job, s, r, count, f)
+    coefficients(job, s, r, count, f)
     g = position(&job.g, start)
     if job.output == LOG_SOFTMAX:
         f.rows_grad(x, x_step, g, job.g.by_position, count, n, CE_DIFFERENCE, s.row_max + r, s.a + r, s.b + r, NULL,
@@ -141,7 +128,7 @@ cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const f
     cdef bint direct = job.g.by_class == sizeof(floating)
     cdef Py_ssize_t j = 0, n, k, mark
     cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_EXP if e == NULL else CE_KEPT
-    set_b(job, s, r, 1, f)
+    coefficients(job, s, r, 1, f)
     while j < job.classes:
         n = min(job.classes - j, BLOCK)
         if e == NULL:

@@ -116,16 +116,22 @@ typedef struct {
      * to[p] = the numbers of `from` */
     void (*narrow)(const double *from, Py_ssize_t n, void *to);
     void (*widen)(const void *from, Py_ssize_t n, double *to);
+    /* row_max[p] = from[p]; tail[p] becomes NaN where that is infinite; and unless d_label is NULL,
+     * linear[p] -= keep * d_label[p]. */
+    void (*settle)(const void *from, Py_ssize_t n, double *row_max, double *tail, double *linear, double keep,
+                   const double *d_label);
     /* total[p] + lost[p] += term[p], keeping what the addition loses. */
     void (*add)(double *total, double *lost, const double *term, Py_ssize_t n);
-    /* a = scale * (mass + slope) / (1 + tail), and at_target = scale * ((mass + slope)*p - q) where p = e/(1 + tail) is
+    /* As `losses`; and with slope = 2 * z_loss * lse,
+     * a = scale * (mass + slope) / (1 + tail), and at_target = scale * ((mass + slope)*p - q) where p = e/(1 + tail) is
      * the probability of a class whose target is q, and rest is mass - q. Where p may be near 1, p - 1 is not formed:
      * it is -tail/(1 + tail). */
-    void (*coefficients)(Py_ssize_t n, const double *tail, const double *mass, const double *q, const double *rest,
-                         const double *e, const double *slope, const double *scale, double *a, double *at_target);
-    /* loss = mass * log(1 + tail) + linear; and log(1 + tail) itself, for tail >= 0. */
-    void (*losses)(Py_ssize_t n, const double *tail, const double *mass, const double *linear, double *log_total,
-                   double *loss);
+    void (*coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
+                         const double *linear, double z_loss, const double *q, const double *rest, const double *e,
+                         const double *scale, double *log_total, double *loss, double *a, double *at_target);
+    /* log_total = log(1 + tail), tail >= 0; loss = mass * log_total + linear + z_loss * lse^2, lse = row_max + log_total. */
+    void (*losses)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass, const double *linear,
+                   double z_loss, double *log_total, double *loss);
     /* How many labels are not `ignored` (if has_ignored); -1 when one of those is outside [0, classes). */
     Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored, int has_ignored);
 } ce_primitives;

@@ -785,6 +785,18 @@ static void FN(widen)(const void *from_, Py_ssize_t n, double *to)
         to[i] = from[i];
 }
 
+static void FN(settle)(const void *row_max_, Py_ssize_t n, double *restrict row_max, double *restrict tail,
+                       double *restrict linear, double keep, const double *restrict d_label)
+{
+    const T *from = row_max_;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        row_max[i] = from[i];
+        tail[i] += 0 * row_max[i];
+    }
+    for (Py_ssize_t i = 0; d_label && i < n; i++)
+        linear[i] -= keep * d_label[i];
+}
+
 #if CE_F32 /* what does not depend on the dtype: plain C that compilers vectorise */
 static void FN(add)(double *restrict total, double *restrict lost, const double *restrict term, Py_ssize_t n)
 {
@@ -795,24 +807,9 @@ static void FN(add)(double *restrict total, double *restrict lost, const double 
     }
 }
 
-static void FN(coefficients)(Py_ssize_t n, const double *restrict tail, const double *restrict mass,
-                             const double *restrict q, const double *restrict rest, const double *restrict e,
-                             const double *restrict slope, const double *restrict scale, double *restrict a,
-                             double *restrict at_target)
-{
-    for (Py_ssize_t i = 0; i < n; i++) {
-        const double share = 1.0 / (1.0 + tail[i]);
-        const double sure = (rest[i] - mass[i] * (tail[i] * share)) + slope[i] * share;
-        const double unsure = (mass[i] + slope[i]) * (e[i] * share) - q[i];
-        a[i] = scale[i] * ((mass[i] + slope[i]) * share);
-        /* Of two or more maxima each has p <= 1/2. */
-        at_target[i] = scale[i] * (((e[i] == 1.0) & (tail[i] < 1.0)) ? sure : unsure);
-    }
-}
-
 /* log(1 + t), t >= 0: with u = 1 + t = 2^k * (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), and c what rounding u lost,
- * log(1 + t) = k*ln(2) + log(1 + f) + c/u; log(1 + f) as in FreeBSD's e_log.c. Error below 1.5 ulp. */
-CE_INLINE double FN(log1p)(double t)
+ * log(1 + t) = k*ln(2) + log(1 + f) + c/u; log(1 + f) as in FreeBSD's e_log.c. Error below 1.5 ulp. And 1/u. */
+CE_INLINE double FN(log1p)(double t, double *share)
 {
     const uint64_t sqrt_half = 0x3fe6a09e667f3bcdu, two52 = 0x4330000000000000u;
     const double u = 1.0 + t;
@@ -826,24 +823,53 @@ CE_INLINE double FN(log1p)(double t)
     memcpy(&kd, &k, sizeof kd);
     kd -= 0x1p52;
     f -= 1.0;
-    /* one division for both quotients */
-    const double d = 2.0 + f, r = 1.0 / (d * u);
-    const double c = (t - (u - 1.0)) * (d * r);
+    /* one division for all quotients */
+    const double d = 2.0 + f, r = 1.0 / (d * u), about = d * r;
+    const double c = (t - (u - 1.0)) * about;
     const double s = f * (u * r), z = s * s, w = z * z, half = 0.5 * f * f;
     const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
     const double odd = z * (6.666666666666735130e-01 +
                             w * (2.857142874366239149e-01 +
                                  w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    *share = about + about * (1.0 - u * about);
     return kd * 6.93147180369123816490e-01 -
            ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
 }
 
-static void FN(losses)(Py_ssize_t n, const double *restrict tail, const double *restrict mass,
-                       const double *restrict linear, double *restrict log_total, double *restrict loss)
+CE_INLINE double FN(loss)(double log_total, double row_max, double mass, double linear, double z_loss)
+{
+    const double lse = row_max + log_total;
+    return mass * log_total + linear + (z_loss ? z_loss * lse * lse : 0);
+}
+
+static void FN(losses)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
+                       const double *restrict mass, const double *restrict linear, double z_loss,
+                       double *restrict log_total, double *restrict loss)
 {
     for (Py_ssize_t i = 0; i < n; i++) {
-        log_total[i] = FN(log1p)(tail[i]);
-        loss[i] = mass[i] * log_total[i] + linear[i];
+        double share;
+        log_total[i] = FN(log1p)(tail[i], &share);
+        loss[i] = FN(loss)(log_total[i], row_max[i], mass[i], linear[i], z_loss);
+    }
+}
+
+static void FN(coefficients)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
+                             const double *restrict mass, const double *restrict linear, double z_loss,
+                             const double *restrict q, const double *restrict rest, const double *restrict e,
+                             const double *restrict scale, double *restrict log_total, double *restrict loss,
+                             double *restrict a, double *restrict at_target)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        double share;
+        const double log_i = FN(log1p)(tail[i], &share);
+        const double slope = z_loss ? 2 * z_loss * (row_max[i] + log_i) : 0; /* of z_loss * lse^2 */
+        const double sure = (rest[i] - mass[i] * (tail[i] * share)) + slope * share;
+        const double unsure = (mass[i] + slope) * (e[i] * share) - q[i];
+        log_total[i] = log_i;
+        loss[i] = FN(loss)(log_i, row_max[i], mass[i], linear[i], z_loss);
+        a[i] = scale[i] * ((mass[i] + slope) * share);
+        /* Of two or more maxima each has p <= 1/2. */
+        at_target[i] = scale[i] * (((e[i] == 1.0) & (tail[i] < 1.0)) ? sure : unsure);
     }
 }
 
@@ -866,7 +892,7 @@ static const ce_primitives FN(table) = {
     FN(rows_max),     FN(row_find),      FN(rows_exp_sum),  FN(row_gap_dot), FN(row_sum),
     FN(row_dot),      FN(row_scale),     FN(row_affine),       FN(rows_grad),    FN(row_sigmoid),  FN(tile_max),
     FN(tile_exp_sum), FN(tile_gap_dot),  FN(tile_sum),         FN(tile_grad),   FN(transpose),
-    FN(copy_runs),    FN(label_lanes),   FN(narrow),           FN(widen),       SHARED(add),
-    SHARED(coefficients), SHARED(losses), SHARED(labels_kept),
+    FN(copy_runs),    FN(label_lanes),   FN(narrow),           FN(widen),       FN(settle),
+    SHARED(add),      SHARED(coefficients), SHARED(losses), SHARED(labels_kept),
 };
 #undef SHARED

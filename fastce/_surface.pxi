@@ -24,7 +24,7 @@ cdef void merge_stats(double *row_max, double *tail, double other_row_max, doubl
 
 cdef double loss_from_stats(double row_max, double tail, double x_label) noexcept nogil:
     cdef double one = 1, gap = row_max - x_label, log_total, loss
-    primitives_f64.losses(1, &tail, &one, &gap, &log_total, &loss)
+    primitives_f64.losses(1, &row_max, &tail, &one, &gap, 0, &log_total, &loss)
     return loss
 
 
@@ -38,8 +38,8 @@ cdef inline void row_from_stats(const floating *src, int form, Py_ssize_t n, Py_
                                 double row_max, double tail, double upstream, floating *grad) noexcept nogil:
     """The gradient from logits or kept exponentials."""
     cdef const ce_primitives *f = primitives(src)
-    cdef double zero = 0, one = 1, a, at_label
-    f.coefficients(1, &tail, &one, &one, &zero, &e_label, &zero, &upstream, &a, &at_label)
+    cdef double zero = 0, one = 1, log_total, loss, a, at_label
+    f.coefficients(1, &row_max, &tail, &one, &zero, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a, &at_label)
     f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, &a, &zero, NULL, &label, &at_label, 0)
 
 

@@ -116,9 +116,8 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
                            next, next_step, dst, dst_step)
             accumulate(f, j == 0, s.tail, lost[0], sums, width)
         j += n
-    f.widen(row_max, count, s.row_max)
-    for p in range(count):
-        s.tail[p] += 0*s.row_max[p]         # NaN where every class is masked, or at +inf
+    f.settle(row_max, count, s.row_max, s.tail, s.linear, job.keep,
+             d_label if pick and job.weight == NULL and job.keep != 0 else NULL)
     if job.labels == NULL:
         for p in range(count):
             s.e[p] = 1
@@ -131,9 +130,6 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
                 s.rest[p] = job.smooth_mass - job.uniform
                 s.mass[p] = job.smooth_mass + job.keep
             s.alike = True
-        if job.keep != 0:
-            for p in range(count):
-                s.linear[p] -= job.keep*d_label[p]
     else:
         s.alike = False
         for p in range(count):
@@ -160,18 +156,13 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
     cdef int form = CE_KEPT if kept else CE_EXP
     cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k, n_tops
     coefficients(job, s, 0, count, f)
-    memset(a, 0, 4*GROUP*sizeof(floating))
+    if count < width:
+        memset(a, 0, 4*GROUP*sizeof(floating))
     f.narrow(s.a, count, a)
+    f.narrow(s.b, count, b)
     f.narrow(s.at_target, count, at_mark)
     if job.output == LOG_SOFTMAX:
         form = CE_DIFFERENCE
-        f.losses(count, s.tail, s.mass, s.linear, s.log_total, s.loss)
-        f.narrow(s.log_total, count, b)
-        for p in range(count):
-            a[p] = 1
-    elif job.v_scale != 0:
-        for p in range(count):
-            b[p] = <floating>(s.scale[p]*job.v_scale)
     for p in range(width if job.output != CROSS_ENTROPY else 0):
         mark[p] = -1            # no class
     if by_element:
