@@ -81,10 +81,10 @@ cdef extern from "_simd.h" nogil:
                                   int has_ignored) noexcept nogil
     ctypedef struct ce_isa:
         const char *name
+        int (*runs_here)() noexcept
         const ce_primitives *f32
         const ce_primitives *f64
     const ce_isa ce_isas[]
-    int ce_isa_runs_here(int i) noexcept
 
 cdef extern from "_threads.h" nogil:
     int ce_openmp_version() noexcept
@@ -994,7 +994,7 @@ def select(name):
     global primitives_f32, primitives_f64
     cdef int i
     for i in range(CE_ISA_COUNT):
-        if ce_isa_runs_here(i) and (name is None or ce_isas[i].name.decode() == name):
+        if ce_isas[i].runs_here() and (name is None or ce_isas[i].name.decode() == name):
             primitives_f32, primitives_f64 = ce_isas[i].f32, ce_isas[i].f64
             return ce_isas[i].name.decode()
     return None
@@ -1002,7 +1002,7 @@ def select(name):
 
 def available():
     """The instruction sets this processor runs, best first."""
-    return [ce_isas[i].name.decode() for i in range(CE_ISA_COUNT) if ce_isa_runs_here(i)]
+    return [ce_isas[i].name.decode() for i in range(CE_ISA_COUNT) if ce_isas[i].runs_here()]
 
 
 openmp = str(ce_openmp_version()) if ce_openmp_version() else None

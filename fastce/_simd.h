@@ -2,7 +2,8 @@
  *
  * The algorithm that calls them (_kernels.pyx) sees one table of functions for each dtype. The text of the loops is
  * _simd_body.h; it is compiled once for each (instruction set, dtype) on top of a small vocabulary of vector operations,
- * _simd_<instruction set>.h. The instruction set is chosen once, by ce_select().
+ * _simd_<instruction set>.h. The instruction set is chosen once, when the module is
+ * imported.
  *
  * Everything is static: two copies of fastce can live in one process.
  */
@@ -185,33 +186,34 @@ CE_TARGET_END
 #endif
 
 /* The instruction sets this build has, best first, and whether this processor (and its operating system) runs them. */
+static int ce_always(void) { return 1; }
+#ifdef CE_X86
+static int ce_has_avx2(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+static int ce_has_avx512(void)
+{
+    return ce_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 typedef struct {
     const char *name;
+    int (*runs_here)(void);
     const ce_primitives *f32;
     const ce_primitives *f64;
 } ce_isa;
 
 static const ce_isa ce_isas[] = {
 #ifdef CE_X86
-    {"avx512", &table_avx512_f32, &table_avx512_f64},
-    {"avx2", &table_avx2_f32, &table_avx2_f64},
+    {"avx512", ce_has_avx512, &table_avx512_f32, &table_avx512_f64},
+    {"avx2", ce_has_avx2, &table_avx2_f32, &table_avx2_f64},
 #endif
-    {"baseline", &table_baseline_f32, &table_baseline_f64},
+    {"baseline", ce_always, &table_baseline_f32, &table_baseline_f64},
 };
 enum { CE_ISA_COUNT = sizeof ce_isas / sizeof *ce_isas };
-
-static int ce_isa_runs_here(int i)
-{
-#ifdef CE_X86
-    __builtin_cpu_init();
-    if (i == 0)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (i == 1)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-    return i < CE_ISA_COUNT;
-}
 
 #endif
