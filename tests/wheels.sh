@@ -25,12 +25,17 @@ only() { # the one file that the pattern names
     printf '%s\n' "$1"
 }
 
+# pyenv's python3.x run only where that version is switched on.
+if command -v pyenv > /dev/null; then
+    PYENV_VERSION=$(pyenv versions --bare | paste -sd :)
+    export PYENV_VERSION
+fi
 found=()
 for python in "${pythons[@]}"; do
-    if "$python" -c 'import sys, venv; assert sys.version_info >= (3, 11)' 2> "$work/error"; then
+    if "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11) and sys.version)' 2> "$work/error"; then
         found+=("$python")
     else
-        echo "skipped $python: $(tail -n 1 "$work/error")"
+        echo "skipped $python: $(head -n 1 "$work/error")"
     fi
 done
 [ ${#found[@]} -gt 0 ] || fail "none of the interpreters runs: ${pythons[*]}"
