@@ -19,7 +19,7 @@ import pytest
 import fastce
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-FLAG_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "FASTCE_OPENMP")
+FLAG_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "FASTCE_OPENMP", "FASTCE_ABI3")
 
 pytestmark = pytest.mark.skipif(
     not (CHECKOUT / "setup.py").is_file(), reason="these tests build the checkout that they lie in, and there is none"
@@ -92,6 +92,7 @@ def compiler_without_openmp(folder: Path) -> str:
         ({"LDFLAGS": "-ffast-math"}, "LDFLAGS contains -ffast-math"),
         ({"CC": "cc -funsafe-math-optimizations"}, "CC contains -funsafe-math-optimizations"),
         ({"FASTCE_OPENMP": "yes"}, "FASTCE_OPENMP is 'yes', expected 0"),
+        ({"FASTCE_ABI3": "yes"}, "FASTCE_ABI3 is 'yes', expected 0"),
     ],
 )
 def test_build_is_refused_with_the_reason_before_anything_is_compiled(
@@ -286,6 +287,40 @@ def test_extension_takes_any_package_name_and_is_rebuilt_when_a_header_changes(
     headers = {path.name for path in (CHECKOUT / "fastce").glob("*.h")}
     assert headers
     assert {Path(path).name for path in ext.depends} >= headers | {"_build.py"}
+
+
+# setup.py, stopped before it builds: what it passed to setuptools.
+PLAN = """
+import json, sysconfig
+if {free_threaded}:
+    sysconfig.get_config_vars()["Py_GIL_DISABLED"] = 1
+import setuptools
+setuptools.setup = lambda **given: print(json.dumps([
+    given["ext_modules"][0].py_limited_api, dict(given["ext_modules"][0].define_macros), given["options"]]))
+exec(compile(open("setup.py").read(), "setup.py", "exec"), {{"__file__": "setup.py", "__name__": "__main__"}})
+"""
+
+
+@pytest.mark.parametrize(("wish", "free_threaded"), [("", False), ("0", False), ("1", False), ("1", True)])
+def test_stable_abi_is_used_where_it_is_asked_for_and_exists(copy: Path, wish: str, free_threaded: bool) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in FLAG_VARIABLES}
+    run = subprocess.run(
+        [sys.executable, "-c", PLAN.format(free_threaded=free_threaded)],
+        cwd=copy,
+        env=inherited | {"FASTCE_ABI3": wish, "FASTCE_OPENMP": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    plan = [True, {"Py_LIMITED_API": "0x030B0000"}, {"bdist_wheel": {"py_limited_api": "cp311"}}]
+    assert json.loads(run.stdout) == (plan if wish == "1" and not free_threaded else [False, {}, {}])
+
+
+def test_stable_abi_is_refused_where_there_is_none(build: ModuleType, clean_environment: pytest.MonkeyPatch) -> None:
+    clean_environment.setattr(build, "has_abi3", lambda: False)
+    with pytest.raises(SystemExit, match="hostpkg.ce: 3.* has no stable ABI"):
+        build.extension("hostpkg.ce", abi3=True)
 
 
 def test_sdist_holds_sources_tests_and_benchmarks_and_nothing_built(copy: Path, tmp_path: Path) -> None:

@@ -69,9 +69,11 @@ def test_module_run_prints_the_configuration_and_both_tables(tmp_path: Path) -> 
 @pytest.mark.skipif(os.name != "posix", reason="a terminal to run in is made with POSIX's pty")
 def test_module_run_of_a_vendored_copy_on_a_terminal(tmp_path: Path) -> None:
     """Under another name nothing says fastce, and a terminal is shown the progress."""
-    shutil.copytree(
-        Path(fastce.__file__).parent, tmp_path / "host" / "loss", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    package = Path(fastce.__file__).parent
+    shutil.copytree(package, tmp_path / "host" / "loss", ignore=shutil.ignore_patterns("__pycache__"))
+    libraries = package.with_name("fastce.libs")  # a repaired wheel's OpenMP runtime, found beside the package
+    if libraries.is_dir():
+        shutil.copytree(libraries, tmp_path / "host" / libraries.name)
     (tmp_path / "host" / "__init__.py").touch()
     terminal, stderr = os.openpty()
     try:
