@@ -1,5 +1,5 @@
 """Vendoring, done: the installed folder is copied under another name into a package, which is built by setuptools and
-by meson-python, installed, and used beside the installed fastce. SETUP and MESON are all that the package adds."""
+by meson-python, installed, and used beside the installed fastce. All that the package adds are README's own lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,25 +26,21 @@ PACKAGE = Path(fastce.__file__).resolve().parent
 CE = Path("hostpkg", "_vendor", "ce")
 TIME_LIMIT = 300  # seconds; a build takes about 25
 
-SETUP = """\
-import runpy
-from setuptools import setup
+README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 
-extension = runpy.run_path("hostpkg/_vendor/ce/_build.py")["extension"]
-setup(ext_modules=[extension("hostpkg._vendor.ce")])
-"""
 
-MESON = """\
+def shown(language: str) -> str:
+    """README's block in that language, of which there is one."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return block
+
+
+SETUP = shown("py")
+MESON = f"""\
 project('hostpkg', 'c', 'cython', default_options: ['buildtype=release'])
 py = import('python').find_installation(pure: false)
 cc = meson.get_compiler('c')
-
-ce = 'hostpkg/_vendor/ce'
-py.extension_module('_kernels', ce / '_kernels.pyx',
-  include_directories: include_directories(ce),
-  c_args: cc.get_supported_arguments('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-fopenmp-simd'),
-  dependencies: [dependency('openmp', required: false), cc.find_library('m', required: false)],
-  gnu_symbol_visibility: 'hidden', install: true, subdir: ce)
+{shown("meson")}
 install_subdir('hostpkg', install_dir: py.get_install_dir())
 """
 
