@@ -123,7 +123,7 @@ cdef enum:
     FEW = 40            # up to so many contiguous classes, `tiles` is faster than `short_rows`,
     FEW_SINGLE = 128    # or than one row after the other
     UNIT = 32768        # logits in a unit of work, about 10 us
-    STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB) are written past the caches
+    STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB), of long rows, are written past the caches
     MOST_THREADS = 256
 
 cdef enum:              # what a job writes
@@ -561,8 +561,9 @@ cdef int execute(Job *job, const floating *dtype, int threads, double *sum_of_lo
     cdef floating *scratch
     cdef double *others
     cdef Sum total
-    # In place the lines are in the cache already.
-    job.stream = job.g.data != job.x.data and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating)
+    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
+    job.stream = (job.g.data != job.x.data and classes > BLOCK
+                  and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating))
     job.alike = (job.v_kind == CE_BROADCAST and not smooth and not job.stats_given
                  and job.x.by_class == sizeof(floating)
                  and (job.g.data == NULL or job.g.by_class == sizeof(floating)))

@@ -74,20 +74,17 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
 
 
 cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
-                     floating *scratch) noexcept nogil:
+                     const floating *dtype) noexcept nogil:
     """State r on and gradient of some rows of one block each, which take turns at every step: so one row's loads and
     arithmetic fill the gaps that the end of another's leaves. For contiguous classes and v that is nothing or ones."""
-    cdef const ce_primitives *f = primitives(scratch)
+    cdef const ce_primitives *f = primitives(dtype)
     cdef const char *x = position(&job.x, start)
     cdef char *g = NULL
     cdef char *e = NULL
     cdef Py_ssize_t n = job.classes, x_step = job.x.by_position, e_step = 0, p, t
     cdef bint with_grad = job.g.data != NULL
     if with_grad and job.output != LOG_SOFTMAX:
-        # The exponentials are put where the gradient will be, unless that is written past the caches.
-        e, e_step = position(&job.g, start), job.g.by_position
-        if job.stream or job.g.by_class != sizeof(floating):
-            e, e_step = <char *>scratch, n*sizeof(floating)
+        e, e_step = position(&job.g, start), job.g.by_position      # where the gradient will be
     f.rows_max(x, x_step, count, n, s.row_max + r)
     for p in range(r, r + count):
         s.linear[p], s.target[p], s.mass[p], s.rest[p], s.q[p] = 0, -1, 1, 1, 0
@@ -111,10 +108,10 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
     g = position(&job.g, start)
     if job.output == LOG_SOFTMAX:
         f.rows_grad(x, x_step, g, job.g.by_position, count, n, CE_DIFFERENCE, s.row_max + r, s.a + r, s.b + r, NULL,
-                    NULL, NULL, job.stream)
+                    NULL, NULL, False)
     else:
         f.rows_grad(e, e_step, g, job.g.by_position, count, n, CE_KEPT, s.row_max + r, s.a + r, s.b + r, NULL,
-                    s.target + r, s.at_target + r, job.stream)
+                    s.target + r, s.at_target + r, False)
 
 
 cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
