@@ -685,3 +685,111 @@ def test_as_strided_logits_that_overlap_themselves() -> None:
         fastce.cross_entropy_grad(windows, labels_for((60, 40))),
         fastce.cross_entropy_grad(windows.copy(), labels_for((60, 40))),
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The common call: a shorter way to the same result, or the same error
+# ---------------------------------------------------------------------------------------------------------------------
+
+GENERAL = float("0")  # no z_loss either, but not the default itself
+
+
+def outcome(logits: Any, labels: Any, options: dict[str, Any]) -> tuple[Any, ...]:
+    """All there is to see of a call: types and bits of the results, or the error."""
+    try:
+        loss, grad = fastce.cross_entropy_with_grad(logits, labels, **options)
+    except Exception as error:
+        return type(error), str(error)
+    return type(loss), loss.tobytes(), type(grad).__name__, grad.dtype, grad.strides, grad.tobytes()
+
+
+def assert_both_ways(make: Callable[[], tuple[Any, Any, dict[str, Any]]]) -> None:
+    common, general = make(), make()
+    with np.errstate(all="raise"):
+        assert outcome(*common) == outcome(*general[:2], general[2] | {"z_loss": GENERAL})
+    for mine, theirs in zip([*common[:2], common[2].get("out")], [*general[:2], general[2].get("out")], strict=True):
+        assert (mine is None) == (theirs is None)
+        assert mine is None or np.asarray(mine).tobytes() == np.asarray(theirs).tobytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 50), (200, 30), (3, 5000)])
+@pytest.mark.parametrize("of_out", [None, *LAYOUTS])
+@pytest.mark.parametrize("of_logits", LAYOUTS)
+def test_common_call_takes_or_leaves_every_layout(of_logits: str, of_out: str | None, shape: tuple[int, int]) -> None:
+    def make() -> tuple[Any, Any, dict[str, Any]]:
+        options = {} if of_out is None else {"out": LAYOUTS[of_out](np.full(shape, 9, np.float32))}
+        return LAYOUTS[of_logits](numbers(shape, np.float32)), labels_for(shape), options
+
+    assert_both_ways(make)
+
+
+@pytest.mark.parametrize("out", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "max", None])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(6), np.arange(6, dtype=np.int32), np.arange(6, dtype=np.uint64), np.arange(6, dtype=">i8"),
+        np.arange(6.0), np.arange(12)[::2], np.arange(6)[::-1], np.broadcast_to(np.int64(3), 6), np.arange(5),
+        np.array(3), np.arange(6).reshape(2, 3), np.arange(6).astype("M8[s]"), np.arange(6).astype(object),
+        np.zeros(6, [("t", "i8")]), np.zeros(6, [("t", "i8"), ("u", "i1")])["t"], unaligned(np.arange(6)),
+        np.eye(6, 50), np.arange(45, 51), np.arange(-1, 5), np.full(6, -100), np.array([-100, 1, 2, 3, 4, -100]),
+        np.array([0, 1, 2, 3, 4, 2**63 - 1]), np.array([0, 1, 2, 3, 4, -(2**63)]), None, list(range(6)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_common_call_takes_or_leaves_all_labels(labels: Any, reduction: Any, out: bool) -> None:
+    def make() -> tuple[Any, Any, dict[str, Any]]:
+        options = {"out": np.full((6, 50), 9, np.float32)} if out else {}
+        return numbers((6, 50), np.float32), labels, options | {"reduction": reduction}
+
+    assert_both_ways(make)
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f4", "c8", "i1", "i8", "u8", "?", "M8[s]", "S4", "f4,f4"])
+@pytest.mark.parametrize("shape", [(6, 50), (0, 50), (6, 0), (1, 6, 50), (50,), ()])
+@pytest.mark.parametrize("out", [None, "f4", "f8", "same"])
+def test_common_call_takes_or_leaves_every_dtype(kind: str, shape: tuple[int, ...], out: str | None) -> None:
+    def make() -> tuple[Any, Any, dict[str, Any]]:
+        logits = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
+        buffer = logits if out == "same" else None if out is None else np.full(shape, 9, out)
+        return logits, np.zeros(shape[:-1], np.int64), {} if out is None else {"out": buffer}
+
+    assert_both_ways(make)
+
+
+@pytest.mark.parametrize("stride", [3, 2**62, -(2**63)])
+def test_stride_of_a_single_row_means_nothing(stride: int) -> None:
+    def make() -> tuple[Any, Any, dict[str, Any]]:
+        logits, out = (as_strided(numbers((50,), np.float32), (1, 50), (stride, 4)) for _ in range(2))
+        return logits, np.array([3]), {"out": out}
+
+    assert_both_ways(make)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1, 10, 41, 48, 65, 96, 97, 131, 300, 2047, 2049, 4096, 4099])
+def test_place_in_memory_changes_no_bit(classes: int, dtype: type) -> None:
+    """Where vectors begin, and whether the ends of rows overlap them, is not seen in any result."""
+    shape = (9, classes)
+    plain, labels = numbers(shape, dtype), labels_for(shape)
+    plain[0, : classes // 2] = plain[1] = plain[2, -1] = -np.inf
+    plain[5, classes // 2] = np.nan
+
+    def at(offset: int) -> np.ndarray:
+        room = np.empty(plain.size + 32, dtype)
+        begin = -room.ctypes.data // room.itemsize % 16 + offset
+        a = room[begin : begin + plain.size].reshape(shape)
+        a[...] = plain
+        return a
+
+    def results(offset: int, out: np.ndarray | None) -> list[Any]:
+        logits = at(offset)
+        stats = fastce.cross_entropy(logits, labels, return_stats=True)[1]
+        alone = [fastce.softmax(logits), fastce.log_softmax(logits), fastce.logsumexp(logits), *stats]
+        return [*alone, *fastce.cross_entropy_with_grad(logits, labels, out=logits if out is None else out)]
+
+    expected = results(0, at(0))
+    for offset in range(1, 16):
+        for got in (results(offset, None), results(offset, at(7 * offset % 16))):
+            for mine, want in zip(got, expected, strict=True):
+                np.testing.assert_array_equal(mine, want)

@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,3 +176,70 @@ def test_forward_with_every_option_then_backward(consumer: ModuleType, order: st
     with pytest.raises(IndexError):
         consumer.forward_then_backward(z, labels + 1, weight, sample, row_max, tail, grad)
     np.testing.assert_array_equal(grad, want_grad)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The functions themselves, called through their addresses: both dtypes, every output there or not
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def function(name: str) -> Callable[..., Any]:
+    capsule = fastce._kernels.__pyx_capi__[name]
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    name_of = ctypes.pythonapi.PyCapsule_GetName
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    kinds = {"int": ctypes.c_int, "double": ctypes.c_double, "Py_ssize_t": ctypes.c_ssize_t, "int64_t": ctypes.c_int64}
+    result, arguments = SIGNATURES[name].removesuffix(")").split(" (")
+    types = [kinds.get(kind, ctypes.c_void_p) for kind in arguments.split(", ")]
+    return ctypes.CFUNCTYPE(kinds.get(result), *types)(pointer(capsule, name_of(capsule)))
+
+
+def address(a: np.ndarray | None) -> int | None:
+    return None if a is None else a.ctypes.data
+
+
+@pytest.mark.parametrize("classes", [5, 50, 300, 5000])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"weight": True, "label_smoothing": 0.1}, {"z_loss": 0.01}]
+)
+@pytest.mark.parametrize("suffix", ["f32", "f64"])
+def test_batches_with_and_without_each_output(suffix: str, options: dict[str, Any], classes: int) -> None:
+    rng, dtype, rows = np.random.default_rng(classes), {"f32": np.float32, "f64": np.float64}[suffix], 12
+    z, labels = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(0, classes, rows)
+    labels[[0, 7, 11]] = -100
+    z[7] = np.nan
+    weight = rng.uniform(0.5, 2, classes) if "weight" in options else None
+    sample, upstream = rng.uniform(0.5, 2, rows), rng.uniform(0.5, 2, rows)
+    options = options | {"weight": weight, "sample_weight": sample, "reduction": "none"}
+    losses, stats = fastce.cross_entropy(z, labels, return_stats=True, **options)
+    grad = fastce.cross_entropy_with_grad(z, labels, upstream=upstream, **options)[1]
+    given = fastce.cross_entropy_grad(z, labels, upstream=upstream, stats=stats, **options)
+    total = np.empty(1)
+
+    def inputs(logits: np.ndarray) -> tuple[Any, ...]:
+        numbers = options.get("label_smoothing", 0.0), options.get("z_loss", 0.0)
+        vectors = address(weight), address(sample)
+        return (address(logits), rows, classes, *logits.strides, address(labels), -100, *vectors, *numbers)
+
+    for n in range(8):
+        wanted = [np.full(k, 7.0, kind) if n >> bit & 1 else None for bit, k, kind in ((0, 1, float), (1, rows, dtype))]
+        states = [np.full(rows, 7.0, dtype) if n >> 2 else None for _ in range(2)]
+        outputs = [address(a) for a in (*wanted, *states)]
+        assert function(f"cross_entropy_{suffix}")(*inputs(z), *outputs, 1 + n % 2) == 0
+        for got, want in zip([wanted[1], *states], [losses, *stats], strict=True):
+            assert got is None or np.array_equal(got, want, equal_nan=True)
+        in_place = z.copy()
+        where = (address(in_place), *in_place.strides)
+        outputs = [address(a) for a in wanted]
+        assert function(f"cross_entropy_with_grad_{suffix}")(
+            *inputs(in_place), 1.0, address(upstream), *where, *outputs, 1 + n % 2
+        ) == 0  # fmt: skip
+        np.testing.assert_array_equal(in_place, grad)
+        if wanted[0] is not None:
+            total = wanted[0]
+    np.testing.assert_allclose(total, losses.sum(dtype=np.float64), rtol=1e-5 if suffix == "f32" else 1e-13)
+    out = np.empty_like(z)
+    where = (*map(address, stats), address(out), *out.strides)
+    assert function(f"cross_entropy_grad_{suffix}")(*inputs(z), 1.0, address(upstream), *where, 0) == 0
+    np.testing.assert_array_equal(out, given)

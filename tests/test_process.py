@@ -610,3 +610,61 @@ def test_floating_point_control_register_is_unchanged(run: Callable[..., Any]) -
     )
     assert before[1] == 0x1F80  # all exceptions masked, round to nearest, no flush-to-zero, no denormals-are-zero
     assert after_import == after_calls == in_new_thread == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory that is not ours
+# ---------------------------------------------------------------------------------------------------------------------
+
+PAGES = """
+import ctypes, mmap
+libc, PAGE = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+
+def between(a, at_end):
+    \"""A copy that ends, or begins, where a page does beside which no access is allowed.\"""
+    inside = max(1, -(-a.nbytes // PAGE)) * PAGE
+    memory = mmap.mmap(-1, inside + 2 * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for place in (address, address + PAGE + inside):
+        assert libc.mprotect(ctypes.c_void_p(place), ctypes.c_size_t(PAGE), 0) == 0, ctypes.get_errno()
+    begin = PAGE + (inside - a.nbytes if at_end else 0)
+    copy = np.ndarray(a.shape, a.dtype, memory, begin)
+    copy[...] = a
+    return copy
+
+for classes in [*range(1, 20), 31, 33, 41, 47, 49, 63, 65, 95, 97, 100, 127, 129, 257, 2047, 2049, 4095, 4097, 8193]:
+    for dtype in (np.float32, np.float64):
+        x = rng.standard_normal((11, classes)).astype(dtype)
+        labels = rng.integers(0, classes, 11)
+        labels[[0, 6, 10]] = -100
+        c = rng.random(x.shape).astype(dtype)
+        want = fastce.cross_entropy_with_grad(x, labels)
+        for at_end in (False, True):
+            for shape in [(11, classes), (classes, 11)]:    # the second: classes along the first axis
+                axis = shape.index(classes)
+                y, t, u = between(x.reshape(shape), at_end), between(labels, at_end), between(c.reshape(shape), at_end)
+                out = between(np.empty_like(y), at_end)
+                weight = between(np.ones(classes), at_end)
+                for options in ({}, {"label_smoothing": 0.1}, {"weight": weight, "label_smoothing": 0.1}):
+                    loss, grad = fastce.cross_entropy_with_grad(y, t, axis=axis, out=out, **options)
+                    if not options and axis:
+                        assert loss == want[0] and (grad == want[1]).all()
+                    stats = fastce.cross_entropy(y, t, axis=axis, return_stats=True, **options)[1]
+                    fastce.cross_entropy_grad(y, t, axis=axis, stats=stats, out=out, **options)
+                    fastce.cross_entropy_with_grad(y, u, axis=axis, out=out, **options)
+                for f in (fastce.softmax, fastce.log_softmax):
+                    f(y, axis=axis, out=out)
+                fastce.softmax_grad(u, y, axis=axis, out=out)
+                fastce.log_softmax_grad(u, y, axis=axis, out=out)
+                for activation in ("sigmoid", "softmax"):
+                    fastce.binary_cross_entropy_with_grad(y, u, activation=activation, axis=axis, out=out)
+                assert fastce.cross_entropy_with_grad(y, t, axis=axis, out=y)[1] is y
+report("kept within")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="sets the protection of pages by mprotect")
+@pytest.mark.parametrize("isa", CONFIG["isa_available"])
+def test_nothing_beside_the_arrays_is_touched(run: Callable[..., Any], isa: str) -> None:
+    """Vectors reach over the ends of rows; here an access beside an array would end the process."""
+    assert run(PAGES, FASTCE_ISA=isa) == "kept within"
