@@ -37,7 +37,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 _F32_OVERFLOW = 2.0**128 - 2.0**103  # what rounds to a float32 infinity begins here
 _LAST, _OFF, _ONE, _USUAL = -1, 0.0, 1.0, -100  # defaults, recognised by their identity
 # Chosen once: finding the right one at each call takes longer than many a call.
-_ndarray, _empty_like = np.ndarray, np.empty_like
+_ndarray, _empty_like, _float32, _float64 = np.ndarray, np.empty_like, np.float32, np.float64
 _run_f32, _run_f64 = _kernels.cross_entropy["float"], _kernels.cross_entropy["double"]
 _run_plain = _kernels.plain
 _targets_of = {
@@ -172,12 +172,15 @@ def _plain(
         return None
     if type(reduction) is not str or (reduction != "mean" and reduction != "sum"):
         return None
-    threads = 0 if num_threads is None else _threads(num_threads)
+    if num_threads is None:
+        num_threads = 0
+    elif type(num_threads) is not int or not 0 < num_threads < 2**31:
+        return None
     grad = out
     if with_grad and out is None:
         grad = _empty_like(logits)
-    loss = _run_plain(logits, targets, grad, _USUAL, reduction == "mean", threads)
-    return None if loss is None else (_scalar(logits.dtype, loss), grad)
+    loss = _run_plain(logits, targets, grad, _USUAL, reduction == "mean", num_threads)
+    return None if loss is None else ((_float32 if logits.itemsize == 4 else _float64)(loss), grad)
 
 
 def _cross_entropy(
@@ -236,7 +239,7 @@ def _cross_entropy(
     if not 0 <= z < math.inf:
         raise ValueError(f"z_loss is {z}, expected a finite number >= 0")
     if weight is not None:
-        weight = np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class", dtype))
+        weight = native(np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class", dtype)))
     sample = None
     order = order_of(x, axis)
     if sample_weight is not None:

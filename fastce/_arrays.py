@@ -214,7 +214,7 @@ class Order(NamedTuple):
         """An array of one number for each position, flat, in order."""
         if self.inverse is not None:
             array = array.transpose(np.argsort(self.inverse))
-        return np.ascontiguousarray(array).reshape(-1)
+        return native(np.ascontiguousarray(array)).reshape(-1)
 
     def to_caller(self, flat: Array, shape: tuple[int, ...]) -> Array:
         """The way back: `flat` as an array of `shape`."""

@@ -38,7 +38,7 @@ cdef extern from "_simd.h" nogil:
         void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m) noexcept nogil
         Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
         void (*rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows, Py_ssize_t n,
-                             const double *shift, int without, const void *next, double *sum) noexcept nogil
+                             int form, const double *shift, int without, const void *next, double *sum) noexcept nogil
         double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift) noexcept nogil
         double (*row_sum)(const void *v, Py_ssize_t n) noexcept nogil
         double (*row_dot)(const void *u, const void *v, Py_ssize_t n) noexcept nogil
@@ -478,6 +478,7 @@ cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, S
     cdef Py_ssize_t p
     if job.row_max != NULL and not job.stats_given:
         f.narrow(s.row_max, count, (<floating *>job.row_max) + start)
+    if job.tail != NULL and not job.stats_given:
         f.narrow(s.tail, count, (<floating *>job.tail) + start)
     if not job.with_loss:
         return
@@ -506,7 +507,7 @@ cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nog
     cdef Sum total
     set_sum(&total, 0)
     s.alike = False
-    for p in range(GROUP):
+    for p in range(min(GROUP, stop - start)):
         s.scale[p], s.b[p] = job.factor, 0
     while start < stop:
         count = min(stop - start, job.group)
@@ -827,13 +828,13 @@ cdef inline int run_plain(const floating *dtype, const Py_buffer *x, const Py_bu
     job.with_loss = True
     if execute(&job, dtype, threads, loss) != 0:
         return -1
-    if mean:
-        loss[0] /= kept
+    loss[0] = <floating>(loss[0]/kept if mean else loss[0])     # so that NumPy has no overflow to warn of
     return 0
 
 
 def plain(logits, labels, g, int64_t ignored, bint mean, int threads):
-    """The call that is made most: rows and their class indices, no options, the mean or the sum of the losses.
+    """The call that is made most: rows and their class indices, no options, the mean or the sum of the losses, rounded to
+    the logits' dtype.
 
     The arguments are arrays of any kind, not checked yet; g is the gradient's buffer or None. Returns None, and has
     written nothing, when they are not of the commonest kind: float32 or float64 logits in two dimensions, contiguous

@@ -32,7 +32,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
             f.rows_max(x, 0, 1, n, &block_max)
             if block_max > row_max:
                 k = f.row_find(x, n, block_max) if find_top else -1
-                f.rows_exp_sum(x, 0, e, 0, 1, n, &block_max, 1, block_after(job, i, j + n, x), &part)
+                f.rows_exp_sum(x, 0, e, 0, 1, n, CE_KEPT, &block_max, 1, block_after(job, i, j + n, x), &part)
                 if j == 0:
                     set_sum(&tail, part)
                 else:
@@ -41,7 +41,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
                     add(&linear, times(value(&mass), block_max - shift))
                 row_max = shift = block_max
             else:
-                f.rows_exp_sum(x, 0, e, 0, 1, n, &shift, 0, block_after(job, i, j + n, x), &part)
+                f.rows_exp_sum(x, 0, e, 0, 1, n, CE_KEPT, &shift, 0, block_after(job, i, j + n, x), &part)
                 add(&tail, part)
         if k >= 0:
             s.top[r] = j + k
@@ -79,11 +79,11 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
     arithmetic fill the gaps that the end of another's leaves. For contiguous classes and v that is nothing or ones."""
     cdef const ce_primitives *f = primitives(dtype)
     cdef const char *x = position(&job.x, start)
-    cdef char *g = NULL
     cdef char *e = NULL
     cdef Py_ssize_t n = job.classes, x_step = job.x.by_position, e_step = 0, p, t
     cdef bint with_grad = job.g.data != NULL
-    if with_grad and job.output != LOG_SOFTMAX:
+    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_KEPT
+    if with_grad:
         e, e_step = position(&job.g, start), job.g.by_position      # where the gradient will be
     f.rows_max(x, x_step, count, n, s.row_max + r)
     for p in range(r, r + count):
@@ -94,7 +94,7 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
     if job.labels != NULL:
         for p in range(count):      # before e may overwrite them
             s.x[r + p] = (<const floating *>(x + p*x_step))[job.labels[start + p]]
-    f.rows_exp_sum(x, x_step, e, e_step, count, n, s.row_max + r, 1,
+    f.rows_exp_sum(x, x_step, e, e_step, count, n, form, s.row_max + r, 1,
                    x + count*x_step if start + 2*count <= job.positions else x, s.tail + r)
     for p in range(r, r + count):
         s.tail[p] += 0*s.row_max[p]         # NaN where every class is masked, or at +inf
@@ -105,13 +105,13 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
     if not with_grad:
         return
     coefficients(job, s, r, count, f)
-    g = position(&job.g, start)
     if job.output == LOG_SOFTMAX:
-        f.rows_grad(x, x_step, g, job.g.by_position, count, n, CE_DIFFERENCE, s.row_max + r, s.a + r, s.b + r, NULL,
-                    NULL, NULL, False)
+        for p in range(r, r + count):
+            s.x[p] = 0              # the exponents are differences already
+        f.rows_grad(e, e_step, e, e_step, count, n, form, s.x + r, s.a + r, s.b + r, NULL, NULL, NULL, False)
     else:
-        f.rows_grad(e, e_step, g, job.g.by_position, count, n, CE_KEPT, s.row_max + r, s.a + r, s.b + r, NULL,
-                    s.target + r, s.at_target + r, False)
+        f.rows_grad(e, e_step, e, e_step, count, n, form, s.row_max + r, s.a + r, s.b + r, NULL, s.target + r,
+                    s.at_target + r, False)
 
 
 cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
@@ -170,7 +170,7 @@ cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, flo
         e = scratch + 2*BLOCK
     while r < count:
         if is_ignored(job, start + r):
-            if job.row_max == NULL:         # its logits are not even read
+            if job.row_max == NULL and job.tail == NULL:    # its logits are not even read
                 s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
             else:
                 row_state(job, start + r, s, r, e, scratch)

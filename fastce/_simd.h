@@ -63,10 +63,10 @@ typedef struct {
     void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m);
     /* The first i with x[i] == value, or -1. */
     Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value);
-    /* sum[r] = sum over i of exp(x[r, i] - shift[r]), x[r, i] <= shift[r], but for `without` terms exp(0); `one` times the exponentials are written to e
-     * unless it is NULL. Meanwhile as many rows at `next` are brought into the cache. */
+    /* sum[r] = sum over i of exp(x[r, i] - shift[r]), x[r, i] <= shift[r], but for `without` terms exp(0). Unless e is NULL,
+     * `one` times the exponentials are written to it (form CE_KEPT) or the exponents (CE_DIFFERENCE). Meanwhile as many rows at `next` are brought into the cache. */
     void (*rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows, Py_ssize_t n,
-                         const double *shift, int without, const void *next, double *sum);
+                         int form, const double *shift, int without, const void *next, double *sum);
     /* sum of v[i] * (shift - x[i]), where 0 * inf is 0; v = NULL stands for ones. */
     double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift);
     /* sum of v[i]. */

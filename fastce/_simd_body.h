@@ -214,7 +214,7 @@ static void FN(rows_max)(const void *x_, Py_ssize_t x_step, Py_ssize_t rows, Py_
             for (; i + LANES <= n; i += LANES)
                 m2 = MAX(LOAD(x + i), m2);
         }
-        m[r] = LARGEST(MAX(MAX(m1, m0), MAX(m2, m3)));
+        m[r] = 0.0 + LARGEST(MAX(MAX(m1, m0), MAX(m2, m3))); /* +0 where +0 and -0 are the largest */
     }
 }
 
@@ -238,7 +238,7 @@ static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
 static const T FN(edge)[2 * 16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int without, const T *next,
-                                 const int keep)
+                                 const int form)
 {
     const VEC shift = SET1(shift_), zero = SET1(0);
     VEC ones = zero; /* terms exp(0) are counted apart: the rest may be tiny */
@@ -247,14 +247,16 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int w
 #define TERM(sum, load, store, weight, weighted)             \
     do {                                                     \
         const VEC d = (load) - shift, v = FN(exp)(d);        \
-        if (keep)                                            \
+        if (e) {                                             \
+            const VEC kept = form == CE_KEPT ? v : d;        \
             store;                                           \
+        }                                                    \
         ADD_BY_EQ(d, zero, weight, ones, weighted, sum);     \
     } while (0)
-#define WHOLE(sum, k) TERM(sum, LOAD(x + i + (k) * LANES), STORE(e + i + (k) * LANES, v), SET1(1), v)
-#define END(sum, loaded, at, edge) TERM(sum, loaded, STORE(e + (at), v), edge, v * (edge))
+#define WHOLE(sum, k) TERM(sum, LOAD(x + i + (k) * LANES), STORE(e + i + (k) * LANES, kept), SET1(1), v)
+#define END(sum, loaded, at, edge) TERM(sum, loaded, STORE(e + (at), kept), edge, v * (edge))
     if (n < LANES) {
-        TERM(even, LOAD_PART(x, n, (T)-INFINITY), STORE_PART(e, v, n), SET1(1), v);
+        TERM(even, LOAD_PART(x, n, (T)-INFINITY), STORE_PART(e, kept, n), SET1(1), v);
     } else {
         /* The last vector overlaps the one before and is stored after it: so it is loaded now, for e may be x. */
         const VEC last = LOAD(x + n - LANES);
@@ -290,14 +292,18 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int w
 }
 
 static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows,
-                             Py_ssize_t n, const double *shift, int without, const void *next, double *sum)
+                             Py_ssize_t n, int form, const double *shift, int without, const void *next, double *sum)
 {
     for (Py_ssize_t r = 0; r < rows; r++) {
         const T *row = (const T *)((const char *)x + r * x_step);
         const T *then = (const T *)((const char *)next + r * x_step);
-        T *kept = (T *)((char *)e + r * e_step);
-        sum[r] = e ? FN(row_exp_sum)(row, kept, n, (T)shift[r], without, then, 1)
-                   : FN(row_exp_sum)(row, NULL, n, (T)shift[r], without, then, 0);
+        T *kept = e ? (T *)((char *)e + r * e_step) : NULL;
+        if (!e)
+            sum[r] = FN(row_exp_sum)(row, NULL, n, (T)shift[r], without, then, CE_KEPT);
+        else if (form == CE_KEPT)
+            sum[r] = FN(row_exp_sum)(row, kept, n, (T)shift[r], without, then, CE_KEPT);
+        else
+            sum[r] = FN(row_exp_sum)(row, kept, n, (T)shift[r], without, then, CE_DIFFERENCE);
     }
 }
 

@@ -4,7 +4,7 @@ cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, dou
     cdef const ce_primitives *f = primitives(x)
     cdef Py_ssize_t j
     f.rows_max(x, 0, 1, n, row_max)
-    f.rows_exp_sum(x, 0, NULL, 0, 1, n, row_max, 1, x, tail)
+    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_KEPT, row_max, 1, x, tail)
     if not isfinite(row_max[0]):
         tail[0] = NAN
         if row_max[0] < 0:
@@ -48,7 +48,7 @@ cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t
     cdef const ce_primitives *f = primitives(x)
     cdef double row_max, tail, x_label = x[label]
     f.rows_max(x, 0, 1, n, &row_max)
-    f.rows_exp_sum(x, 0, grad, 0, 1, n, &row_max, 1, x, &tail)
+    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_KEPT, &row_max, 1, x, &tail)
     tail += 0*row_max               # NaN where every class is masked, or at +inf
     row_from_stats(grad, CE_KEPT, n, label, grad[label]/f.one, row_max, tail, upstream, grad)
     return loss_from_stats(row_max, tail, x_label)

@@ -125,7 +125,7 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
                 s.mass[p], s.rest[p], s.q[p] = 1, 1, 0
     elif pick and job.weight == NULL:
         if not s.alike:
-            for p in range(GROUP):
+            for p in range(min(GROUP, job.positions)):
                 s.q[p] = job.keep + job.uniform
                 s.rest[p] = job.smooth_mass - job.uniform
                 s.mass[p] = job.smooth_mass + job.keep

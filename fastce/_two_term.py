@@ -68,12 +68,12 @@ def _run(
     positions = x.size // classes
     order = order_of(x, axis)
     if weight is not None:
-        weight = np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class", x.dtype))
+        weight = native(np.ascontiguousarray(as_weights("weight", weight, (classes,), "one for each class", x.dtype)))
     if pos_weight is not None:
         if softmax:
             raise ValueError("pos_weight belongs to activation='sigmoid'")
         pos_weight = as_weights("pos_weight", pos_weight, (classes,), "one for each class", x.dtype)
-        pos_weight = np.ascontiguousarray(pos_weight)
+        pos_weight = native(np.ascontiguousarray(pos_weight))
     sample = None
     if sample_weight is not None:
         sample = order.by_position(as_weights("sample_weight", sample_weight, row_shape, "one for each row"))
@@ -150,7 +150,7 @@ def _by_element(order: Any, array: Array) -> Array:
     """Flat, positions in order, classes last."""
     if order.axes is not None:
         array = array.transpose(order.axes)
-    return np.ascontiguousarray(array).reshape(-1)
+    return native(np.ascontiguousarray(array)).reshape(-1)
 
 
 def binary_cross_entropy(

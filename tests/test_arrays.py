@@ -3,6 +3,7 @@ inputs are never modified, no copy is made that need not be, and memory may be s
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -793,3 +794,35 @@ def test_place_in_memory_changes_no_bit(classes: int, dtype: type) -> None:
         for got in (results(offset, None), results(offset, at(7 * offset % 16))):
             for mine, want in zip(got, expected, strict=True):
                 np.testing.assert_array_equal(mine, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_dtypes_need_not_be_one_object(dtype) -> None:
+    x, labels = np.random.default_rng(2).standard_normal((5, 4)).astype(dtype), np.arange(5) % 4
+    want, want_grad = fastce.cross_entropy_with_grad(x, labels)
+    for same in (
+        pickle.loads(pickle.dumps(x)),
+        x.astype(x.dtype.newbyteorder("=")),
+        x.view(np.dtype(dtype, metadata={"a": 1})),
+    ):
+        loss, grad = fastce.cross_entropy_with_grad(same, labels)
+        assert type(loss) is dtype and loss == want
+        np.testing.assert_array_equal(grad, want_grad)
+
+
+def misaligned(array: np.ndarray) -> np.ndarray:
+    room = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype)
+    room[...] = array
+    assert not room.flags.aligned
+    return room
+
+
+def test_vectors_that_are_not_aligned() -> None:
+    rng = np.random.default_rng(3)
+    x, labels = rng.standard_normal((6, 3)), rng.integers(0, 3, 6)
+    vectors = {"weight": rng.uniform(1, 2, 3), "sample_weight": rng.uniform(1, 2, 6), "upstream": rng.uniform(1, 2, 6)}
+    want = fastce.cross_entropy_with_grad(x, labels, reduction="none", **vectors)
+    odd = {name: misaligned(vector) for name, vector in vectors.items()}
+    got = fastce.cross_entropy_with_grad(x, misaligned(labels), reduction="none", **odd)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -222,9 +222,9 @@ def test_batches_with_and_without_each_output(suffix: str, options: dict[str, An
         vectors = address(weight), address(sample)
         return (address(logits), rows, classes, *logits.strides, address(labels), -100, *vectors, *numbers)
 
-    for n in range(8):
+    for n in range(16):
         wanted = [np.full(k, 7.0, kind) if n >> bit & 1 else None for bit, k, kind in ((0, 1, float), (1, rows, dtype))]
-        states = [np.full(rows, 7.0, dtype) if n >> 2 else None for _ in range(2)]
+        states = [np.full(rows, 7.0, dtype) if n >> bit & 1 else None for bit in (2, 3)]
         outputs = [address(a) for a in (*wanted, *states)]
         assert function(f"cross_entropy_{suffix}")(*inputs(z), *outputs, 1 + n % 2) == 0
         for got, want in zip([wanted[1], *states], [losses, *stats], strict=True):
