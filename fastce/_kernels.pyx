@@ -2,9 +2,9 @@
 # cython: embedsignature=False, freethreading_compatible=True
 """The algorithm: softmax cross-entropy of rows, forward and backward, and what else is made of a softmax.
 
-Called by _api.py, _softmax.py and _two_term.py only, which have checked every argument: nothing here fails but for want
-of memory, nothing is checked twice, and nothing is written before the call into here. The functions at the end of the file take arrays (typed
-memoryviews), fill a `Job` and run it; everything above them is `noexcept nogil` and sees pointers.
+Called by _api.py, _softmax.py and _two_term.py, which have checked every argument, and by modules that cimport it and
+answer for theirs: nothing here fails but for want of memory, and nothing is checked twice. The functions at the end of
+the file take arrays, fill a `Job` and run it; everything above them is `noexcept nogil` and sees pointers.
 
 A row has `classes` logits x. Its state is row_max = max x and tail = sum over j != argmax of exp(x_j - row_max): the
 maximum's own term, 1, is kept out of the sum, so that log1p(tail) and tail/(1 + tail) stay exact to the last digits
@@ -14,10 +14,10 @@ when the row is confident. With q the row's targets (weights and smoothing inclu
     grad_j = scale * ((Q + 2*z_loss*lse)*p_j - q_j),    p_j = exp(x_j - row_max)/(1 + tail)
            = a*e_j - b*v_j        v: nothing, ones, one number a class, or the target row
 
-Two kernels compute this. `rows` runs its vectors along the classes of one row. `tiles` runs them across positions, for
-few classes or contiguous positions (axis != -1): it copies up to 112 positions x some classes into scratch, positions
-contiguous, and back. Both cut long rows into blocks that stay in cache, so that a forward reads each logit once from
-memory, and a gradient is computed from logits that are still near.
+Two kernels compute this. `rows` (_rows.pxi) runs its vectors along the classes, several short rows by turns. `tiles`
+(_tiles.pxi) runs them across positions, for few classes or contiguous positions (axis != -1): it copies up to 112 positions
+x some classes into scratch, positions contiguous, and back. Both cut long rows into blocks that stay in cache, so that a
+forward reads each logit once from memory, and a gradient is computed from logits that are still near.
 
 Rows are worked on in units whose number depends on the shapes alone; each unit adds its losses in order, and the units'
 sums are added in order: the result is the same to the bit for every number of threads.
@@ -120,8 +120,8 @@ cdef enum:
     TILE = 8192         # numbers in a tile
     LANES = 16          # a tile's width is a multiple of this, the widest vector
     NARROW = 48         # the least width of a tile when there are positions enough
-    FEW = 40            # up to so many contiguous classes, `tiles` is faster than `short_rows`,
-    FEW_SINGLE = 128    # or than one row after the other
+    FEW = 40            # up to so many contiguous classes `tiles` is faster than rows that take turns,
+    FEW_SINGLE = 128    # and up to so many faster than one row after the other
     UNIT = 32768        # logits in a unit of work, about 10 us
     STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB), of long rows, are written past the caches
     MOST_THREADS = 256

@@ -163,8 +163,8 @@ cdef inline Py_ssize_t kept_run(const Job *job, Py_ssize_t i, Py_ssize_t n) noex
 cdef void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     cdef bint with_grad = job.g.data != NULL
     cdef Py_ssize_t r = 0, n, most = 1 if job.classes > SHORT else SHORT/job.classes
-    # A row of one block leaves its exponentials in scratch; those of longer rows are computed again, for less than it
-    # costs to bring them back.
+    # A row of one block leaves its exponentials where its gradient will be, or in scratch when the logits that may lie there
+    # are read again; those of longer rows are computed again, for less than it costs to bring them back.
     cdef floating *e = NULL
     if with_grad and job.classes <= BLOCK and not job.stats_given and job.output != LOG_SOFTMAX:
         e = scratch + 2*BLOCK

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from installed import is_installed
 
 import fastce
 
@@ -68,7 +69,7 @@ def test_the_pxd_declares_what_is_exported_and_nothing_else() -> None:
 @pytest.fixture(scope="module")
 def consumer(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     for module in ("pip", "setuptools", "Cython"):
-        if importlib.util.find_spec(module) is None:
+        if not is_installed(module):
             pytest.skip(f"{module} is not installed")
     where = tmp_path_factory.mktemp("consumer")
     shutil.copytree(EXAMPLE, where / "src")

@@ -4,7 +4,6 @@ by meson-python, installed, and used beside the installed fastce. All that the p
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -13,11 +12,11 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from installed import is_installed
 
 import fastce
 
@@ -91,10 +90,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Where a host is installed."""
     backend: str = request.param
     for module in ("pip", BACKEND[backend]):
-        with warnings.catch_warnings():  # setuptools' import hook warns when another test has imported distutils
-            warnings.simplefilter("ignore")
-            found = importlib.util.find_spec(module)
-        if found is None:
+        if not is_installed(module):
             pytest.skip(f"{module} is not installed")
     if backend == "meson" and not shutil.which("ninja", path=sysconfig.get_path("scripts") + os.pathsep + os.defpath):
         pytest.skip("ninja is not installed")
