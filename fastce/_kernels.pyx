@@ -1,96 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: embedsignature=False, freethreading_compatible=True
-"""The algorithm: softmax cross-entropy of rows, forward and backward, and what else is made of a softmax.
-
-Called by _api.py, _softmax.py and _two_term.py, which have checked every argument, and by modules that cimport it and
-answer for theirs: nothing here fails but for want of memory, and nothing is checked twice. The functions at the end of
-the file take arrays, fill a `Job` and run it; everything above them is `noexcept nogil` and sees pointers.
-
-A row has `classes` logits x. Its state is row_max = max x and tail = sum over j != argmax of exp(x_j - row_max): the
-maximum's own term, 1, is kept out of the sum, so that log1p(tail) and tail/(1 + tail) stay exact to the last digits
-when the row is confident. With q the row's targets (weights and smoothing included), Q = sum q, lse = logsumexp(x):
-
-    loss   = Q*log1p(tail) + sum_j q_j*(row_max - x_j) + z_loss*lse^2          every term >= 0
-    grad_j = scale * ((Q + 2*z_loss*lse)*p_j - q_j),    p_j = exp(x_j - row_max)/(1 + tail)
-           = a*e_j - b*v_j        v: nothing, ones, one number a class, or the target row
-
-Two kernels compute this. `rows` (_rows.pxi) runs its vectors along the classes, several short rows by turns. `tiles`
-(_tiles.pxi) runs them across positions, for few classes or contiguous positions (axis != -1): it copies up to 112 positions
-x some classes into scratch, positions contiguous, and back. Both cut long rows into blocks that stay in cache, so that a
-forward reads each logit once from memory, and a gradient is computed from logits that are still near.
-
-Rows are worked on in units whose number depends on the shapes alone; each unit adds its losses in order, and the units'
-sums are added in order: the result is the same to the bit for every number of threads.
-"""
+"""What Python and other Cython modules call. The algorithm is in _run.pxd and what it cimports."""
 from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
 from cython cimport floating
-from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, NAN, exp, isfinite, log, log1p
+from libc.math cimport NAN, exp, isfinite
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
 
-
-cdef extern from "_simd.h" nogil:
-    enum: CE_BROADCAST, CE_BY_CLASS, CE_BY_ELEMENT, CE_KEPT, CE_EXP, CE_DIFFERENCE, CE_ISA_COUNT
-    ctypedef struct ce_primitives:
-        double one
-        void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m) noexcept nogil
-        Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
-        void (*rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows, Py_ssize_t n,
-                             int form, const double *shift, int without, const void *next, double *sum) noexcept nogil
-        double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift) noexcept nogil
-        double (*row_sum)(const void *v, Py_ssize_t n) noexcept nogil
-        double (*row_dot)(const void *u, const void *v, Py_ssize_t n) noexcept nogil
-        void (*row_scale)(const void *y, const void *u, void *g, Py_ssize_t n, double shift) noexcept nogil
-        void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset) noexcept nogil
-        void (*rows_grad)(const void *src, Py_ssize_t src_step, void *g, Py_ssize_t g_step, Py_ssize_t rows, Py_ssize_t n,
-                          int form, const double *shift, const double *a, const double *b, const void *v,
-                          const Py_ssize_t *mark, const double *at_mark, int stream) noexcept nogil
-        double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
-                              void *grad) noexcept nogil
-        void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m) noexcept nogil
-        void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                             const void *before, const void *label, double *sum, double *d_label,
-                             double *e_label, const void *next, Py_ssize_t next_step, void *dst,
-                             Py_ssize_t dst_step) noexcept nogil
-        void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width,
-                             const void *m, double *sum) noexcept nogil
-        void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m,
-                         double *sum) noexcept nogil
-        void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int form,
-                          const void *m, const void *a, const void *b, const void *v, int kind, const void *mark,
-                          const void *at_mark) noexcept nogil
-        void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
-                          Py_ssize_t dst_step) noexcept nogil
-        void (*copy_runs)(const void *src, Py_ssize_t src_step, Py_ssize_t runs, Py_ssize_t n, void *dst,
-                          Py_ssize_t dst_step) noexcept nogil
-        void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label) noexcept nogil
-        void (*narrow)(const double *src, Py_ssize_t n, void *to) noexcept nogil
-        void (*widen)(const void *src, Py_ssize_t n, double *to) noexcept nogil
-        void (*settle)(const void *src, Py_ssize_t n, double *row_max, double *tail, double *linear, double keep,
-                       const double *d_label) noexcept nogil
-        void (*add)(double *total, double *lost, const double *term, Py_ssize_t n) noexcept nogil
-        void (*coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
-                             const double *linear, double z_loss, const double *q, const double *rest, const double *e,
-                             const double *scale, double *log_total, double *loss, double *a,
-                             double *at_target) noexcept nogil
-        void (*losses)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass, const double *linear,
-                       double z_loss, double *log_total, double *loss) noexcept nogil
-        Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
-                                  int has_ignored) noexcept nogil
-    ctypedef struct ce_isa:
-        const char *name
-        int (*runs_here)() noexcept
-        const ce_primitives *f32
-        const ce_primitives *f64
-    const ce_isa ce_isas[]
-
-cdef extern from "_threads.h" nogil:
-    int ce_openmp_version() noexcept
-    int ce_watch_forks() noexcept
-    int ce_must_be_serial() noexcept
-    int ce_automatic_threads(int quota) noexcept
+from ._blocks cimport counted_labels, number
+from ._job cimport own_dtype, rescaled, tail_or_nan
+from ._primitives cimport (
+    CE_EXP, CE_ISA_COUNT, CE_STORED, ce_automatic_threads, ce_choose, ce_chosen_f32, ce_chosen_f64, ce_isas,
+    ce_limit_threads, ce_openmp_version, ce_primitives, ce_watch_forks,
+)
+from ._request cimport (
+    F32, F64, I8, I16, I32, I64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    SOFTMAX_TWO_TERM, U8, U16, U32, U64, defaults, matrix,
+)
+from ._run cimport execute
 
 cdef extern from *:
     """
@@ -110,556 +36,139 @@ cdef extern from *:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a call computes
+# What other Cython modules call (_kernels.pxd)
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef enum:
-    GROUP = 112         # positions whose state is held at a time, at most
-    BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
-    SHORT = 2048        # classes of short rows that take turns
-    TILE = 8192         # numbers in a tile
-    LANES = 16          # a tile's width is a multiple of this, the widest vector
-    NARROW = 48         # the least width of a tile when there are positions enough
-    FEW = 40            # up to so many contiguous classes `tiles` is faster than rows that take turns,
-    FEW_SINGLE = 128    # and up to so many faster than one row after the other
-    UNIT = 32768        # logits in a unit of work, about 10 us
-    STREAM_BYTES = 3 << 23      # gradients of this size or more (24 MiB), of long rows, are written past the caches
-    MOST_THREADS = 256
-
-cdef enum:              # what a job writes
-    CROSS_ENTROPY, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, SIGMOID_FORM, SOFTMAX_FORM
-
-cdef enum:              # dtypes of probability targets
-    I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
-
-cdef struct Matrix:
-    # Position i, class j is at data + blocks[i / per_block] + (i % per_block)*by_position + j*by_class (bytes).
-    char *data
-    const Py_ssize_t *blocks
-    Py_ssize_t per_block
-    Py_ssize_t by_position
-    Py_ssize_t by_class
-
-cdef struct Job:
-    int output
-    Py_ssize_t positions
-    Py_ssize_t classes
-    Matrix x                        # logits
-    Matrix g                        # gradient; data is NULL for a forward
-    const int64_t *labels           # class indices, or NULL: then
-    Matrix c                        # probability targets of dtype c_type
-    int c_type
-    int x_type                      # two-term forms: the dtype of the logits
-    const double *elementwise       # SIGMOID_FORM: upstream by element, or NULL for ones
-    bint c_ready                    # c can be used as q where it lies
-    int64_t ignored
-    bint has_ignored
-    const double *weight            # by class, or NULL for ones
-    const double *pos_weight        # SIGMOID_FORM: the same, of the targets alone
-    const void *weight_t            # the same in the dtype of the logits
-    double keep                     # 1 - label_smoothing
-    double uniform                  # label_smoothing/classes
-    const void *smooth              # labels only: uniform*weight in the dtype of the logits, NULL without a weight
-    double smooth_mass              # labels only: sum over j of uniform*weight_j
-    const double *others            # with smooth: sum over k != j of weight_k, by class j
-    double v_scale                  # q is v_scale*v, where v is the smooth weights, ones, or the target row
-    int v_kind                      # how v is laid out: CE_BROADCAST (ones), CE_BY_CLASS or CE_BY_ELEMENT
-    double z_loss
-    double factor                   # of every gradient
-    const double *sample            # weight of each position, or NULL for ones
-    const double *upstream          # by position, or NULL for ones
-    bint with_loss
-    void *losses                    # by position, or NULL
-    void *row_max                   # by position, or NULL
-    void *tail
-    bint stats_given                # row_max and tail are read, not written
-    bint by_tiles
-    bint alike                      # rows need no targets but their labels: `short_rows` may take them
-    bint stream
-    Py_ssize_t group                # positions worked on at a time: the width of a tile
-    Py_ssize_t unit                 # positions in a unit
-    double *unit_sums
-
-cdef struct Sum:
-    # A float64 sum and what its additions lost.
-    double total
-    double lost
-
-cdef struct State:
-    # The state of up to GROUP positions, and what follows from it.
-    double row_max[GROUP]
-    double tail[GROUP]
-    double mass[GROUP]              # Q
-    double linear[GROUP]            # sum_j q_j*(row_max - x_j)
-    Py_ssize_t top[GROUP]           # the first maximum (rows only), -1 while that is not known
-    Py_ssize_t target[GROUP]        # the label, or the maximum: where p - q may cancel (rows only)
-    double q[GROUP]                 # its target,
-    double rest[GROUP]              # Q - q, not formed by subtraction,
-    double e[GROUP]                 # and its exp(x - row_max)
-    bint alike                      # mass, q and rest are set, and the same for every label
-    double scale[GROUP]             # of the gradient
-    double x[GROUP]                 # the label's logit (rows only)
-    double a[GROUP]                 # the gradient's factor of e,
-    double b[GROUP]                 # and of v,
-    double at_target[GROUP]         # and its value at the target
-    double log_total[GROUP]         # log(1 + tail)
-    double loss[GROUP]
+cdef int run(const Request *request) noexcept nogil:
+    return execute(request)
 
 
-cdef const ce_primitives *primitives_f32 = NULL
-cdef const ce_primitives *primitives_f64 = NULL
+cdef Py_ssize_t count_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t classes, int64_t ignore_index,
+                             bint has_ignore_index) noexcept nogil:
+    return counted_labels(labels, rows, classes, ignore_index, has_ignore_index)
 
 
 cdef inline const ce_primitives *primitives(const floating *dtype) noexcept nogil:
-    if floating is float:
-        return primitives_f32
-    else:
-        return primitives_f64
+    return ce_chosen_f32 if own_dtype(dtype) == F32 else ce_chosen_f64
 
 
-cdef inline char *position(const Matrix *a, Py_ssize_t i) noexcept nogil:
-    if a.blocks == NULL:
-        return a.data + i*a.by_position
-    return a.data + a.blocks[i / a.per_block] + (i % a.per_block)*a.by_position
-
-
-cdef inline double times(double q, double gap) noexcept nogil:
-    # 0 * inf is 0: a class that does not count adds nothing, however improbable it is.
-    return 0.0 if q == 0 else q*gap
-
-
-cdef inline double weight_of(const Job *job, Py_ssize_t t) noexcept nogil:
-    return 1.0 if job.weight == NULL else job.weight[t]
-
-
-cdef inline bint is_ignored(const Job *job, Py_ssize_t i) noexcept nogil:
-    return job.has_ignored and job.labels != NULL and job.labels[i] == job.ignored
-
-
-cdef inline void add_label(const Job *job, Py_ssize_t t, double x_t, double e_t, State *s,
-                           Py_ssize_t r) noexcept nogil:
-    """Completes the state of position r, which lacks only its label t, whose logit is x_t and exp(x_t - row_max) e_t."""
-    cdef double weight = weight_of(job, t)
-    s.target[r] = t
-    s.q[r] = (job.keep + job.uniform)*weight
-    s.rest[r] = job.smooth_mass - job.uniform*weight if job.others == NULL else job.uniform*job.others[t]
-    s.mass[r] = job.smooth_mass + job.keep*weight
-    s.linear[r] += times(job.keep*weight, s.row_max[r] - x_t)
-    s.e[r] = e_t
-
-
-cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n,
-                              const ce_primitives *f) noexcept nogil:
-    """Losses, a, b and at_target of n positions from r on, whose state is complete."""
-    cdef Py_ssize_t p
-    f.coefficients(n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.z_loss, s.q + r, s.rest + r, s.e + r,
-                   s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.at_target + r)
-    if job.output == LOG_SOFTMAX:
-        for p in range(r, r + n):
-            s.a[p], s.b[p] = 1, s.log_total[p]
-    elif job.v_scale != 0:
-        for p in range(r, r + n):
-            s.b[p] = s.scale[p]*job.v_scale
-
-
-cdef inline bint needs_top(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
-    """Whether p - q may cancel at a maximum that is not the label: where weights leave smoothing little but there."""
-    return job.smooth != NULL and s.tail[r] < 1 and s.e[r] < 1
-
-
-cdef inline double grad_at_top(const Job *job, const State *s, Py_ssize_t r, Py_ssize_t top, Py_ssize_t label,
-                               const ce_primitives *f) noexcept nogil:
-    """The gradient there."""
-    cdef double q = job.uniform*job.weight[top], rest = job.uniform*job.others[top] + job.keep*job.weight[label]
-    cdef double e = 1, log_total, loss, a, at_top
-    f.coefficients(1, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.z_loss, &q, &rest, &e, s.scale + r,
-                   &log_total, &loss, &a, &at_top)
-    return at_top
-
-
-cdef inline void add(Sum *s, double term) noexcept nogil:
-    cdef double total = s.total + term, z = total - s.total
-    s.lost += (s.total - (total - z)) + (term - z)
-    s.total = total
-
-
-cdef inline double value(const Sum *s) noexcept nogil:
-    return s.total + s.lost if isfinite(s.total) else s.total
-
-
-cdef inline void set_sum(Sum *s, double total) noexcept nogil:
-    s.total, s.lost = total, 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Between arrays and scratch
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef fused number:
-    int8_t
-    int16_t
-    int32_t
-    int64_t
-    uint8_t
-    uint16_t
-    uint32_t
-    uint64_t
-    float
-    double
-
-
-cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, floating *dst,
-                           Py_ssize_t step) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        dst[k*step] = <floating>(<const number *>(src + k*stride))[0]
-
-
-cdef void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, floating *dst,
-                 Py_ssize_t step) noexcept nogil:
-    """dst[k*step] = the k-th number of that dtype at src."""
-    if dtype == F32:
-        gather_as(<const float *>NULL, src, stride, n, dst, step)
-    elif dtype == F64:
-        gather_as(<const double *>NULL, src, stride, n, dst, step)
-    elif dtype == I8:
-        gather_as(<const int8_t *>NULL, src, stride, n, dst, step)
-    elif dtype == I16:
-        gather_as(<const int16_t *>NULL, src, stride, n, dst, step)
-    elif dtype == I32:
-        gather_as(<const int32_t *>NULL, src, stride, n, dst, step)
-    elif dtype == I64:
-        gather_as(<const int64_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U8:
-        gather_as(<const uint8_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U16:
-        gather_as(<const uint16_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U32:
-        gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U64:
-        gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
-
-
-cdef inline int own_type(const floating *dtype) noexcept nogil:
-    if floating is float:
-        return F32
-    else:
-        return F64
-
-
-cdef inline const floating *logits_block(const Job *job, const char *row, Py_ssize_t j, Py_ssize_t n,
-                                         floating *scratch) noexcept nogil:
-    """n logits from class j on, contiguous: where they lie, or gathered into scratch."""
-    row += j*job.x.by_class
-    if job.x.by_class == sizeof(floating):
-        return <const floating *>row
-    gather(own_type(scratch), row, job.x.by_class, n, scratch, 1)
-    return scratch
-
-
-cdef inline const floating *block_after(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
-    """Where the logits lie that are read after the block x of row i that ends before class j; x if not contiguous."""
-    if job.x.by_class != sizeof(floating):
-        return x
-    if j < job.classes:
-        return <const floating *>position(&job.x, i) + j
-    return <const floating *>position(&job.x, i + 1) if i + 1 < job.positions else x
-
-
-cdef inline const floating *v_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
-                                    floating *scratch) noexcept nogil:
-    """v of row i, n classes from class j on, contiguous; NULL for ones."""
-    cdef const char *row
-    cdef floating *weight = NULL
-    if job.v_kind == CE_BROADCAST:
-        return NULL
-    if job.v_kind == CE_BY_CLASS:
-        return (<const floating *>job.smooth) + j
-    row = position(&job.c, i) + j*job.c.by_class
-    if job.c_ready:
-        return <const floating *>row
-    gather(job.c_type, row, job.c.by_class, n, scratch, 1)
-    if job.weight != NULL:
-        weight = (<floating *>job.weight_t) + j
-    if job.keep != 1 or job.uniform != 0 or job.weight != NULL:
-        primitives(scratch).row_affine(scratch, weight, n, job.keep, job.uniform)
-    return scratch
-
-
-cdef inline Py_ssize_t run_of(const Matrix *a, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """How many of n positions from i on are at one distance from each other."""
-    return n if a.blocks == NULL else min(n, a.per_block - i % a.per_block)
-
-
-cdef void load_tile(const Matrix *a, int dtype, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j, Py_ssize_t classes,
-                    Py_ssize_t width, floating *tile) noexcept nogil:
-    """tile[k, p] = a[i + p, j + k], 0 for count <= p < width."""
-    cdef Py_ssize_t p = 0, k, run, room = sizeof(floating)
-    cdef bint own = dtype == own_type(tile)
-    cdef const char *src
-    while p < count:
-        src = position(a, i + p) + j*a.by_class
-        run = run_of(a, i + p, count - p)
-        if own and a.by_position == room:
-            primitives(tile).copy_runs(src, a.by_class, classes, run, tile + p, width*room)
-        elif own and a.by_class == room:
-            primitives(tile).transpose(src, a.by_position, run, classes, tile + p, width*room)
-        elif 0 < a.by_position < a.by_class:
-            for k in range(classes):
-                gather(dtype, src + k*a.by_class, a.by_position, run, tile + k*width + p, 1)
-        else:
-            for k in range(run):
-                gather(dtype, src + k*a.by_position, a.by_class, classes, tile + p + k, width)
-        p += run
-    if count < width:
-        for k in range(classes):
-            memset(tile + k*width + count, 0, (width - count)*room)
-
-
-cdef void store_tile(const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j, Py_ssize_t classes,
-                     Py_ssize_t width, const floating *tile) noexcept nogil:
-    """a[i + p, j + k] = tile[k, p]"""
-    cdef Py_ssize_t p = 0, k, r, run, room = sizeof(floating)
-    cdef char *dst
-    while p < count:
-        dst = position(a, i + p) + j*a.by_class
-        run = run_of(a, i + p, count - p)
-        if a.by_position == room:
-            primitives(tile).copy_runs(tile + p, width*room, classes, run, dst, a.by_class)
-        elif a.by_class == room:
-            primitives(tile).transpose(tile + p, width*room, classes, run, dst, a.by_position)
-        else:
-            for r in range(run):
-                for k in range(classes):
-                    (<floating *>(dst + r*a.by_position + k*a.by_class))[0] = tile[k*width + p + r]
-        p += run
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows: vectors along the classes
-# ---------------------------------------------------------------------------------------------------------------------
-
-include "_rows.pxi"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tiles: vectors across positions
-# ---------------------------------------------------------------------------------------------------------------------
-
-include "_tiles.pxi"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Other functions of a row
-# ---------------------------------------------------------------------------------------------------------------------
-
-include "_row_functions.pxi"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Units of work, threads
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
-    cdef const char *row = position(&job.x, i)
+cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, double *tail) noexcept nogil:
+    cdef const ce_primitives *f = primitives(x)
     cdef Py_ssize_t j
-    cdef floating x
-    for j in range(job.classes):
-        x = (<const floating *>(row + j*job.x.by_class))[0]
-        if x != x:
-            return True
-    return False
+    f.rows_max(x, 0, 1, n, row_max)
+    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, row_max, 1, x, tail)
+    tail[0] = tail_or_nan(tail[0], row_max[0])
+    if not isfinite(row_max[0]) and row_max[0] < 0:
+        for j in range(n):
+            if x[j] != x[j]:
+                return
+        tail[0] = -1
 
 
-cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
-                 const floating *dtype) noexcept nogil:
-    """Writes what was asked for of a group's positions, and adds their losses to total."""
-    cdef const ce_primitives *f = primitives(dtype)
-    cdef Py_ssize_t p
-    if job.row_max != NULL and not job.stats_given:
-        f.narrow(s.row_max, count, (<floating *>job.row_max) + start)
-    if job.tail != NULL and not job.stats_given:
-        f.narrow(s.tail, count, (<floating *>job.tail) + start)
-    if not job.with_loss:
-        return
-    if job.g.data == NULL:          # else `coefficients` has computed them
-        f.losses(count, s.row_max, s.tail, s.mass, s.linear, job.z_loss, s.log_total, s.loss)
-    if job.output == LOGSUMEXP:
-        for p in range(count):
-            s.loss[p] = s.row_max[p] + s.log_total[p]
-            if not isfinite(s.row_max[p]) and not holds_nan(job, start + p, dtype):
-                s.loss[p] = s.row_max[p]
-    if job.sample != NULL:
-        for p in range(count):
-            s.loss[p] *= job.sample[start + p]
-    if job.has_ignored:
-        for p in range(count):
-            if is_ignored(job, start + p):
-                s.loss[p] = 0
-    if job.losses != NULL:
-        f.narrow(s.loss, count, (<floating *>job.losses) + start)
-    add(total, primitives_f64.row_sum(s.loss, count))
-
-
-cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nogil:
-    cdef Py_ssize_t start = u*job.unit, stop = min(start + job.unit, job.positions), count, p
-    cdef State s
-    cdef Sum total
-    set_sum(&total, 0)
-    s.alike = False
-    for p in range(min(GROUP, stop - start)):
-        s.scale[p], s.b[p] = job.factor, 0
-    while start < stop:
-        count = min(stop - start, job.group)
-        if job.sample != NULL or job.upstream != NULL:
-            for p in range(count):
-                s.scale[p] = job.factor
-                if job.sample != NULL:
-                    s.scale[p] *= job.sample[start + p]
-                if job.upstream != NULL:
-                    s.scale[p] *= job.upstream[start + p]
-        if job.output >= SOFTMAX_GRAD:
-            for p in range(start, start + count):
-                if job.output == SIGMOID_FORM:
-                    add(&total, sigmoid_row(job, p, s.scale[p - start], scratch))
-                elif job.output == SOFTMAX_FORM:
-                    add(&total, softmax_row(job, p, s.scale[p - start], scratch))
-                else:
-                    row_vjp(job, p, scratch)
-            start += count
-            continue
-        if job.by_tiles:
-            tiles(job, start, count, &s, scratch)
-        else:
-            rows(job, start, count, &s, scratch)
-        finish(job, start, count, &s, &total, scratch)
-        start += count
-    job.unit_sums[u] = value(&total)
-
-
-cdef void run(const Job *job, Py_ssize_t units, int threads, floating *scratch, Py_ssize_t room) noexcept nogil:
-    cdef Py_ssize_t u
-    if threads == 1:
-        for u in range(units):
-            run_unit(job, u, scratch)
+cdef void merge_stats(double *row_max, double *tail, double other_row_max, double other_tail) noexcept nogil:
+    if other_row_max > row_max[0]:
+        tail[0] = other_tail + rescaled(1 + tail[0], row_max[0], other_row_max)
+        row_max[0] = other_row_max
     else:
-        for u in prange(units, num_threads=threads, schedule="dynamic", chunksize=1):
-            run_unit(job, u, scratch + threadid()*room)
+        tail[0] += rescaled(1 + other_tail, other_row_max, row_max[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One call
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef int cpu_quota = 0              # of the control group; 0: none. Set when the package is imported
-
-
-cdef int execute(Job *job, const floating *dtype, int threads, double *sum_of_losses) noexcept nogil:
-    """Runs a job that lacks only what follows from it; -1, and nothing was written, when there is no memory."""
-    cdef Py_ssize_t positions = job.positions, classes = job.classes, j, units, room
-    cdef bint smooth = job.labels != NULL and job.weight != NULL and job.uniform != 0
-    cdef char *memory
-    cdef floating *scratch
-    cdef double *others
-    cdef Sum total
-    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
-    job.stream = (job.g.data != job.x.data and classes > BLOCK
-                  and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating))
-    job.alike = (job.v_kind == CE_BROADCAST and not smooth and not job.stats_given
-                 and job.x.by_class == sizeof(floating)
-                 and (job.g.data == NULL or job.g.by_class == sizeof(floating)))
-    job.by_tiles = job.output < SOFTMAX_GRAD and (classes <= (FEW if job.alike else FEW_SINGLE) or (
-        job.x.by_position == sizeof(floating) and job.x.by_class != sizeof(floating) and job.x.per_block >= LANES))
-    # A tile that holds all classes need not compute its exponentials twice; one of few positions wastes memory lines. An
-    # odd number of lines from class to class, so that they do not fall on each other in the cache.
-    job.group = GROUP
-    while job.by_tiles and job.group*classes > TILE and job.group > NARROW:
-        job.group -= 2*LANES
-    # The units depend on the shapes alone, never on the number of threads.
-    job.unit = UNIT/classes if UNIT/classes > 0 else 1
-    if job.by_tiles:
-        if job.unit < positions/16:
-            job.unit = positions/16
-        if job.unit > job.group:
-            job.unit = max(UNIT/classes, job.group)/job.group*job.group
-        else:
-            job.unit = (job.unit + LANES - 1)/LANES*LANES
-    units = (positions + job.unit - 1)/job.unit
-
-    if ce_must_be_serial():
-        threads = 1
-    elif threads == 0:
-        threads = 1 if positions*classes < 2*UNIT else ce_automatic_threads(cpu_quota)
-    if threads > units:
-        threads = <int>units
-    if threads > MOST_THREADS:
-        threads = MOST_THREADS
-
-    # All the memory a run needs: for each thread three blocks or two tiles and the state of a tile; the units' sums;
-    # the weights of the smoothing. Aligned to cache lines.
-    room = 2*TILE + 8*GROUP if job.by_tiles else 3*BLOCK
-    memory = <char *>malloc(64 + (threads*room + classes*smooth)*sizeof(floating)
-                            + (units + classes*smooth)*sizeof(double))
-    if memory == NULL:
-        return -1
-    scratch = <floating *>(memory + (64 - <size_t>memory % 64))
-    job.unit_sums = <double *>(scratch + threads*room)
-    if smooth:
-        job.v_kind, job.v_scale = CE_BY_CLASS, 1
-        others = job.unit_sums + units
-        job.others = others
-        job.smooth = <floating *>(others + classes)
-        set_sum(&total, 0)
-        for j in range(classes):
-            others[j] = value(&total)
-            add(&total, job.weight[j])
-            (<floating *>job.smooth)[j] = <floating>(job.uniform*job.weight[j])
-        job.smooth_mass = job.uniform*value(&total)
-        set_sum(&total, 0)
-        for j in range(classes - 1, -1, -1):
-            others[j] += value(&total)
-            add(&total, job.weight[j])
-    run(job, units, threads, scratch, room)
-    set_sum(&total, 0)
-    for j in range(units):
-        add(&total, job.unit_sums[j])
-    free(memory)
-    sum_of_losses[0] = value(&total)
-    return 0
+cdef double loss_from_stats(double row_max, double tail, double x_label) noexcept nogil:
+    cdef double mass = 1, linear = row_max - x_label, log_total, loss
+    ce_chosen_f64.losses(1, &row_max, &tail, &mass, &linear, 0, &log_total, &loss)
+    return loss
 
 
-cdef double execute_without_gil(Job *job, const floating *dtype, int threads) except? -1:
-    cdef double total = 0
-    cdef int failed
-    with nogil:
-        failed = execute(job, dtype, threads, &total)
-    if failed:
-        raise MemoryError(f"no memory to work on {job.positions} rows of {job.classes} classes")
-    return total
+cdef inline double row_loss(const floating *x, Py_ssize_t n, int64_t label) noexcept nogil:
+    cdef double row_max, tail
+    row_stats(x, n, &row_max, &tail)
+    return loss_from_stats(row_max, tail, x[label])
 
 
-cdef inline void set_label_options(Job *job, double smoothing, double z_loss, double factor) noexcept nogil:
-    """What a job with labels has of numbers; classes is set."""
-    job.keep, job.uniform, job.z_loss, job.factor = 1 - smoothing, smoothing/job.classes, z_loss, factor
-    job.v_kind, job.v_scale, job.smooth_mass = CE_BROADCAST, job.uniform, smoothing
+cdef inline void row_from_stats(const floating *src, int form, Py_ssize_t n, Py_ssize_t label, double e_label,
+                                double row_max, double tail, double upstream, floating *grad) noexcept nogil:
+    """The gradient from logits or stored exponentials."""
+    cdef const ce_primitives *f = primitives(src)
+    cdef double zero = 0, one = 1, log_total, loss, a, exact_grad
+    f.coefficients(1, &row_max, &tail, &one, &zero, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a,
+                   &exact_grad)
+    f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, &a, &zero, NULL, &label, &exact_grad, 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What other Cython modules call
-# ---------------------------------------------------------------------------------------------------------------------
+cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t label, double upstream,
+                                     floating *grad) noexcept nogil:
+    cdef const ce_primitives *f = primitives(x)
+    cdef double row_max, tail, x_label = x[label]
+    f.rows_max(x, 0, 1, n, &row_max)
+    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_STORED, &row_max, 1, x, &tail)
+    tail = tail_or_nan(tail, row_max)
+    row_from_stats(grad, CE_STORED, n, label, grad[label]/f.exp_one, row_max, tail, upstream, grad)
+    return loss_from_stats(row_max, tail, x_label)
 
-include "_surface.pxi"
+
+cdef inline void row_backward(const floating *x, Py_ssize_t n, int64_t label, double row_max, double tail,
+                              double upstream, floating *grad) noexcept nogil:
+    if 0 <= label < n:
+        row_from_stats(x, CE_EXP, n, label, exp(x[label] - row_max), row_max, tail, upstream, grad)
+    else:
+        row_from_stats(x, CE_EXP, n, -1, 0, row_max, tail, upstream, grad)
+
+
+cdef void softmax_stats_f32(const float *x, Py_ssize_t classes, double *row_max, double *tail) noexcept nogil:
+    row_stats(x, classes, row_max, tail)
+
+
+cdef void softmax_stats_f64(const double *x, Py_ssize_t classes, double *row_max, double *tail) noexcept nogil:
+    row_stats(x, classes, row_max, tail)
+
+
+cdef double row_loss_f32(const float *x, Py_ssize_t classes, int64_t label) noexcept nogil:
+    return row_loss(x, classes, label)
+
+
+cdef double row_loss_f64(const double *x, Py_ssize_t classes, int64_t label) noexcept nogil:
+    return row_loss(x, classes, label)
+
+
+cdef double row_loss_and_grad_f32(const float *x, Py_ssize_t classes, int64_t label, double upstream,
+                                  float *grad) noexcept nogil:
+    return row_loss_and_grad(x, classes, label, upstream, grad)
+
+
+cdef double row_loss_and_grad_f64(const double *x, Py_ssize_t classes, int64_t label, double upstream,
+                                  double *grad) noexcept nogil:
+    return row_loss_and_grad(x, classes, label, upstream, grad)
+
+
+cdef void row_grad_f32(const float *x, Py_ssize_t classes, int64_t label, double row_max, double tail, double upstream,
+                       float *grad) noexcept nogil:
+    row_backward(x, classes, label, row_max, tail, upstream, grad)
+
+
+cdef void row_grad_f64(const double *x, Py_ssize_t classes, int64_t label, double row_max, double tail, double upstream,
+                       double *grad) noexcept nogil:
+    row_backward(x, classes, label, row_max, tail, upstream, grad)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What Python calls
 # ---------------------------------------------------------------------------------------------------------------------
 
-cdef inline void set_matrix(Matrix *a, void *data, const Py_ssize_t[::1] blocks, Py_ssize_t per_block,
-                            Py_ssize_t by_position, Py_ssize_t by_class) noexcept:
-    a.data, a.per_block, a.by_position, a.by_class = <char *>data, per_block, by_position, by_class
+cdef inline void set_matrix(Matrix *a, void *data, int dtype, const Py_ssize_t[::1] blocks, Py_ssize_t rows_per_block,
+                            Py_ssize_t row_stride, Py_ssize_t class_stride) noexcept:
+    a[0] = matrix(data, dtype, row_stride, class_stride)
     if blocks is not None:
-        a.blocks = &blocks[0]
+        a.blocks, a.rows_per_block = &blocks[0], rows_per_block
+
+
+cdef void run_request(const Request *request) except *:
+    cdef int status
+    with nogil:
+        status = run(request)
+    if status == -1:
+        raise MemoryError(f"no memory to work on {request.rows} rows of {request.classes} classes")
+    if status != 0:
+        raise RuntimeError(status)
 
 
 cdef class Targets:
@@ -705,70 +214,51 @@ def targets(const number[:, :] array, const Py_ssize_t[::1] blocks):
 
 def labels_kept(const int64_t[::1] labels, int64_t classes, ignored):
     """How many labels differ from `ignored` (an int of 64 bits, or None); -1 if one of those is outside [0, classes)."""
-    return primitives_f32.labels_kept(&labels[0], labels.shape[0], classes, 0 if ignored is None else ignored,
-                                      ignored is not None)
+    cdef Matrix a = matrix(&labels[0], I64, sizeof(int64_t), 0)
+    return count_labels(&a, labels.shape[0], classes, 0 if ignored is None else ignored, ignored is not None)
 
 
 def cross_entropy(
-    const floating[:, :] x,             # IN   the first block of rows
-    const Py_ssize_t[::1] x_blocks,     # IN   byte offsets of the blocks from the first; None: there is one block
-    Py_ssize_t positions,               #      rows in all, >= 1
-    const int64_t[::1] labels,          # IN   checked class indices, or None:
-    Targets targets,                    # IN   then the targets
-    ignored,                            #      an int of 64 bits, or None
-    const double[::1] weight,           # IN   by class, or None
-    const floating[::1] weight_t,       # IN   the same in the logits' dtype
-    double smoothing,
-    double z_loss,
-    double factor,                      #      of the gradient
-    const double[::1] sample,           # IN   weight by position, or None
-    const double[::1] upstream,         # IN   by position, or None
-    bint with_loss,
-    floating[::1] losses,               # OUT  by position, or None
-    floating[::1] row_max,              # OUT  by position, or None; IN when stats_given
-    floating[::1] tail,                 # OUT  as row_max
-    bint stats_given,
-    int threads,                        #      0: automatic
-    floating[:, :] g,                   # OUT  gradient, or None
-    const Py_ssize_t[::1] g_blocks,     # IN   as x_blocks
+    const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, const int64_t[::1] labels,
+    Targets targets, ignored, const double[::1] weight, const floating[::1] weight_t, double smoothing, double z_loss,
+    double factor, const double[::1] sample, const double[::1] upstream, bint with_loss, floating[::1] losses,
+    floating[::1] row_max, floating[::1] tail, bint stats_given, int threads, floating[:, :] g,
+    const Py_ssize_t[::1] g_blocks,
 ):
-    """Runs forward, backward or both over every row, and returns the float64 sum of the losses, weighted by `sample`.
-
-    All arrays were checked by the caller; g may be x itself and may not overlap anything else.
-    """
-    cdef Job job
-    cdef Py_ssize_t classes = x.shape[1]
-    memset(&job, 0, sizeof(job))
-    job.positions, job.classes = positions, classes
-    set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
+    cdef Request request = defaults()
+    cdef double total = 0
+    cdef int dtype = own_dtype(<floating *>NULL)
+    request.rows, request.classes = positions, x.shape[1]
+    set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if g is not None:
-        set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    set_label_options(&job, smoothing, z_loss, factor)
+        set_matrix(&request.grad, &g[0, 0], dtype, g_blocks, g.shape[0], g.strides[0], g.strides[1])
+    request.label_smoothing, request.z_loss, request.scale = smoothing, z_loss, factor
     if weight is not None:
-        job.weight, job.weight_t = &weight[0], &weight_t[0]
+        request.weight = &weight[0]
+    request.has_ignore_index = ignored is not None
     if labels is not None:
-        job.labels = &labels[0]
+        request.labels = matrix(&labels[0], I64, sizeof(int64_t), 0)
         if ignored is not None:
-            job.has_ignored, job.ignored = True, ignored
+            request.ignore_index = ignored
+        request.counted = positions
     else:
-        set_matrix(&job.c, targets.data, targets.blocks, targets.per_block, targets.by_position, targets.by_class)
-        job.c_type = targets.dtype
-        job.c_ready = (targets.dtype == own_type(<floating *>NULL) and targets.by_class == sizeof(floating)
-                       and smoothing == 0 and weight is None)
-        job.v_kind, job.v_scale = CE_BY_ELEMENT, 1
-    job.with_loss = with_loss
+        set_matrix(&request.targets, targets.data, targets.dtype, targets.blocks, targets.per_block,
+                   targets.by_position, targets.by_class)
+    if with_loss:
+        request.total = &total
     if sample is not None:
-        job.sample = &sample[0]
+        request.sample_weight = &sample[0]
     if upstream is not None:
-        job.upstream = &upstream[0]
+        request.upstream = matrix(&upstream[0], F64, sizeof(double), 0)
     if losses is not None:
-        job.losses = &losses[0]
+        request.losses = &losses[0]
     if row_max is not None:
-        job.row_max = &row_max[0]
+        request.row_max = &row_max[0]
     if tail is not None:
-        job.tail = &tail[0]
-    job.stats_given = stats_given
-    return execute_without_gil(&job, <floating *>NULL, threads)
+        request.tail = &tail[0]
+    request.stats_given, request.num_threads = stats_given, threads
+    run_request(&request)
+    return total
 
 
 cdef struct Span:
@@ -813,21 +303,23 @@ cdef inline bint is_of(const Py_buffer *a, char code, Py_ssize_t itemsize, int n
 
 cdef inline int run_plain(const floating *dtype, const Py_buffer *x, const Py_buffer *labels, const Py_buffer *g, bint mean,
                           int64_t ignored, int threads, double *loss) noexcept nogil:
-    cdef Job job
+    cdef Request request = defaults()
     cdef Py_ssize_t kept, n = x.shape[0]
-    kept = count_labels(<const int64_t *>labels.buf, n, x.shape[1], ignored)
+    cdef int status
+    request.labels = matrix(labels.buf, I64, sizeof(int64_t), 0)
+    kept = count_labels(&request.labels, n, x.shape[1], ignored, True)
     if kept <= 0:
         return 1
-    memset(&job, 0, sizeof(job))
-    job.positions, job.classes = n, x.shape[1]
-    job.labels, job.ignored, job.has_ignored = <const int64_t *>labels.buf, ignored, kept < n
-    job.x.data, job.x.per_block, job.x.by_position, job.x.by_class = <char *>x.buf, n, x.strides[0], x.strides[1]
+    request.rows, request.classes = n, x.shape[1]
+    request.counted, request.ignore_index, request.num_threads = kept, ignored, threads
+    request.logits = matrix(x.buf, own_dtype(dtype), x.strides[0], x.strides[1])
     if g != NULL:
-        job.g.data, job.g.per_block, job.g.by_position, job.g.by_class = <char *>g.buf, n, g.strides[0], g.strides[1]
-    set_label_options(&job, 0, 0, 1.0/kept if mean else 1)
-    job.with_loss = True
-    if execute(&job, dtype, threads, loss) != 0:
-        return -1
+        request.grad = matrix(g.buf, own_dtype(dtype), g.strides[0], g.strides[1])
+    request.scale = 1.0/kept if mean else 1
+    request.total = loss
+    status = run(&request)
+    if status != 0:
+        return status
     loss[0] = <floating>(loss[0]/kept if mean else loss[0])     # so that NumPy has no overflow to warn of
     return 0
 
@@ -894,110 +386,82 @@ cdef int run_buffers(const Py_buffer *x, const Py_buffer *labels, const Py_buffe
 
 
 def softmax(
-    const floating[:, :] x,             # IN   the first block of rows
-    const Py_ssize_t[::1] x_blocks,     # IN   as in cross_entropy
-    Py_ssize_t positions,
-    bint log,                           #      log-softmax
-    floating[:, :] y,                   # OUT  or None: then
-    const Py_ssize_t[::1] y_blocks,     # IN
-    floating[::1] lse,                  # OUT  logsumexp by position
-    int threads,
+    const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, bint log, floating[:, :] y,
+    const Py_ssize_t[::1] y_blocks, floating[::1] lse, int threads,
 ):
-    """softmax, log-softmax or logsumexp of every row; y may be x itself."""
-    cdef Job job
-    memset(&job, 0, sizeof(job))
-    job.positions, job.classes, job.factor, job.v_kind = positions, x.shape[1], 1, CE_BROADCAST
-    set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
+    cdef Request request = defaults()
+    cdef int dtype = own_dtype(<floating *>NULL)
+    request.rows, request.classes, request.num_threads = positions, x.shape[1], threads
+    set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if y is not None:
-        job.output = LOG_SOFTMAX if log else SOFTMAX
-        set_matrix(&job.g, &y[0, 0], y_blocks, y.shape[0], y.strides[0], y.strides[1])
+        request.operation = LOG_SOFTMAX if log else SOFTMAX
+        set_matrix(&request.grad, &y[0, 0], dtype, y_blocks, y.shape[0], y.strides[0], y.strides[1])
     else:
-        job.output, job.with_loss, job.losses = LOGSUMEXP, True, &lse[0]
-    execute_without_gil(&job, <floating *>NULL, threads)
+        request.operation, request.losses = LOGSUMEXP, &lse[0]
+    run_request(&request)
 
 
 def vector_jacobian(
-    const floating[:, :] y,             # IN   softmax or log-softmax
-    const Py_ssize_t[::1] y_blocks,
-    Py_ssize_t positions,
-    Targets upstream,                   # IN   of the dtype of y
-    bint log,
-    floating[:, :] g,                   # OUT
-    const Py_ssize_t[::1] g_blocks,
-    int threads,
+    const floating[:, :] y, const Py_ssize_t[::1] y_blocks, Py_ssize_t positions, Targets upstream, bint log,
+    floating[:, :] g, const Py_ssize_t[::1] g_blocks, int threads,
 ):
-    """The gradient with respect to x of y = softmax(x) or log_softmax(x); g may be y or upstream itself."""
-    cdef Job job
-    memset(&job, 0, sizeof(job))
-    job.output = LOG_SOFTMAX_GRAD if log else SOFTMAX_GRAD
-    job.positions, job.classes, job.keep, job.v_kind = positions, y.shape[1], 1, CE_BY_ELEMENT
-    set_matrix(&job.x, <void *>&y[0, 0], y_blocks, y.shape[0], y.strides[0], y.strides[1])
-    set_matrix(&job.c, upstream.data, upstream.blocks, upstream.per_block, upstream.by_position, upstream.by_class)
-    job.c_type, job.c_ready = upstream.dtype, upstream.by_class == sizeof(floating)
-    set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    execute_without_gil(&job, <floating *>NULL, threads)
+    cdef Request request = defaults()
+    cdef int dtype = own_dtype(<floating *>NULL)
+    request.operation = LOG_SOFTMAX_GRAD if log else SOFTMAX_GRAD
+    request.rows, request.classes, request.num_threads = positions, y.shape[1], threads
+    set_matrix(&request.y, <void *>&y[0, 0], dtype, y_blocks, y.shape[0], y.strides[0], y.strides[1])
+    set_matrix(&request.upstream, upstream.data, upstream.dtype, upstream.blocks, upstream.per_block,
+               upstream.by_position, upstream.by_class)
+    set_matrix(&request.grad, &g[0, 0], dtype, g_blocks, g.shape[0], g.strides[0], g.strides[1])
+    run_request(&request)
 
 
 def two_term(
-    const floating[:, :] x,             # IN   the first block of rows
-    const Py_ssize_t[::1] x_blocks,
-    Py_ssize_t positions,
-    Targets targets,                    # IN
-    bint softmax,                       #      the activation: softmax of a row, or sigmoid of an element
-    const double[::1] weight,           # IN   by class, or None
-    const double[::1] pos_weight,       # IN   by class, or None
-    double factor,                      #      of the gradient
-    const double[::1] sample,           # IN   by position, or None
-    const double[::1] upstream,         # IN   by position (sigmoid: by element), or None
-    floating[::1] losses,               # OUT  by position (sigmoid: by element), or None
-    floating[:, :] g,                   # OUT  gradient, or None
-    const Py_ssize_t[::1] g_blocks,
-    int threads,
+    const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, Targets targets, bint softmax,
+    const double[::1] weight, const double[::1] pos_weight, double factor, const double[::1] sample,
+    const double[::1] upstream, floating[::1] losses, floating[:, :] g, const Py_ssize_t[::1] g_blocks, int threads,
 ):
-    """Runs -sum c*log(p) + (1 - c)*log(1 - p) over every row; returns the float64 sum, weighted by `sample`."""
-    cdef Job job
-    memset(&job, 0, sizeof(job))
-    job.output = SOFTMAX_FORM if softmax else SIGMOID_FORM
-    job.positions, job.classes, job.factor, job.x_type = positions, x.shape[1], factor, own_type(<floating *>NULL)
-    set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
-    set_matrix(&job.c, targets.data, targets.blocks, targets.per_block, targets.by_position, targets.by_class)
-    job.c_type = targets.dtype
-    job.c_ready = targets.dtype == own_type(<floating *>NULL) and targets.by_class == sizeof(floating)
+    cdef Request request = defaults()
+    cdef double total = 0
+    cdef int dtype = own_dtype(<floating *>NULL)
+    request.operation = SOFTMAX_TWO_TERM if softmax else SIGMOID_TWO_TERM
+    request.rows, request.classes, request.scale, request.num_threads = positions, x.shape[1], factor, threads
+    set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
+    set_matrix(&request.targets, targets.data, targets.dtype, targets.blocks, targets.per_block,
+               targets.by_position, targets.by_class)
     if g is not None:
-        set_matrix(&job.g, &g[0, 0], g_blocks, g.shape[0], g.strides[0], g.strides[1])
+        set_matrix(&request.grad, &g[0, 0], dtype, g_blocks, g.shape[0], g.strides[0], g.strides[1])
     if weight is not None:
-        job.weight = &weight[0]
+        request.weight = &weight[0]
     if pos_weight is not None:
-        job.pos_weight = &pos_weight[0]
+        request.pos_weight = &pos_weight[0]
     if sample is not None:
-        job.sample = &sample[0]
-    if upstream is not None and softmax:
-        job.upstream = &upstream[0]
-    elif upstream is not None:
-        job.elementwise = &upstream[0]
+        request.sample_weight = &sample[0]
+    if upstream is not None:
+        request.upstream = matrix(&upstream[0], F64, sizeof(double)*(1 if softmax else request.classes), sizeof(double))
     if losses is not None:
-        job.losses = &losses[0]
-    return execute_without_gil(&job, <floating *>NULL, threads)
+        request.losses = &losses[0]
+    request.total = &total
+    run_request(&request)
+    return total
 
 
 def limit_threads(int quota):
     """No call uses more threads than this by itself; 0: no limit."""
-    global cpu_quota
-    cpu_quota = quota
+    ce_limit_threads(quota)
 
 
 def automatic_threads():
     """How many threads a large call from this thread would use."""
-    return ce_automatic_threads(cpu_quota)
+    return ce_automatic_threads()
 
 
 def select(name):
-    """Chooses an instruction set by name, or the best when that is None; returns whether there is such a one here."""
-    global primitives_f32, primitives_f64
+    """Chooses an instruction set by name, or the best when that is None; returns its name, or None if it is not here."""
     cdef int i
     for i in range(CE_ISA_COUNT):
         if ce_isas[i].runs_here() and (name is None or ce_isas[i].name.decode() == name):
-            primitives_f32, primitives_f64 = ce_isas[i].f32, ce_isas[i].f64
+            ce_choose(i)
             return ce_isas[i].name.decode()
     return None
 
