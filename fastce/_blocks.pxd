@@ -3,9 +3,9 @@ from cython cimport floating
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from ._job cimport BLOCK, Job, State, own_dtype
-from ._primitives cimport CE_BY_CLASS, CE_ONES, ce_chosen_f32, ce_primitives
-from ._request cimport F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Matrix
+from ._job cimport BLOCK, Job, State, Sum, add, own_dtype, set_sum, value
+from ._primitives cimport CE_BY_CLASS, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
+from ._request cimport F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request
 
 
 cdef fused number:
@@ -226,3 +226,32 @@ cdef inline void settle_group(const Job *job, Py_ssize_t start, Py_ssize_t count
             job.request.classes, job.request.ignore_index, job.request.has_ignore_index, s.label)
         for p in range(count):
             s.ignored += <Py_ssize_t>(<uint64_t>s.label[p] >> 63)
+
+
+cdef inline double mean_weight(const Request *request) noexcept nogil:
+    """What the mean of a request's losses divides by."""
+    cdef double weight[512]
+    cdef int64_t scratch[512]
+    cdef const int64_t *label
+    cdef Py_ssize_t i = 0, n, p
+    cdef Sum total
+    if request.operation == SIGMOID_TWO_TERM:
+        return <double>request.rows*request.classes
+    if request.sample_weight == NULL and (request.labels.data == NULL or request.weight == NULL):
+        return request.rows if request.labels.data == NULL else request.counted
+    set_sum(&total, 0)
+    while i < request.rows:
+        n = min(request.rows - i, 512)
+        for p in range(n):
+            weight[p] = 1 if request.sample_weight == NULL else request.sample_weight[i + p]
+        if request.labels.data != NULL:
+            label = labels_at(&request.labels, i, n, request.ignore_index, scratch)
+            ce_chosen_f32.settle_labels(label, n, request.classes, request.ignore_index, request.has_ignore_index, scratch)
+            for p in range(n):
+                if scratch[p] < 0:
+                    weight[p] = 0
+                elif request.weight != NULL:
+                    weight[p] *= request.weight[scratch[p]]
+        add(&total, ce_chosen_f64.row_sum(weight, n))
+        i += n
+    return value(&total)

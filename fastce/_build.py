@@ -113,7 +113,7 @@ def extension(package: str, *, compiler: str | None = None, abi3: bool = False) 
         f"{package}._kernels",
         [(folder / "_kernels.pyx").as_posix()],
         depends=sorted(
-            path.as_posix() for pattern in ("*.h", "*.pxd", "*.pxi", "_build.py") for path in folder.glob(pattern)
+            path.as_posix() for pattern in ("*.h", "_simd/*", "*.pxd", "_build.py") for path in folder.glob(pattern)
         ),
         include_dirs=[folder.as_posix()],
         extra_compile_args=compile_args,

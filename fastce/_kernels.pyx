@@ -1,21 +1,43 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: embedsignature=False, freethreading_compatible=True
-"""What Python and other Cython modules call. The algorithm is in _run.pxd and what it cimports."""
-from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
-from cython cimport floating
-from libc.math cimport NAN, exp, isfinite
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+"""The frame: a call of a public function, from Python objects to a `Request` and from its outputs to Python objects.
 
-from ._blocks cimport counted_labels, number
-from ._job cimport own_dtype, rescaled, tail_or_nan
+The public functions are signatures and docstrings (_cross_entropy.py, _two_term.py, _softmax.py); `function` binds each to an
+operation. What an option does to a call stands in `rules`, one C function for each. An option that is not given costs
+nothing. A signature that has an option without a rule is refused when the package is imported, so that no option can be
+accepted and ignored.
+
+Arrays are seen through the buffer protocol. An array that is plain, aligned and in native byte order is used where it lies.
+_checks.py converts everything else, and makes the errors. Nothing is written before everything is checked.
+"""
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_RECORDS, PyBUF_RECORDS_RO, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.object cimport PyObject
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.math cimport INFINITY, NAN
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+import functools
+
+import numpy
+
+from . import _checks
+from ._stats import SoftmaxStats
+
+from ._blocks cimport counted_labels, labels_at, mean_weight
+from ._layout cimport Axes, as_matrix, axes_of, dtype_of, is_aligned, is_dense, overlap, same_memory, same_shape
 from ._primitives cimport (
-    CE_EXP, CE_ISA_COUNT, CE_STORED, ce_automatic_threads, ce_choose, ce_chosen_f32, ce_chosen_f64, ce_isas,
-    ce_limit_threads, ce_openmp_version, ce_primitives, ce_watch_forks,
+    CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version, ce_watch_forks,
 )
 from ._request cimport (
-    F32, F64, I8, I16, I32, I64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
-    SOFTMAX_TWO_TERM, U8, U16, U32, U64, defaults, matrix,
+    CROSS_ENTROPY, F32, F64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    SOFTMAX_TWO_TERM, U64, defaults, matrix,
 )
+from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
 from ._run cimport execute
 
 cdef extern from *:
@@ -35,9 +57,576 @@ cdef extern from *:
     const char *CE_COMPILER
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What other Cython modules call (_kernels.pxd)
-# ---------------------------------------------------------------------------------------------------------------------
+cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
+cdef object float32 = numpy.float32, float64 = numpy.float64, new_tuple = tuple.__new__
+
+cdef enum:              # the arrays of a call
+    INPUT, TARGETS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, OUT, RESULT, ARRAYS
+
+cdef enum:              # reductions
+    MEAN, SUM, NONE
+
+cdef enum:              # what a function returns
+    LOSS = 1, ARRAY = 2
+
+cdef enum:              # an operation of the frame alone
+    PREDICT = 100
+
+cdef dict OPERATIONS = {
+    "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
+    "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": PREDICT,
+}
+
+
+@cython.final
+cdef class Function:
+    """What the frame knows of a public function."""
+    cdef object face            # the Python function that has its signature and docstring
+    cdef tuple arguments        # the names of its positional arguments
+    cdef dict options           # the number of the rule of each of its options
+    cdef int operation
+    cdef int returns            # LOSS, ARRAY or both
+    cdef int reduction          # the default
+    cdef bint is_product        # of an upstream gradient and a Jacobian: its arguments are upstream and y
+
+
+@cython.final
+@cython.freelist(8)
+cdef class Call:
+    """One call: its arguments on their way to a request, and what will be returned."""
+    cdef Function function
+    cdef Request request
+    cdef Axes axes
+    cdef Py_buffer view[ARRAYS]
+    cdef void *blocks[ARRAYS]           # offsets that a matrix points to
+    cdef object input                   # the logits, or y, as they are computed
+    cdef object targets
+    cdef object out                     # the caller's buffer, or None
+    cdef object grad                    # what the kernels write to: `out`, or a new array
+    cdef object losses
+    cdef object stats
+    cdef object ignore_index            # as it was given
+    cdef bint return_stats
+    cdef int reduction
+    cdef double normalizer              # 0: not given
+    cdef double denominator
+    cdef double total
+
+    def __dealloc__(self):
+        cdef int k
+        for k in range(ARRAYS):
+            PyBuffer_Release(&self.view[k])
+            free(self.blocks[k])
+
+    cdef int hold(self, int at, object array, int flags) except -1:
+        PyBuffer_Release(&self.view[at])
+        PyObject_GetBuffer(array, &self.view[at], flags)
+        return 0
+
+    cdef int take(self, int at, object value) except -1:
+        """Holds a plain, aligned, native array and returns its dtype; NO_DTYPE, and nothing is held, for anything else."""
+        cdef int dtype = NO_DTYPE
+        if type(value) is not ndarray:
+            return NO_DTYPE
+        try:
+            self.hold(at, value, PyBUF_RECORDS_RO)
+            dtype = dtype_of(&self.view[at])
+        except (BufferError, TypeError, ValueError):    # a dtype that the buffer protocol does not know
+            return NO_DTYPE
+        if dtype == NO_DTYPE or not is_aligned(&self.view[at]):
+            PyBuffer_Release(&self.view[at])
+            return NO_DTYPE
+        return dtype
+
+    cdef int take_real(self, int at, object value, str name) except -1:
+        """Holds an array-like of any real dtype, converted if it must be."""
+        cdef int dtype = self.take(at, value)
+        return dtype if dtype != NO_DTYPE else self.take(at, _checks.as_real(name, value))
+
+    cdef int set_matrix(self, int at, int dtype, Matrix *m) except -1:
+        if as_matrix(&self.view[at], &self.axes, dtype, self.request.rows, m, &self.blocks[at]) != 0:
+            raise MemoryError(f"no memory for the places of {self.request.rows} rows")
+        return 0
+
+    cdef int input_dtype(self) noexcept:
+        return self.request.y.dtype if self.function.is_product else self.request.logits.dtype
+
+    cdef tuple row_shape(self):
+        cdef tuple shape = self.input.shape
+        return shape[:self.axes.class_axis] + shape[self.axes.class_axis + 1:]
+
+    cdef list row_axes(self):
+        """The axes of an array by row, in the order in which rows are counted."""
+        return [self.axes.order[k] - (self.axes.order[k] > self.axes.class_axis) for k in range(self.axes.ndim - 1)]
+
+    cdef void *by_row(self, int at, int dtype, int wanted) except? NULL:
+        """The numbers of an array by row: contiguous, in the order in which rows are counted, of the wanted dtype."""
+        cdef Matrix m
+        self.set_matrix(at, dtype, &m)
+        if dtype != wanted or m.blocks != NULL or (m.row_stride != self.view[at].itemsize and self.request.rows > 1):
+            array = self.view[at].obj.transpose(self.row_axes())
+            self.hold(at, _checks.contiguous(array, float32 if wanted == F32 else float64), PyBUF_RECORDS_RO)
+        return self.view[at].buf
+
+    cdef object new_result(self, bint by_class, void **data):
+        """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
+        cdef Py_buffer view
+        cdef list order
+        if self.axes.sorted and not by_class:
+            array = empty(self.row_shape(), self.input.dtype)
+        else:
+            order = [self.axes.order[k] for k in range(self.axes.ndim - 1)] + [self.axes.class_axis]
+            shape = [self.input.shape[k] for k in order]
+            array = empty(shape if by_class else shape[:self.axes.ndim - 1], self.input.dtype)
+            order = order if by_class else self.row_axes()
+            array = array.transpose([order.index(k) for k in range(len(order))])
+        PyObject_GetBuffer(array, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+        data[0] = view.buf
+        PyBuffer_Release(&view)
+        return array
+
+    cdef int set_input(self, object value, object axis) except -1:
+        """The logits, or y, and how their rows are counted."""
+        cdef str name = self.function.arguments[self.function.is_product]
+        cdef int dtype = self.take(INPUT, value), at
+        cdef Py_buffer *view = &self.view[INPUT]
+        if dtype != F32 and dtype != F64 and (dtype == NO_DTYPE or self.function.operation != PREDICT):
+            value = _checks.as_logits(name, value, self.function.operation == PREDICT)
+            dtype = self.take(INPUT, value)
+        if view.ndim == 0:
+            raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
+        at = view.ndim - 1 if axis is None else _checks.as_axis(axis, view.ndim)
+        if view.shape[at] == 0:
+            raise ValueError(f"{name} has shape {value.shape}: no classes on axis {at}")
+        self.input, self.axes = value, axes_of(view, at)
+        self.request = defaults()
+        self.request.operation = self.function.operation
+        self.request.classes, self.request.rows = view.shape[at], view.len/view.itemsize/view.shape[at]
+        self.reduction, self.denominator, self.ignore_index = self.function.reduction, 1, self.request.ignore_index
+        self.set_matrix(INPUT, dtype, &self.request.y if self.function.is_product else &self.request.logits)
+        return 0
+
+    cdef int set_targets(self, object value) except -1:
+        """Class indices or probabilities, told apart by their shape."""
+        cdef int dtype = self.take(TARGETS, value)
+        cdef const Py_buffer *view = &self.view[TARGETS]
+        if dtype == NO_DTYPE:
+            value = _checks.as_targets(value, self.input.shape)
+            dtype = self.take(TARGETS, value)
+        self.targets = value
+        if same_shape(view, &self.view[INPUT], -1):
+            self.set_matrix(TARGETS, dtype, &self.request.targets)
+        elif (self.request.operation == CROSS_ENTROPY and dtype < F32 and view.format[0] != b"?"
+                and same_shape(view, &self.view[INPUT], self.axes.class_axis)):
+            self.set_matrix(TARGETS, dtype, &self.request.labels)
+        else:
+            raise _checks.targets_error(value, self.input.shape, self.axes.class_axis,
+                                        self.request.operation == CROSS_ENTROPY)
+        return 0
+
+    cdef int set_upstream(self, object value) except -1:
+        """One number for each row, or for each element."""
+        cdef bint by_class = self.request.operation == SIGMOID_TWO_TERM or self.function.is_product
+        cdef int wanted = self.input_dtype() if self.function.is_product else F64
+        cdef int dtype = self.take_real(UPSTREAM, value, "upstream")
+        if not same_shape(&self.view[UPSTREAM], &self.view[INPUT], -1 if by_class else self.axes.class_axis):
+            if self.view[UPSTREAM].ndim == 0 and not self.function.is_product:
+                self.request.scale = self.view[UPSTREAM].obj
+                return 0
+            raise _checks.upstream_error(self.view[UPSTREAM].obj, self.input.shape if by_class else self.row_shape(),
+                                         self.function.is_product)
+        if dtype != wanted:
+            array = _checks.converted(self.view[UPSTREAM].obj, float32 if wanted == F32 else float64)
+            dtype = self.take(UPSTREAM, array)
+        self.set_matrix(UPSTREAM, dtype, &self.request.upstream)
+        return 0
+
+    cdef int set_denominator(self) except -1:
+        """Counts the labels, and finds what a mean divides by."""
+        cdef Request *r = &self.request
+        if r.labels.data != NULL:
+            if r.labels.dtype == U64 and not r.has_ignore_index and self.ignore_index is not None:  # it may be > INT64_MAX
+                self.targets = _checks.as_int64(self.targets, self.ignore_index)
+                self.set_matrix(TARGETS, self.take(TARGETS, self.targets), &r.labels)
+                r.ignore_index, r.has_ignore_index = -1, True
+            r.counted = count_labels(&r.labels, r.rows, r.classes, r.ignore_index, r.has_ignore_index)
+            if r.counted < 0:
+                raise _checks.label_error(self.targets, r.classes, self.ignore_index)
+        if self.reduction == MEAN:
+            self.denominator = self.normalizer if self.normalizer != 0 else mean_weight(r)
+            r.scale = r.scale/self.denominator if self.denominator != 0 else 0
+        return 0
+
+    cdef bint out_overlaps(self) noexcept:
+        """Whether `out` shares memory with an argument that is read after something was written to `out`."""
+        cdef int k
+        for k in range(OUT):
+            if <PyObject *>self.view[k].obj != NULL and overlap(&self.view[OUT], &self.view[k]):
+                if not ((k == INPUT or self.function.is_product) and same_memory(&self.view[OUT], &self.view[k])):
+                    return True
+        return False
+
+    cdef int make_results(self) except -1:
+        """The arrays that the kernels write to: the caller's, or new ones."""
+        cdef Request *r = &self.request
+        if self.function.returns & ARRAY:
+            if self.out is None or self.out_overlaps():
+                self.grad = empty_like(self.input)
+            else:
+                self.grad = self.out
+            if self.denominator != 0:
+                self.hold(RESULT, self.grad, PyBUF_STRIDES | PyBUF_WRITABLE)
+                self.set_matrix(RESULT, self.input_dtype(), &r.grad)
+            else:
+                self.grad.fill(0)
+        if self.function.returns & LOSS:
+            if self.reduction == NONE:
+                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, &r.losses)
+            else:
+                r.total = &self.total
+        if self.return_stats:
+            row_max = self.new_result(False, &r.row_max)
+            self.stats = new_tuple(SoftmaxStats, (row_max, self.new_result(False, &r.tail)))
+        return 0
+
+    cdef object results(self):
+        cdef double loss = self.total
+        result = self.grad
+        if self.out is not None and self.out is not result:
+            result = self.out
+            result[...] = self.losses if self.grad is None else self.grad
+        if not self.function.returns & LOSS:
+            return result
+        if self.function.operation == LOGSUMEXP:
+            return result if result is not None else self.losses[()] if self.axes.ndim == 1 else self.losses
+        if self.losses is not None:
+            value = self.losses
+        else:
+            if self.reduction == MEAN:
+                loss = loss/self.denominator if self.denominator != 0 else NAN
+            value = float32(<float>loss) if self.input_dtype() == F32 else float64(loss)
+        if self.function.returns & ARRAY:
+            return value, result
+        return (value, self.stats) if self.return_stats else value
+
+
+cdef object run_call(Function function, tuple arguments, dict options):
+    cdef Call call = Call.__new__(Call)
+    cdef PyObject *given[MAX_RULES]
+    cdef int k, status = 0
+    if len(arguments) != len(function.arguments):
+        arguments, options = _checks.bound(function.face, function.arguments, arguments, options)
+    memset(given, 0, sizeof(given))
+    for name, value in options.items():
+        number = function.options.get(name)
+        if number is None:
+            function.face(*arguments, **options)    # raises what Python raises for an unknown option
+        given[<int>number] = <PyObject *>value
+    call.function = function
+    call.set_input(arguments[function.is_product], None if given[AXIS] == NULL else <object>given[AXIS])
+    if function.operation == PREDICT:
+        return call.input.argmax(call.axes.class_axis)
+    if function.is_product:
+        call.set_upstream(arguments[0])
+    elif len(arguments) == 2:
+        call.set_targets(arguments[1])
+    for k in range(len(rule_names)):
+        if given[k] != NULL:
+            rules[k](call, <object>given[k])
+    call.set_denominator()
+    call.make_results()
+    if call.request.rows > 0:
+        with nogil:
+            status = run(&call.request)
+    if status != 0:
+        raise MemoryError(f"no memory to work on {call.request.rows} rows of {call.request.classes} classes")
+    return call.results()
+
+
+def function(str operation, *returns):
+    """A decorator: binds a signature with a docstring to an operation.
+
+    Parameters
+    ----------
+    operation
+        A key of OPERATIONS.
+    returns
+        "loss", "array" or both.
+
+    Raises
+    ------
+    TypeError
+        The signature has an option for which there is no rule.
+    """
+    def bind(face):
+        cdef Function f = Function.__new__(Function)
+        names = face.__code__.co_varnames
+        f.face, f.arguments, f.operation = face, names[:face.__code__.co_argcount], OPERATIONS[operation]
+        f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns)
+        f.is_product = f.operation in (SOFTMAX_GRAD, LOG_SOFTMAX_GRAD)
+        f.options = {}
+        for name in face.__kwdefaults__:
+            if name not in rule_names:
+                raise TypeError(f"{face.__name__} has an option {name!r}, for which there is no rule")
+            f.options[name] = rule_names.index(name)
+        f.reduction = MEAN if "reduction" in f.options else NONE
+
+        def call(*arguments, **options):
+            return run_call(f, arguments, options)
+
+        return functools.update_wrapper(call, face)
+    return bind
+
+
+# --- The rules ---------------------------------------------------------------------------------------------------------
+# What each option does to a call. Rules run in this order, and those of options that are not given do not run: the
+# defaults in the signatures are what a call is without them.
+
+ctypedef int (*Rule)(Call call, object value) except -1
+
+cdef enum:
+    AXIS = 0, MAX_RULES = 32
+
+cdef list rule_names = []
+cdef Rule rules[MAX_RULES]
+
+
+cdef int rule(str name, Rule apply) except -1:
+    rules[len(rule_names)] = apply
+    rule_names.append(name)
+    return 0
+
+
+cdef double number(str name, object value) except? -1:
+    return <double>value if type(value) is float else _checks.as_number(name, value)
+
+
+cdef int axis_rule(Call call, object value) except -1:
+    return 0            # set_input has used it
+
+
+cdef int activation_rule(Call call, object value) except -1:
+    if value == "softmax":
+        call.request.operation = SOFTMAX_TWO_TERM
+    elif value != "sigmoid":
+        raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
+    return 0
+
+
+cdef int reduction_rule(Call call, object value) except -1:
+    if value == "mean":
+        call.reduction = MEAN
+    elif value == "sum":
+        call.reduction = SUM
+    elif value == "none":
+        call.reduction = NONE
+    else:
+        raise ValueError(f"reduction is {value!r}, expected 'mean', 'sum' or 'none'")
+    return 0
+
+
+cdef int num_threads_rule(Call call, object value) except -1:
+    if value is not None:
+        call.request.num_threads = _checks.as_threads(value)
+    return 0
+
+
+cdef const double *weights(Call call, int at, object value, str name, bint by_row) except? NULL:
+    """Finite numbers >= 0, one for each row or each class."""
+    cdef int dtype = call.take_real(at, value, name)
+    cdef const Py_buffer *view = &call.view[at]
+    cdef Py_ssize_t i, n = call.request.rows if by_row else call.request.classes
+    cdef double largest = FLT_MAX if call.input_dtype() == F32 and not by_row else DBL_MAX
+    cdef const double *numbers
+    if by_row and same_shape(view, &call.view[INPUT], call.axes.class_axis):
+        numbers = <const double *>call.by_row(at, dtype, F64)
+    elif not by_row and view.ndim == 1 and view.shape[0] == n:
+        if dtype != F64 or view.strides[0] != sizeof(double):
+            call.hold(at, _checks.contiguous(view.obj, float64), PyBUF_RECORDS_RO)
+        numbers = <const double *>view.buf
+    else:
+        raise _checks.weight_shape_error(name, view.obj, call.row_shape() if by_row else (n,), by_row)
+    for i in range(n):
+        if not 0 <= numbers[i] <= largest:
+            raise _checks.weight_error(name, value, float32 if largest == FLT_MAX else float64)
+    return numbers
+
+
+cdef int weight_rule(Call call, object value) except -1:
+    if value is not None:
+        call.request.weight = weights(call, WEIGHT, value, "weight", False)
+    return 0
+
+
+cdef int pos_weight_rule(Call call, object value) except -1:
+    if value is not None:
+        if call.request.operation != SIGMOID_TWO_TERM:
+            raise ValueError("pos_weight belongs to activation='sigmoid'")
+        call.request.pos_weight = weights(call, POS_WEIGHT, value, "pos_weight", False)
+    return 0
+
+
+cdef int sample_weight_rule(Call call, object value) except -1:
+    if value is not None:
+        call.request.sample_weight = weights(call, SAMPLE_WEIGHT, value, "sample_weight", True)
+    return 0
+
+
+cdef int ignore_index_rule(Call call, object value) except -1:
+    call.ignore_index = value if value is None or type(value) is int else _checks.as_index("ignore_index", value)
+    call.request.has_ignore_index = value is not None and INT64_MIN <= call.ignore_index <= INT64_MAX
+    if call.request.has_ignore_index:
+        call.request.ignore_index = call.ignore_index
+    return 0
+
+
+cdef int label_smoothing_rule(Call call, object value) except -1:
+    cdef double eps = number("label_smoothing", value)
+    if not 0 <= eps <= 1:
+        raise ValueError(f"label_smoothing is {eps}, expected a number in [0, 1]")
+    call.request.label_smoothing = eps
+    return 0
+
+
+cdef int z_loss_rule(Call call, object value) except -1:
+    cdef double z_loss = number("z_loss", value)
+    if not 0 <= z_loss < INFINITY:
+        raise ValueError(f"z_loss is {z_loss}, expected a finite number >= 0")
+    call.request.z_loss = z_loss
+    return 0
+
+
+cdef int normalizer_rule(Call call, object value) except -1:
+    cdef double normalizer
+    if value is None:
+        return 0
+    if call.reduction != MEAN:
+        raise ValueError("normalizer is what a mean divides by; reduction is not 'mean'")
+    normalizer = number("normalizer", value)
+    if not 0 < normalizer < INFINITY:
+        raise ValueError(f"normalizer is {normalizer}, expected a finite number > 0")
+    call.normalizer = normalizer
+    return 0
+
+
+cdef int upstream_rule(Call call, object value) except -1:
+    if call.reduction == NONE and not isinstance(value, (float, int)):
+        return call.set_upstream(value)
+    call.request.scale = number("upstream", value)
+    return 0
+
+
+cdef int stats_rule(Call call, object value) except -1:
+    cdef int k, dtype
+    if value is None:
+        return 0
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"stats is {type(value).__name__}, expected the SoftmaxStats that the forward returned")
+    for k in range(2):
+        name = f"stats.{SoftmaxStats._fields[k]}"
+        dtype = call.take_real(ROW_MAX + k, value[k], name)
+        _checks.check_stats(name, call.view[ROW_MAX + k].obj, call.row_shape(), call.input)
+        call.by_row(ROW_MAX + k, dtype, dtype)
+    call.request.stats_given = True
+    call.request.row_max, call.request.tail = call.view[ROW_MAX].buf, call.view[TAIL].buf
+    return 0
+
+
+cdef int out_rule(Call call, object value) except -1:
+    cdef Py_buffer *view = &call.view[OUT]
+    cdef bint by_row = call.function.operation == LOGSUMEXP
+    if value is None:
+        return 0
+    if type(value) is ndarray and value.flags.writeable:
+        call.hold(OUT, value, PyBUF_RECORDS)
+    if (<PyObject *>view.obj == NULL or dtype_of(view) != call.input_dtype() or not is_aligned(view) or not is_dense(view)
+            or not same_shape(view, &call.view[INPUT], call.axes.class_axis if by_row else -1)):
+        name = call.function.arguments[call.function.is_product]
+        _checks.check_out(value, call.row_shape() if by_row else call.input.shape, call.input.dtype,
+                          f"{name} without its class axis" if by_row else name)
+        call.hold(OUT, value, PyBUF_RECORDS)
+    call.out = value
+    return 0
+
+
+cdef int return_stats_rule(Call call, object value) except -1:
+    call.return_stats = value
+    return 0
+
+
+rule("axis", axis_rule)
+rule("activation", activation_rule)
+rule("reduction", reduction_rule)
+rule("num_threads", num_threads_rule)
+rule("weight", weight_rule)
+rule("pos_weight", pos_weight_rule)
+rule("sample_weight", sample_weight_rule)
+rule("ignore_index", ignore_index_rule)
+rule("label_smoothing", label_smoothing_rule)
+rule("z_loss", z_loss_rule)
+rule("normalizer", normalizer_rule)
+rule("upstream", upstream_rule)
+rule("stats", stats_rule)
+rule("out", out_rule)
+rule("return_stats", return_stats_rule)
+
+
+# --- One-hot rows ------------------------------------------------------------------------------------------------------
+
+def set_ones(rows, labels, Py_ssize_t classes, Py_ssize_t inner, one):
+    """Sets rows[..., label, ...] to `one` at each label, for C-contiguous arrays whose class axis is followed by `inner`
+    elements. Returns False, and has written nothing, if a label is no class."""
+    cdef Call call = Call.__new__(Call)
+    cdef int dtype = call.take(TARGETS, labels)
+    cdef const Py_buffer *view = &call.view[TARGETS]
+    cdef Py_ssize_t i, n = view.len/view.itemsize, at, itemsize = one.itemsize
+    cdef int64_t[64] scratch
+    cdef Matrix m = matrix(view.buf, dtype, view.itemsize, 0)
+    cdef const int64_t *label
+    call.hold(RESULT, rows, PyBUF_WRITABLE)
+    call.hold(OUT, one, PyBUF_SIMPLE)
+    if n > 0 and counted_labels(&m, n, classes, 0, False) < 0:
+        return False
+    for i in range(n):
+        label = labels_at(&m, i, 1, 0, scratch)
+        at = (i/inner*classes + label[0])*inner + i % inner
+        memcpy(<char *>call.view[RESULT].buf + at*itemsize, call.view[OUT].buf, itemsize)
+    return True
+
+
+# --- What the package reads and sets when it is imported ------------------------------------------------------------------
+
+def limit_threads(int quota):
+    """No call uses more threads than this by itself; 0: no limit."""
+    ce_limit_threads(quota)
+
+
+def automatic_threads():
+    """How many threads a large call from this thread would use."""
+    return ce_automatic_threads()
+
+
+def available():
+    """The instruction sets that this processor runs, best first."""
+    return [ce_isas[i].name.decode() for i in range(CE_ISA_COUNT) if ce_isas[i].runs_here()]
+
+
+def select(name):
+    """Selects an instruction set by its name, or the best one for None. Returns its name, or None if it is not there."""
+    cdef int i
+    for i in range(CE_ISA_COUNT):
+        if ce_isas[i].runs_here() and (name is None or ce_isas[i].name.decode() == name):
+            ce_choose(i)
+            return ce_isas[i].name.decode()
+    return None
+
+
+openmp = str(ce_openmp_version()) if ce_openmp_version() else None
+compiler = CE_COMPILER.decode()
+ce_watch_forks()
+
+
+# --- What other Cython modules cimport (_kernels.pxd) -----------------------------------------------------------------
 
 cdef int run(const Request *request) noexcept nogil:
     return execute(request)
@@ -48,70 +637,12 @@ cdef Py_ssize_t count_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t c
     return counted_labels(labels, rows, classes, ignore_index, has_ignore_index)
 
 
-cdef inline const ce_primitives *primitives(const floating *dtype) noexcept nogil:
-    return ce_chosen_f32 if own_dtype(dtype) == F32 else ce_chosen_f64
-
-
-cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, double *tail) noexcept nogil:
-    cdef const ce_primitives *f = primitives(x)
-    cdef Py_ssize_t j
-    f.rows_max(x, 0, 1, n, row_max)
-    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, row_max, 1, x, tail)
-    tail[0] = tail_or_nan(tail[0], row_max[0])
-    if not isfinite(row_max[0]) and row_max[0] < 0:
-        for j in range(n):
-            if x[j] != x[j]:
-                return
-        tail[0] = -1
-
-
 cdef void merge_stats(double *row_max, double *tail, double other_row_max, double other_tail) noexcept nogil:
-    if other_row_max > row_max[0]:
-        tail[0] = other_tail + rescaled(1 + tail[0], row_max[0], other_row_max)
-        row_max[0] = other_row_max
-    else:
-        tail[0] += rescaled(1 + other_tail, other_row_max, row_max[0])
+    merged_stats(row_max, tail, other_row_max, other_tail)
 
 
 cdef double loss_from_stats(double row_max, double tail, double x_label) noexcept nogil:
-    cdef double mass = 1, linear = row_max - x_label, log_total, loss
-    ce_chosen_f64.losses(1, &row_max, &tail, &mass, &linear, 0, &log_total, &loss)
-    return loss
-
-
-cdef inline double row_loss(const floating *x, Py_ssize_t n, int64_t label) noexcept nogil:
-    cdef double row_max, tail
-    row_stats(x, n, &row_max, &tail)
-    return loss_from_stats(row_max, tail, x[label])
-
-
-cdef inline void row_from_stats(const floating *src, int form, Py_ssize_t n, Py_ssize_t label, double e_label,
-                                double row_max, double tail, double upstream, floating *grad) noexcept nogil:
-    """The gradient from logits or stored exponentials."""
-    cdef const ce_primitives *f = primitives(src)
-    cdef double zero = 0, one = 1, log_total, loss, a, exact_grad
-    f.coefficients(1, &row_max, &tail, &one, &zero, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a,
-                   &exact_grad)
-    f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, &a, &zero, NULL, &label, &exact_grad, 0)
-
-
-cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t label, double upstream,
-                                     floating *grad) noexcept nogil:
-    cdef const ce_primitives *f = primitives(x)
-    cdef double row_max, tail, x_label = x[label]
-    f.rows_max(x, 0, 1, n, &row_max)
-    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_STORED, &row_max, 1, x, &tail)
-    tail = tail_or_nan(tail, row_max)
-    row_from_stats(grad, CE_STORED, n, label, grad[label]/f.exp_one, row_max, tail, upstream, grad)
-    return loss_from_stats(row_max, tail, x_label)
-
-
-cdef inline void row_backward(const floating *x, Py_ssize_t n, int64_t label, double row_max, double tail,
-                              double upstream, floating *grad) noexcept nogil:
-    if 0 <= label < n:
-        row_from_stats(x, CE_EXP, n, label, exp(x[label] - row_max), row_max, tail, upstream, grad)
-    else:
-        row_from_stats(x, CE_EXP, n, -1, 0, row_max, tail, upstream, grad)
+    return label_loss(row_max, tail, x_label)
 
 
 cdef void softmax_stats_f32(const float *x, Py_ssize_t classes, double *row_max, double *tail) noexcept nogil:
@@ -148,329 +679,3 @@ cdef void row_grad_f32(const float *x, Py_ssize_t classes, int64_t label, double
 cdef void row_grad_f64(const double *x, Py_ssize_t classes, int64_t label, double row_max, double tail, double upstream,
                        double *grad) noexcept nogil:
     row_backward(x, classes, label, row_max, tail, upstream, grad)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What Python calls
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef inline void set_matrix(Matrix *a, void *data, int dtype, const Py_ssize_t[::1] blocks, Py_ssize_t rows_per_block,
-                            Py_ssize_t row_stride, Py_ssize_t class_stride) noexcept:
-    a[0] = matrix(data, dtype, row_stride, class_stride)
-    if blocks is not None:
-        a.blocks, a.rows_per_block = &blocks[0], rows_per_block
-
-
-cdef void run_request(const Request *request) except *:
-    cdef int status
-    with nogil:
-        status = run(request)
-    if status == -1:
-        raise MemoryError(f"no memory to work on {request.rows} rows of {request.classes} classes")
-    if status != 0:
-        raise RuntimeError(status)
-
-
-cdef class Targets:
-    """A (positions, classes) view of probability targets of any `number` dtype; made by `targets`."""
-    cdef object array
-    cdef char *data
-    cdef Py_ssize_t per_block
-    cdef Py_ssize_t by_position
-    cdef Py_ssize_t by_class
-    cdef int dtype
-    cdef const Py_ssize_t[::1] blocks
-
-
-def targets(const number[:, :] array, const Py_ssize_t[::1] blocks):
-    """A `Targets`: `array` is the first block of rows, `blocks` the byte offsets of all blocks from it (None: the only)."""
-    cdef Targets t = Targets()
-    t.array = array
-    t.data = <char *>&array[0, 0]
-    t.per_block, t.by_position, t.by_class = array.shape[0], array.strides[0], array.strides[1]
-    t.blocks = blocks
-    if number is int8_t:
-        t.dtype = I8
-    elif number is int16_t:
-        t.dtype = I16
-    elif number is int32_t:
-        t.dtype = I32
-    elif number is int64_t:
-        t.dtype = I64
-    elif number is uint8_t:
-        t.dtype = U8
-    elif number is uint16_t:
-        t.dtype = U16
-    elif number is uint32_t:
-        t.dtype = U32
-    elif number is uint64_t:
-        t.dtype = U64
-    elif number is float:
-        t.dtype = F32
-    else:
-        t.dtype = F64
-    return t
-
-
-def labels_kept(const int64_t[::1] labels, int64_t classes, ignored):
-    """How many labels differ from `ignored` (an int of 64 bits, or None); -1 if one of those is outside [0, classes)."""
-    cdef Matrix a = matrix(&labels[0], I64, sizeof(int64_t), 0)
-    return count_labels(&a, labels.shape[0], classes, 0 if ignored is None else ignored, ignored is not None)
-
-
-def cross_entropy(
-    const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, const int64_t[::1] labels,
-    Targets targets, ignored, const double[::1] weight, const floating[::1] weight_t, double smoothing, double z_loss,
-    double factor, const double[::1] sample, const double[::1] upstream, bint with_loss, floating[::1] losses,
-    floating[::1] row_max, floating[::1] tail, bint stats_given, int threads, floating[:, :] g,
-    const Py_ssize_t[::1] g_blocks,
-):
-    cdef Request request = defaults()
-    cdef double total = 0
-    cdef int dtype = own_dtype(<floating *>NULL)
-    request.rows, request.classes = positions, x.shape[1]
-    set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
-    if g is not None:
-        set_matrix(&request.grad, &g[0, 0], dtype, g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    request.label_smoothing, request.z_loss, request.scale = smoothing, z_loss, factor
-    if weight is not None:
-        request.weight = &weight[0]
-    request.has_ignore_index = ignored is not None
-    if labels is not None:
-        request.labels = matrix(&labels[0], I64, sizeof(int64_t), 0)
-        if ignored is not None:
-            request.ignore_index = ignored
-        request.counted = positions
-    else:
-        set_matrix(&request.targets, targets.data, targets.dtype, targets.blocks, targets.per_block,
-                   targets.by_position, targets.by_class)
-    if with_loss:
-        request.total = &total
-    if sample is not None:
-        request.sample_weight = &sample[0]
-    if upstream is not None:
-        request.upstream = matrix(&upstream[0], F64, sizeof(double), 0)
-    if losses is not None:
-        request.losses = &losses[0]
-    if row_max is not None:
-        request.row_max = &row_max[0]
-    if tail is not None:
-        request.tail = &tail[0]
-    request.stats_given, request.num_threads = stats_given, threads
-    run_request(&request)
-    return total
-
-
-cdef struct Span:
-    # The bytes that a matrix occupies.
-    size_t first
-    size_t end
-
-
-cdef inline Span span(const Py_buffer *a) noexcept nogil:
-    cdef Span s
-    cdef int k
-    s.first = s.end = <size_t>a.buf
-    for k in range(a.ndim):
-        if a.strides[k] < 0:
-            s.first += (a.shape[k] - 1)*a.strides[k]
-        else:
-            s.end += (a.shape[k] - 1)*a.strides[k]
-    s.end += a.itemsize
-    return s
-
-
-cdef inline bint overlap(Span a, Span b) noexcept nogil:
-    return a.first < b.end and b.first < a.end
-
-
-cdef inline bint is_dense(const Py_buffer *a) noexcept nogil:
-    """Whether a matrix has no gaps, in C or Fortran order."""
-    return ((a.strides[1] == a.itemsize and a.strides[0] == a.shape[1]*a.itemsize)
-            or (a.strides[0] == a.itemsize and a.strides[1] == a.shape[0]*a.itemsize))
-
-
-cdef inline bint is_of(const Py_buffer *a, char code, Py_ssize_t itemsize, int ndim) noexcept nogil:
-    """Whether an array is of that native type (by the struct module's code), with so many dimensions, and aligned."""
-    cdef size_t bits = <size_t>a.buf
-    cdef int k
-    if a.format[0] != code or a.format[1] != 0 or a.itemsize != itemsize or a.ndim != ndim:
-        return False
-    for k in range(ndim):
-        bits |= <size_t>a.strides[k]
-    return bits % itemsize == 0
-
-
-cdef inline int run_plain(const floating *dtype, const Py_buffer *x, const Py_buffer *labels, const Py_buffer *g, bint mean,
-                          int64_t ignored, int threads, double *loss) noexcept nogil:
-    cdef Request request = defaults()
-    cdef Py_ssize_t kept, n = x.shape[0]
-    cdef int status
-    request.labels = matrix(labels.buf, I64, sizeof(int64_t), 0)
-    kept = count_labels(&request.labels, n, x.shape[1], ignored, True)
-    if kept <= 0:
-        return 1
-    request.rows, request.classes = n, x.shape[1]
-    request.counted, request.ignore_index, request.num_threads = kept, ignored, threads
-    request.logits = matrix(x.buf, own_dtype(dtype), x.strides[0], x.strides[1])
-    if g != NULL:
-        request.grad = matrix(g.buf, own_dtype(dtype), g.strides[0], g.strides[1])
-    request.scale = 1.0/kept if mean else 1
-    request.total = loss
-    status = run(&request)
-    if status != 0:
-        return status
-    loss[0] = <floating>(loss[0]/kept if mean else loss[0])     # so that NumPy has no overflow to warn of
-    return 0
-
-
-def plain(logits, labels, g, int64_t ignored, bint mean, int threads):
-    """The call that is made most: rows and their class indices, no options, the mean or the sum of the losses, rounded to
-    the logits' dtype.
-
-    The arguments are arrays of any kind, not checked yet; g is the gradient's buffer or None. Returns None, and has
-    written nothing, when they are not of the commonest kind: float32 or float64 logits in two dimensions, contiguous
-    int64 labels, all native and aligned; g dense and apart from the labels, and from the logits too unless it is the
-    same memory. And when a label is wrong, or all are ignored. Their buffers are taken without a memoryview around each:
-    of the time of a small call that is a tenth.
-    """
-    cdef Py_buffer x, t, out
-    cdef int status = 1, held = 0
-    cdef double loss = 0
-    try:
-        PyObject_GetBuffer(logits, &x, PyBUF_RECORDS_RO)
-        held = 1
-        PyObject_GetBuffer(labels, &t, PyBUF_RECORDS_RO)
-        held = 2
-        if g is not None:
-            PyObject_GetBuffer(g, &out, PyBUF_RECORDS)
-            held = 3
-        status = run_buffers(&x, &t, NULL if g is None else &out, mean, ignored, threads, &loss)
-    except (BufferError, TypeError, ValueError):    # NumPy has no buffer of that kind to give
-        pass
-    finally:
-        if held > 0:
-            PyBuffer_Release(&x)
-        if held > 1:
-            PyBuffer_Release(&t)
-        if held > 2:
-            PyBuffer_Release(&out)
-    if status < 0:
-        raise MemoryError("no memory for scratch space")
-    return loss if status == 0 else None
-
-
-cdef int run_buffers(const Py_buffer *x, const Py_buffer *labels, const Py_buffer *g, bint mean, int64_t ignored,
-                     int threads, double *loss) noexcept:
-    cdef int status
-    cdef char code = x.format[0]
-    if not (is_of(x, b"f", sizeof(float), 2) or is_of(x, b"d", sizeof(double), 2)):
-        return 1
-    if not (is_of(labels, b"l" if sizeof(long) == sizeof(int64_t) else b"q", sizeof(int64_t), 1)):
-        return 1
-    if x.shape[0] != labels.shape[0] or x.shape[0] == 0 or x.shape[1] == 0 or labels.strides[0] != sizeof(int64_t):
-        return 1
-    if g != NULL:
-        if not is_of(g, code, x.itemsize, 2) or g.shape[0] != x.shape[0] or g.shape[1] != x.shape[1] or not is_dense(g):
-            return 1
-        if overlap(span(g), span(labels)):
-            return 1
-        if overlap(span(g), span(x)) and (g.buf != x.buf or g.strides[0] != x.strides[0] or g.strides[1] != x.strides[1]):
-            return 1
-    with nogil:
-        if code == b"f":
-            status = run_plain(<float *>NULL, x, labels, g, mean, ignored, threads, loss)
-        else:
-            status = run_plain(<double *>NULL, x, labels, g, mean, ignored, threads, loss)
-    return status
-
-
-def softmax(
-    const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, bint log, floating[:, :] y,
-    const Py_ssize_t[::1] y_blocks, floating[::1] lse, int threads,
-):
-    cdef Request request = defaults()
-    cdef int dtype = own_dtype(<floating *>NULL)
-    request.rows, request.classes, request.num_threads = positions, x.shape[1], threads
-    set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
-    if y is not None:
-        request.operation = LOG_SOFTMAX if log else SOFTMAX
-        set_matrix(&request.grad, &y[0, 0], dtype, y_blocks, y.shape[0], y.strides[0], y.strides[1])
-    else:
-        request.operation, request.losses = LOGSUMEXP, &lse[0]
-    run_request(&request)
-
-
-def vector_jacobian(
-    const floating[:, :] y, const Py_ssize_t[::1] y_blocks, Py_ssize_t positions, Targets upstream, bint log,
-    floating[:, :] g, const Py_ssize_t[::1] g_blocks, int threads,
-):
-    cdef Request request = defaults()
-    cdef int dtype = own_dtype(<floating *>NULL)
-    request.operation = LOG_SOFTMAX_GRAD if log else SOFTMAX_GRAD
-    request.rows, request.classes, request.num_threads = positions, y.shape[1], threads
-    set_matrix(&request.y, <void *>&y[0, 0], dtype, y_blocks, y.shape[0], y.strides[0], y.strides[1])
-    set_matrix(&request.upstream, upstream.data, upstream.dtype, upstream.blocks, upstream.per_block,
-               upstream.by_position, upstream.by_class)
-    set_matrix(&request.grad, &g[0, 0], dtype, g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    run_request(&request)
-
-
-def two_term(
-    const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, Targets targets, bint softmax,
-    const double[::1] weight, const double[::1] pos_weight, double factor, const double[::1] sample,
-    const double[::1] upstream, floating[::1] losses, floating[:, :] g, const Py_ssize_t[::1] g_blocks, int threads,
-):
-    cdef Request request = defaults()
-    cdef double total = 0
-    cdef int dtype = own_dtype(<floating *>NULL)
-    request.operation = SOFTMAX_TWO_TERM if softmax else SIGMOID_TWO_TERM
-    request.rows, request.classes, request.scale, request.num_threads = positions, x.shape[1], factor, threads
-    set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
-    set_matrix(&request.targets, targets.data, targets.dtype, targets.blocks, targets.per_block,
-               targets.by_position, targets.by_class)
-    if g is not None:
-        set_matrix(&request.grad, &g[0, 0], dtype, g_blocks, g.shape[0], g.strides[0], g.strides[1])
-    if weight is not None:
-        request.weight = &weight[0]
-    if pos_weight is not None:
-        request.pos_weight = &pos_weight[0]
-    if sample is not None:
-        request.sample_weight = &sample[0]
-    if upstream is not None:
-        request.upstream = matrix(&upstream[0], F64, sizeof(double)*(1 if softmax else request.classes), sizeof(double))
-    if losses is not None:
-        request.losses = &losses[0]
-    request.total = &total
-    run_request(&request)
-    return total
-
-
-def limit_threads(int quota):
-    """No call uses more threads than this by itself; 0: no limit."""
-    ce_limit_threads(quota)
-
-
-def automatic_threads():
-    """How many threads a large call from this thread would use."""
-    return ce_automatic_threads()
-
-
-def select(name):
-    """Chooses an instruction set by name, or the best when that is None; returns its name, or None if it is not here."""
-    cdef int i
-    for i in range(CE_ISA_COUNT):
-        if ce_isas[i].runs_here() and (name is None or ce_isas[i].name.decode() == name):
-            ce_choose(i)
-            return ce_isas[i].name.decode()
-    return None
-
-
-def available():
-    """The instruction sets this processor runs, best first."""
-    return [ce_isas[i].name.decode() for i in range(CE_ISA_COUNT) if ce_isas[i].runs_here()]
-
-
-openmp = str(ce_openmp_version()) if ce_openmp_version() else None
-compiler = CE_COMPILER.decode()
-ce_watch_forks()

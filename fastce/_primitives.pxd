@@ -2,7 +2,13 @@
 from libc.stdint cimport int64_t
 
 
-cdef extern from "_simd/dispatch.h" nogil:
+cdef extern from *:
+    """
+    #include "_simd/dispatch.h"
+    """
+    # Not `extern from "_simd/dispatch.h"`: Cython would copy that one header to where the generated C is.
+
+cdef extern from * nogil:
     enum: CE_MAX_LANES, CE_ISA_COUNT
     enum: CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT           # kinds of base
     enum: CE_STORED, CE_EXP, CE_DIFFERENCE              # forms of exponentials
