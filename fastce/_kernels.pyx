@@ -31,60 +31,68 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 
-cdef extern from "_simd.h" nogil:
-    enum: CE_BROADCAST, CE_BY_CLASS, CE_BY_ELEMENT, CE_KEPT, CE_EXP, CE_DIFFERENCE, CE_ISA_COUNT
+cdef extern from "_simd/dispatch.h" nogil:
+    enum: CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT, CE_STORED, CE_EXP, CE_DIFFERENCE, CE_ISA_COUNT
     ctypedef struct ce_primitives:
-        double one
-        void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m) noexcept nogil
+        double exp_one
+        void (*rows_max)(const void *x, Py_ssize_t x_row_stride, Py_ssize_t rows, Py_ssize_t n,
+                         double *row_max) noexcept nogil
         Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
-        void (*rows_exp_sum)(const void *x, Py_ssize_t x_step, void *e, Py_ssize_t e_step, Py_ssize_t rows, Py_ssize_t n,
-                             int form, const double *shift, int without, const void *next, double *sum) noexcept nogil
-        double (*row_gap_dot)(const void *x, const void *v, Py_ssize_t n, double shift) noexcept nogil
-        double (*row_sum)(const void *v, Py_ssize_t n) noexcept nogil
-        double (*row_dot)(const void *u, const void *v, Py_ssize_t n) noexcept nogil
-        void (*row_scale)(const void *y, const void *u, void *g, Py_ssize_t n, double shift) noexcept nogil
-        void (*row_affine)(void *q, const void *v, Py_ssize_t n, double slope, double offset) noexcept nogil
-        void (*rows_grad)(const void *src, Py_ssize_t src_step, void *g, Py_ssize_t g_step, Py_ssize_t rows, Py_ssize_t n,
-                          int form, const double *shift, const double *a, const double *b, const void *v,
-                          const Py_ssize_t *mark, const double *at_mark, int stream) noexcept nogil
+        void (*rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride,
+                             Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, int excluded,
+                             const void *next, double *sum) noexcept nogil
+        double (*row_gap_dot)(const void *x, const void *base, Py_ssize_t n, double shift) noexcept nogil
+        double (*row_sum)(const void *x, Py_ssize_t n) noexcept nogil
+        double (*row_dot)(const void *x, const void *y, Py_ssize_t n) noexcept nogil
+        void (*rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
+                          Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a,
+                          const double *b, const void *base, const Py_ssize_t *exact_class, const double *exact_grad,
+                          int stream) noexcept nogil
+        void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *row_max) noexcept nogil
+        void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *row_max,
+                             const void *row_max_before, const void *label, double *sum, double *d_label,
+                             double *e_label, const void *next, Py_ssize_t next_class_stride, void *dst,
+                             Py_ssize_t dst_class_stride) noexcept nogil
+        void (*tile_gap_dot)(const void *x, const void *base, int base_kind, Py_ssize_t classes, Py_ssize_t width,
+                             const void *row_max, double *sum) noexcept nogil
+        void (*tile_sum)(const void *base, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *row_max,
+                         double *sum) noexcept nogil
+        void (*tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ssize_t width, int form,
+                          const void *row_max, const void *a, const void *b, const void *base, int base_kind,
+                          const void *exact_class, const void *exact_grad) noexcept nogil
+        void (*row_affine)(void *q, const void *weight, Py_ssize_t n, double slope, double offset) noexcept nogil
+        void (*row_scale)(const void *y, const void *upstream, void *grad, Py_ssize_t n, double shift) noexcept nogil
         double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
                               void *grad) noexcept nogil
-        void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *m) noexcept nogil
-        void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *m,
-                             const void *before, const void *label, double *sum, double *d_label,
-                             double *e_label, const void *next, Py_ssize_t next_step, void *dst,
-                             Py_ssize_t dst_step) noexcept nogil
-        void (*tile_gap_dot)(const void *x, const void *v, int kind, Py_ssize_t classes, Py_ssize_t width,
-                             const void *m, double *sum) noexcept nogil
-        void (*tile_sum)(const void *v, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *m,
-                         double *sum) noexcept nogil
-        void (*tile_grad)(const void *src, void *g, Py_ssize_t classes, Py_ssize_t width, int form,
-                          const void *m, const void *a, const void *b, const void *v, int kind, const void *mark,
-                          const void *at_mark) noexcept nogil
-        void (*transpose)(const void *src, Py_ssize_t src_step, Py_ssize_t rows, Py_ssize_t columns, void *dst,
-                          Py_ssize_t dst_step) noexcept nogil
-        void (*copy_runs)(const void *src, Py_ssize_t src_step, Py_ssize_t runs, Py_ssize_t n, void *dst,
-                          Py_ssize_t dst_step) noexcept nogil
-        void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *label) noexcept nogil
-        void (*narrow)(const double *src, Py_ssize_t n, void *to) noexcept nogil
-        void (*widen)(const void *src, Py_ssize_t n, double *to) noexcept nogil
-        void (*settle)(const void *src, Py_ssize_t n, double *row_max, double *tail, double *linear, double keep,
-                       const double *d_label) noexcept nogil
-        void (*add)(double *total, double *lost, const double *term, Py_ssize_t n) noexcept nogil
+        void (*transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
+                          Py_ssize_t dst_stride) noexcept nogil
+        void (*copy_runs)(const void *src, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst,
+                          Py_ssize_t dst_stride) noexcept nogil
+        void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *lanes) noexcept nogil
+        void (*narrow)(const double *src, Py_ssize_t n, void *dst) noexcept nogil
+        void (*widen)(const void *src, Py_ssize_t n, double *dst) noexcept nogil
+        void (*widen_state)(const void *src, Py_ssize_t n, double *row_max, double *tail, double *linear, double hot,
+                            const double *d_label) noexcept nogil
+        void (*add_compensated)(double *total, double *lost, const double *term, Py_ssize_t n) noexcept nogil
+        void (*losses)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
+                       const double *linear, double z_loss, double *log_total, double *loss) noexcept nogil
         void (*coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
-                             const double *linear, double z_loss, const double *q, const double *rest, const double *e,
-                             const double *scale, double *log_total, double *loss, double *a,
-                             double *at_target) noexcept nogil
-        void (*losses)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass, const double *linear,
-                       double z_loss, double *log_total, double *loss) noexcept nogil
-        Py_ssize_t (*labels_kept)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
-                                  int has_ignored) noexcept nogil
+                             const double *linear, double z_loss, const double *q, const double *rest,
+                             const double *e, const double *scale, double *log_total, double *loss, double *a,
+                             double *exact_grad) noexcept nogil
+        Py_ssize_t (*count_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
+                                   int has_ignored) noexcept nogil
+        void (*settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored, int has_ignored,
+                              int64_t *settled) noexcept nogil
     ctypedef struct ce_isa:
         const char *name
         int (*runs_here)() noexcept
         const ce_primitives *f32
         const ce_primitives *f64
     const ce_isa ce_isas[]
+    const ce_primitives *ce_chosen_f32
+    const ce_primitives *ce_chosen_f64
+    int ce_choose(int isa) noexcept
 
 cdef extern from "_threads.h" nogil:
     int ce_openmp_version() noexcept
@@ -163,7 +171,7 @@ cdef struct Job:
     double smooth_mass              # labels only: sum over j of uniform*weight_j
     const double *others            # with smooth: sum over k != j of weight_k, by class j
     double v_scale                  # q is v_scale*v, where v is the smooth weights, ones, or the target row
-    int v_kind                      # how v is laid out: CE_BROADCAST (ones), CE_BY_CLASS or CE_BY_ELEMENT
+    int v_kind                      # how v is laid out: CE_ONES (ones), CE_BY_CLASS or CE_BY_ELEMENT
     double z_loss
     double factor                   # of every gradient
     const double *sample            # weight of each position, or NULL for ones
@@ -206,15 +214,11 @@ cdef struct State:
     double loss[GROUP]
 
 
-cdef const ce_primitives *primitives_f32 = NULL
-cdef const ce_primitives *primitives_f64 = NULL
-
-
 cdef inline const ce_primitives *primitives(const floating *dtype) noexcept nogil:
     if floating is float:
-        return primitives_f32
+        return ce_chosen_f32
     else:
-        return primitives_f64
+        return ce_chosen_f64
 
 
 cdef inline char *position(const Matrix *a, Py_ssize_t i) noexcept nogil:
@@ -371,7 +375,7 @@ cdef inline const floating *v_block(const Job *job, Py_ssize_t i, Py_ssize_t j, 
     """v of row i, n classes from class j on, contiguous; NULL for ones."""
     cdef const char *row
     cdef floating *weight = NULL
-    if job.v_kind == CE_BROADCAST:
+    if job.v_kind == CE_ONES:
         return NULL
     if job.v_kind == CE_BY_CLASS:
         return (<const floating *>job.smooth) + j
@@ -498,7 +502,7 @@ cdef void finish(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, S
                 s.loss[p] = 0
     if job.losses != NULL:
         f.narrow(s.loss, count, (<floating *>job.losses) + start)
-    add(total, primitives_f64.row_sum(s.loss, count))
+    add(total, ce_chosen_f64.row_sum(s.loss, count))
 
 
 cdef void run_unit(const Job *job, Py_ssize_t u, floating *scratch) noexcept nogil:
@@ -565,7 +569,7 @@ cdef int execute(Job *job, const floating *dtype, int threads, double *sum_of_lo
     # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
     job.stream = (job.g.data != job.x.data and classes > BLOCK
                   and positions*classes >= STREAM_BYTES/<Py_ssize_t>sizeof(floating))
-    job.alike = (job.v_kind == CE_BROADCAST and not smooth and not job.stats_given
+    job.alike = (job.v_kind == CE_ONES and not smooth and not job.stats_given
                  and job.x.by_class == sizeof(floating)
                  and (job.g.data == NULL or job.g.by_class == sizeof(floating)))
     job.by_tiles = job.output < SOFTMAX_GRAD and (classes <= (FEW if job.alike else FEW_SINGLE) or (
@@ -641,7 +645,7 @@ cdef double execute_without_gil(Job *job, const floating *dtype, int threads) ex
 cdef inline void set_label_options(Job *job, double smoothing, double z_loss, double factor) noexcept nogil:
     """What a job with labels has of numbers; classes is set."""
     job.keep, job.uniform, job.z_loss, job.factor = 1 - smoothing, smoothing/job.classes, z_loss, factor
-    job.v_kind, job.v_scale, job.smooth_mass = CE_BROADCAST, job.uniform, smoothing
+    job.v_kind, job.v_scale, job.smooth_mass = CE_ONES, job.uniform, smoothing
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -705,7 +709,7 @@ def targets(const number[:, :] array, const Py_ssize_t[::1] blocks):
 
 def labels_kept(const int64_t[::1] labels, int64_t classes, ignored):
     """How many labels differ from `ignored` (an int of 64 bits, or None); -1 if one of those is outside [0, classes)."""
-    return primitives_f32.labels_kept(&labels[0], labels.shape[0], classes, 0 if ignored is None else ignored,
+    return ce_chosen_f32.count_labels(&labels[0], labels.shape[0], classes, 0 if ignored is None else ignored,
                                       ignored is not None)
 
 
@@ -906,7 +910,7 @@ def softmax(
     """softmax, log-softmax or logsumexp of every row; y may be x itself."""
     cdef Job job
     memset(&job, 0, sizeof(job))
-    job.positions, job.classes, job.factor, job.v_kind = positions, x.shape[1], 1, CE_BROADCAST
+    job.positions, job.classes, job.factor, job.v_kind = positions, x.shape[1], 1, CE_ONES
     set_matrix(&job.x, <void *>&x[0, 0], x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if y is not None:
         job.output = LOG_SOFTMAX if log else SOFTMAX
@@ -993,11 +997,10 @@ def automatic_threads():
 
 def select(name):
     """Chooses an instruction set by name, or the best when that is None; returns whether there is such a one here."""
-    global primitives_f32, primitives_f64
     cdef int i
     for i in range(CE_ISA_COUNT):
         if ce_isas[i].runs_here() and (name is None or ce_isas[i].name.decode() == name):
-            primitives_f32, primitives_f64 = ce_isas[i].f32, ce_isas[i].f64
+            ce_choose(i)
             return ce_isas[i].name.decode()
     return None
 

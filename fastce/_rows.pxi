@@ -32,7 +32,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
             f.rows_max(x, 0, 1, n, &block_max)
             if block_max > row_max:
                 k = f.row_find(x, n, block_max) if find_top else -1
-                f.rows_exp_sum(x, 0, e, 0, 1, n, CE_KEPT, &block_max, 1, block_after(job, i, j + n, x), &part)
+                f.rows_exp_sum(x, 0, e, 0, 1, n, CE_STORED, &block_max, 1, block_after(job, i, j + n, x), &part)
                 if j == 0:
                     set_sum(&tail, part)
                 else:
@@ -41,7 +41,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
                     add(&linear, times(value(&mass), block_max - shift))
                 row_max = shift = block_max
             else:
-                f.rows_exp_sum(x, 0, e, 0, 1, n, CE_KEPT, &shift, 0, block_after(job, i, j + n, x), &part)
+                f.rows_exp_sum(x, 0, e, 0, 1, n, CE_STORED, &shift, 0, block_after(job, i, j + n, x), &part)
                 add(&tail, part)
         if k >= 0:
             s.top[r] = j + k
@@ -70,7 +70,7 @@ cdef void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floati
     if job.labels != NULL and not is_ignored(job, i):
         k = job.labels[i]
         x_k = (<const floating *>(row + k*job.x.by_class))[0]
-        add_label(job, k, x_k, e[k]/f.one if e != NULL else exp(x_k - row_max), s, r)
+        add_label(job, k, x_k, e[k]/f.exp_one if e != NULL else exp(x_k - row_max), s, r)
 
 
 cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
@@ -82,7 +82,7 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
     cdef char *e = NULL
     cdef Py_ssize_t n = job.classes, x_step = job.x.by_position, e_step = 0, p, t
     cdef bint with_grad = job.g.data != NULL
-    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_KEPT
+    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_STORED
     if with_grad:
         e, e_step = position(&job.g, start), job.g.by_position      # where the gradient will be
     f.rows_max(x, x_step, count, n, s.row_max + r)
@@ -101,7 +101,7 @@ cdef void short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *
     if job.labels != NULL:
         for p in range(count):
             t = job.labels[start + p]
-            add_label(job, t, s.x[r + p], 0 if e == NULL else (<floating *>(e + p*e_step))[t]/f.one, s, r + p)
+            add_label(job, t, s.x[r + p], 0 if e == NULL else (<floating *>(e + p*e_step))[t]/f.exp_one, s, r + p)
     if not with_grad:
         return
     coefficients(job, s, r, count, f)
@@ -124,7 +124,7 @@ cdef void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const f
     cdef floating *dst
     cdef bint direct = job.g.by_class == sizeof(floating)
     cdef Py_ssize_t j = 0, n, k, mark
-    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_EXP if e == NULL else CE_KEPT
+    cdef int form = CE_DIFFERENCE if job.output == LOG_SOFTMAX else CE_EXP if e == NULL else CE_STORED
     coefficients(job, s, r, 1, f)
     while j < job.classes:
         n = min(job.classes - j, BLOCK)

@@ -4,7 +4,7 @@ cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, dou
     cdef const ce_primitives *f = primitives(x)
     cdef Py_ssize_t j
     f.rows_max(x, 0, 1, n, row_max)
-    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_KEPT, row_max, 1, x, tail)
+    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, row_max, 1, x, tail)
     if not isfinite(row_max[0]):
         tail[0] = NAN
         if row_max[0] < 0:
@@ -24,7 +24,7 @@ cdef void merge_stats(double *row_max, double *tail, double other_row_max, doubl
 
 cdef double loss_from_stats(double row_max, double tail, double x_label) noexcept nogil:
     cdef double one = 1, gap = row_max - x_label, log_total, loss
-    primitives_f64.losses(1, &row_max, &tail, &one, &gap, 0, &log_total, &loss)
+    ce_chosen_f64.losses(1, &row_max, &tail, &one, &gap, 0, &log_total, &loss)
     return loss
 
 
@@ -48,9 +48,9 @@ cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t
     cdef const ce_primitives *f = primitives(x)
     cdef double row_max, tail, x_label = x[label]
     f.rows_max(x, 0, 1, n, &row_max)
-    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_KEPT, &row_max, 1, x, &tail)
+    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_STORED, &row_max, 1, x, &tail)
     tail += 0*row_max               # NaN where every class is masked, or at +inf
-    row_from_stats(grad, CE_KEPT, n, label, grad[label]/f.one, row_max, tail, upstream, grad)
+    row_from_stats(grad, CE_STORED, n, label, grad[label]/f.exp_one, row_max, tail, upstream, grad)
     return loss_from_stats(row_max, tail, x_label)
 
 
@@ -64,7 +64,7 @@ cdef inline void row_backward(const floating *x, Py_ssize_t n, int64_t label, do
 
 cdef Py_ssize_t count_labels(const int64_t *labels, Py_ssize_t rows, Py_ssize_t classes,
                              int64_t ignore_index) noexcept nogil:
-    return primitives_f32.labels_kept(labels, rows, classes, ignore_index, True)
+    return ce_chosen_f32.count_labels(labels, rows, classes, ignore_index, True)
 
 
 cdef inline int batch(

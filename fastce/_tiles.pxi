@@ -23,7 +23,7 @@ cdef inline void accumulate(const ce_primitives *f, bint first, double *total, d
         memcpy(total, term, n*sizeof(double))
         memset(lost, 0, n*sizeof(double))
     else:
-        f.add(total, lost, term, n)
+        f.add_compensated(total, lost, term, n)
 
 
 cdef void grow(State *s, double *lost_tail, double *lost_mass, double *lost_linear, double *lost_rest,
@@ -116,7 +116,7 @@ cdef void tile_state(const Job *job, const Tile *tile, State *s, bint keep, floa
                            next, next_step, dst, dst_step)
             accumulate(f, j == 0, s.tail, lost[0], sums, width)
         j += n
-    f.settle(row_max, count, s.row_max, s.tail, s.linear, job.keep,
+    f.widen_state(row_max, count, s.row_max, s.tail, s.linear, job.keep,
              d_label if pick and job.weight == NULL and job.keep != 0 else NULL)
     if job.labels == NULL:
         for p in range(count):
@@ -153,7 +153,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
     cdef bint by_element = job.v_kind == CE_BY_ELEMENT
     cdef Py_ssize_t tops[GROUP]
     cdef double at_tops[GROUP]
-    cdef int form = CE_KEPT if kept else CE_EXP
+    cdef int form = CE_STORED if kept else CE_EXP
     cdef Py_ssize_t width = tile.width, count = tile.count, p, j = 0, n, k, n_tops
     coefficients(job, s, 0, count, f)
     if count < width:
@@ -169,7 +169,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
         for p in range(width):
             mark[p] = INFINITY
             if p < count and s.tail[p] < 1:
-                mark[p] = <floating>f.one if kept else row_max[p]
+                mark[p] = <floating>f.exp_one if kept else row_max[p]
     while j < job.classes:
         n = min(job.classes - j, tile.most)
         if not by_element:
@@ -185,7 +185,7 @@ cdef void tile_grad(const Job *job, const Tile *tile, State *s, bint kept, float
             for p in range(count):
                 if needs_top(job, s, p) and not is_ignored(job, tile.start + p):
                     for k in range(n):
-                        if x[k*width + p] == (f.one if kept else row_max[p]):
+                        if x[k*width + p] == (f.exp_one if kept else row_max[p]):
                             tops[n_tops] = k*width + p
                             at_tops[n_tops] = grad_at_top(job, s, p, j + k, job.labels[tile.start + p], f)
                             n_tops += 1
