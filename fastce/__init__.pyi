@@ -1,5 +1,5 @@
 # Types of the public names, more precise than where they are defined: what a call returns depends on `reduction`,
-# `return_stats` and the dtype of the logits. tests/test_types.py compares this with what is there at run time.
+# `return_stats` and the dtype of the logits. tests/calls/test_types.py compares this with what is there at run time.
 from typing import Any, Final, Literal, NamedTuple, TypedDict, TypeVar, overload
 
 import numpy as np

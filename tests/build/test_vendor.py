@@ -20,7 +20,7 @@ from installed import is_installed
 
 import fastce
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = Path(fastce.__file__).resolve().parent
 CE = Path("hostpkg", "_vendor", "ce")
 TIME_LIMIT = 300  # seconds; a build takes about 25
