@@ -1,6 +1,6 @@
 # Types of the public names, more precise than where they are defined: what a call returns depends on `reduction`,
 # `return_stats` and the dtype of the logits. The other options are keys of TypedDicts, each in one place; their
-# defaults are in the docstrings. tests/test_types.py compares names and defaults with what is there at run time.
+# defaults are in the docstrings. tests/calls/test_types.py compares names and defaults with what is there at run time.
 from typing import Any, Final, Literal, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np

@@ -26,7 +26,7 @@ from setuptools import Extension
 FOLDER = Path(__file__).resolve().parent
 
 # What the module is made of besides _kernels.pyx; it is built again when one of these changes.
-SOURCES = ("*.h", "_simd/*", "*.pxd", "*.pxi", "_build.py")
+SOURCES = ("*.h", "_simd/*", "*.pxd", "_build.py")
 
 DIRECTIVES = {
     "language_level": 3,

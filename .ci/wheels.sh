@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The whole way of a Linux wheel: sdist; from it, with no network, one abi3 wheel; auditwheel repair; then for each
 # Python found, in a new virtual environment, the tests from the sdist against the installed repaired wheel, and the
-# OpenMP neighbours of tests/test_openmp_neighbours.py.
+# OpenMP neighbours of tests/process/test_openmp_neighbours.py.
 #
-#     bash tests/wheels.sh [ARGUMENTS OF PYTEST ...]        e.g. -m 'not slow'
+#     bash .ci/wheels.sh [ARGUMENTS OF PYTEST ...]        e.g. -m 'not slow'
 #
 # PYTHONS   interpreters to test with, the first of which builds (python3.11 python3.12 python3.13)
 # OUT       where the sdist and the repaired wheel are left (a temporary directory)
@@ -51,7 +51,7 @@ python -m build --sdist --no-isolation --outdir "$work/sdist" "$work/clone" > "$
 sdist=$(only "$work"/sdist/*.tar.gz)
 mkdir "$work/source"
 tar -xzf "$sdist" -C "$work/source" --strip-components=1
-for file in tests/conftest.py bench/compare.py LICENSE; do
+for file in tests/conftest.py bench/compare.py .docs/from_scores_to_gradient.md LICENSE; do
     [ -f "$work/source/$file" ] || fail "the sdist lacks $file"
 done
 
@@ -70,9 +70,10 @@ wheel=$(only "$work"/wheel/*.whl)
 step "auditwheel repair"
 auditwheel repair --strip --wheel-dir "$work/repaired" "$wheel" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 repaired=$(only "$work"/repaired/*.whl)
-python -m zipfile --list "$repaired" | grep -E '\.so|LICENSE'
+files=$(python -m zipfile --list "$repaired") # not in a pipe: grep -q closes it early, and Python fails
+grep -E '\.so|LICENSE' <<< "$files"
 # Its own name keeps it from being taken for another library's copy, and theirs for ours.
-python -m zipfile --list "$repaired" | grep -qE 'fastce\.libs/libgomp-[0-9a-f]+\.so' || fail "no renamed libgomp in $repaired"
+grep -qE 'fastce\.libs/libgomp-[0-9a-f]+\.so' <<< "$files" || fail "no renamed libgomp in $repaired"
 abi3audit --strict --report "$repaired" > "$work/log" || { cat "$work/log"; exit 1; }
 cp "$sdist" "$repaired" "$out"
 ls -l "$out"

@@ -1,9 +1,9 @@
 """Builds fastce with one compiler after another, and runs its tests on processors that this machine does not have.
 
-    python tests/matrix.py                      every cell that can run here
-    python tests/matrix.py --list               what there is, and what each cell lacks on this machine
-    python tests/matrix.py clang aarch64        these cells
-    python tests/matrix.py --install ...        install what is missing first (Debian, as root)
+    python .ci/matrix.py                      every cell that can run here
+    python .ci/matrix.py --list               what there is, and what each cell lacks on this machine
+    python .ci/matrix.py clang aarch64        these cells
+    python .ci/matrix.py --install ...        install what is missing first (Debian, as root)
 
 A cell builds the checkout with -Wall -Wextra, and any warning fails it, whether it comes from the headers or from the C
 that Cython writes; checks that compiler, OpenMP runtime and instruction set are those it is about; and runs a part of
@@ -60,9 +60,9 @@ DROPPED = re.compile(
 )
 
 # What depends on the compiler, the OpenMP runtime or the processor.
-NATIVE = "test_process.py test_values.py test_numerics.py test_arrays.py test_softmax.py test_binary.py".split()
+NATIVE = "tests/process tests/numbers tests/calls/test_arrays.py".split()
 # The same in the time that an emulator needs.
-EMULATED = "test_process.py test_values.py test_numerics.py test_softmax.py test_binary.py -k".split()
+EMULATED = ["tests/process", "tests/numbers", "-k"]
 EMULATED += ["instruction_set or TestByHand or TestSpecialNumbers or underflow_is_gradual"]
 APT_GET = ["apt-get", "-q", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20"]
 
@@ -138,7 +138,7 @@ def environment(**extra: object) -> dict[str, str]:
 def copy_checkout(to: Path) -> Path:
     """The files that are built and tested, without what was built in place."""
     ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", ".*_cache", ".hypothesis", ".benchmarks")
-    for name in ("fastce", "tests", "bench"):
+    for name in ("fastce", "tests", "bench", ".docs"):
         if (CHECKOUT / name).is_dir():
             shutil.copytree(CHECKOUT / name, to / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
@@ -261,7 +261,7 @@ class Run:
     def test(self, python: Path, selection: list[str], env: dict[str, str] | None = None) -> str:
         """Runs these tests, or all when that is asked for; gives pytest's closing line."""
         checkout = copy_checkout(self.folder / "checkout")
-        chosen = ["tests"] if self.full else [f"tests/{s}" if s.endswith(".py") else s for s in selection]
+        chosen = ["tests"] if self.full else selection
         # An in-tree folder would be imported in place of what is installed: -P keeps it off the path.
         command = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
         said = self.call(command, what="tests", cwd=checkout, env=env or environment())

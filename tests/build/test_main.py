@@ -20,7 +20,7 @@ import pytest
 
 import fastce
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 CONFIG = fastce.show_config(mode="dicts")
 TIME_LIMIT = 120  # seconds; the longest of these takes some ten when nothing else runs
 LIMITS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "FASTCE_ISA", "PYTHONPATH")

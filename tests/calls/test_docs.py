@@ -13,7 +13,7 @@ import pytest
 
 import fastce
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 PUBLIC = {name: getattr(fastce, name) for name in fastce.__all__ if not name.startswith("_")}
 CALLABLES = {name: thing for name, thing in PUBLIC.items() if callable(thing)}
 FUNCTIONS = {name: thing for name, thing in CALLABLES.items() if inspect.isfunction(thing)}

@@ -4,13 +4,23 @@ inputs are never modified, no copy is made that need not be, and memory may be s
 from __future__ import annotations
 
 import pickle
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from layouts import (
+    AWKWARD,
+    BITWISE,
+    LAYOUTS,
+    NOT_ONE_STRIDE,
+    SAME_MEMORY,
+    SHIFTS,
+    WALKABLE,
+    peak_bytes,
+    unaligned,
+)
 from numpy.lib.stride_tricks import as_strided
 
 import fastce
@@ -21,7 +31,6 @@ from fastce import reference
 TWO_KERNELS_EPS = 44
 SHAPES = [(1, 1), (7, 3), (33, 10), (200, 17), (5, 300), (3, 4097), (2, 9000)]
 DTYPES = [np.float32, np.float64]
-Layout = Callable[[np.ndarray], np.ndarray]
 
 
 def numbers(shape: tuple[int, ...], dtype: Any = np.float64, seed: int = 0) -> np.ndarray:
@@ -42,68 +51,6 @@ def assert_same(got: Any, expected: Any) -> None:
     assert got.shape == expected.shape
     tolerance = TWO_KERNELS_EPS * np.finfo(expected.dtype).eps
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layouts: functions that return an array equal to their argument, lying differently in memory
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def within(a: np.ndarray, index: Callable[[tuple[int, ...]], tuple[tuple[int, ...], Any]]) -> np.ndarray:
-    """A view of a larger array, the rest of which is NaN or -1 so that reading it shows."""
-    shape, where = index(a.shape)
-    filler = {"f": np.nan, "b": True}
-    whole = np.full(shape, filler[a.dtype.kind] if a.dtype.kind in filler else np.iinfo(a.dtype).max, a.dtype)
-    whole[where] = a
-    return whole[where]
-
-
-def read_only(a: np.ndarray) -> np.ndarray:
-    a = a.copy()
-    a.flags.writeable = False
-    return a
-
-
-def unaligned(a: np.ndarray) -> np.ndarray:
-    b = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
-    b[...] = a
-    assert not b.flags.aligned or a.dtype.itemsize == 1
-    return b
-
-
-def field_of_records(a: np.ndarray) -> np.ndarray:
-    records = np.zeros(a.shape, np.dtype([("tag", "i1"), ("value", a.dtype)]))
-    records["value"] = a
-    return records["value"]
-
-
-def reversed_all(a: np.ndarray) -> np.ndarray:
-    flip = (slice(None, None, -1),) * a.ndim
-    return a[flip].copy()[flip]
-
-
-WALKABLE: dict[str, Layout] = {
-    "contiguous": np.ascontiguousarray,
-    "Fortran": np.asfortranarray,
-    "every second row": lambda a: within(a, lambda s: ((2 * s[0], *s[1:]), np.s_[::2])),
-    "every third column": lambda a: within(a, lambda s: ((*s[:-1], 3 * s[-1]), np.s_[..., ::3])),
-    "a window": lambda a: within(a, lambda s: (tuple(n + 3 for n in s), tuple(slice(1, n + 1) for n in s))),
-    "rows reversed": lambda a: a[::-1].copy()[::-1],
-    "columns reversed": lambda a: a[..., ::-1].copy()[..., ::-1],
-    "all reversed": reversed_all,
-    "Fortran reversed": lambda a: reversed_all(a.T).T,
-}
-AWKWARD: dict[str, Layout] = {
-    "read-only": read_only,
-    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
-    "byte-swapped Fortran": lambda a: np.asfortranarray(a).astype(a.dtype.newbyteorder(), order="K"),
-    "unaligned": unaligned,
-    "field of records": field_of_records,
-    "subclass": lambda a: a.copy().view(type("Tagged", (np.ndarray,), {})),
-}
-LAYOUTS = WALKABLE | AWKWARD
-# Rows of contiguous, aligned, native numbers, or copies that have such: the same kernel runs on the same numbers.
-BITWISE = ["read-only", "every second row", "rows reversed", "a window", "byte-swapped", "unaligned", "subclass"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -276,17 +223,6 @@ def test_broadcast_targets_and_upstream() -> None:
         got = fastce.cross_entropy_grad(logits, targets, reduction="none", upstream=upstream)
         expected = fastce.cross_entropy_grad(logits, targets.copy(), reduction="none", upstream=0.5)
         assert_same(got, expected)
-
-
-NOT_ONE_STRIDE: dict[str, Layout] = {
-    "all but the last step": lambda a: within(a, lambda s: ((s[0], s[1] + 1, s[2]), np.s_[:, :-1])),
-    "leading axes swapped": lambda a: np.swapaxes(np.swapaxes(a, 0, 1).copy(), 0, 1),
-    "classes first": lambda a: np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1),
-    "classes in the middle": lambda a: np.swapaxes(np.swapaxes(a, 1, 2).copy(), 1, 2),
-    "one axis reversed": lambda a: a[:, ::-1].copy()[:, ::-1],
-    "steps of two": lambda a: within(a, lambda s: ((s[0], 2 * s[1], 2 * s[2]), np.s_[:, ::2, ::2])),
-    "Fortran": np.asfortranarray,
-}
 
 
 @pytest.mark.parametrize("options", [{}, {"weight": 1, "label_smoothing": 0.1, "z_loss": 1e-3}], ids=["", "options"])
@@ -493,17 +429,6 @@ def test_in_place_when_large(threads: int) -> None:
     assert_same(grad, expected)
 
 
-SHIFTS = {
-    "one element": lambda rows, classes: 1,
-    "a vector": lambda rows, classes: 16,
-    "a row": lambda rows, classes: classes,
-    "a row and a half": lambda rows, classes: classes + classes // 2,
-    "half of the array": lambda rows, classes: rows * classes // 2,
-    "all but one element": lambda rows, classes: rows * classes - 1,
-    "side by side": lambda rows, classes: rows * classes,
-}
-
-
 @pytest.mark.parametrize("forward", [True, False], ids=["out behind", "out before"])
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("shape", [(33, 10), (300, 3), (9, 300), (3, 9000)])
@@ -519,14 +444,6 @@ def test_out_shifted_against_the_logits(shape: tuple[int, int], shift: str, forw
     assert grad is out
     assert_same(got, loss)
     assert_same(out, expected)
-
-
-SAME_MEMORY: dict[str, Layout] = {
-    "rows the other way round": lambda a: a[::-1],
-    "columns the other way round": lambda a: a[:, ::-1],
-    "transposed": lambda a: a.T,
-    "in Fortran order": lambda a: a.ravel().reshape(a.shape, order="F"),
-}
 
 
 @pytest.mark.parametrize("view", SAME_MEMORY)
@@ -668,16 +585,6 @@ def test_a_copy_would_be_noticed() -> None:
     logits = numbers((400, 1000), np.float64)
     assert peak_bytes(lambda: reference.cross_entropy(logits, labels_for(logits.shape))) >= logits.nbytes
     assert peak_bytes(lambda: fastce.cross_entropy(unaligned(logits), labels_for(logits.shape))) >= logits.nbytes
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """What NumPy and Python allocated at most at a time during the call."""
-    tracemalloc.start()
-    try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def test_as_strided_logits_that_overlap_themselves() -> None:

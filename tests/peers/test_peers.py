@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracle import assert_gradient, assert_losses, exact, needs_longdouble
 
 import fastce
-
-from .oracle import assert_gradient, assert_losses, exact, needs_longdouble
 
 F32, F64 = np.float32, np.float64
 

@@ -20,7 +20,7 @@ from installed import is_installed
 
 import fastce
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = Path(fastce.__file__).resolve().parent
 CE = Path("hostpkg", "_vendor", "ce")
 TIME_LIMIT = 300  # seconds; a build takes about 25
@@ -54,7 +54,7 @@ PYPROJECT = {
         [tool.setuptools]
         packages = ["hostpkg", "hostpkg._vendor", "hostpkg._vendor.ce", "hostpkg._vendor.ce.integrations"]
         [tool.setuptools.package-data]
-        "hostpkg._vendor.ce" = ["py.typed", "LICENSE", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h", "_simd/*"]
+        "hostpkg._vendor.ce" = ["py.typed", "LICENSE", "*.pyi", "*.pyx", "*.pxd", "*.h", "_simd/*"]
     """,
     "meson": """
         [build-system]

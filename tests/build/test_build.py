@@ -18,7 +18,7 @@ import pytest
 
 import fastce
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 FLAG_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "LDSHARED", "FASTCE_OPENMP", "FASTCE_ABI3")
 
 pytestmark = pytest.mark.skipif(
@@ -45,7 +45,7 @@ def build() -> ModuleType:
 
 def copy_checkout(to: Path) -> Path:
     ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", ".*_cache", ".hypothesis", ".benchmarks")
-    for name in ("fastce", "tests", "bench"):
+    for name in ("fastce", "tests", "bench", ".docs"):
         if (CHECKOUT / name).is_dir():
             shutil.copytree(CHECKOUT / name, to / name, ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
@@ -337,7 +337,8 @@ def test_sdist_holds_sources_tests_and_benchmarks_and_nothing_built(copy: Path, 
         "README.md",
         "LICENSE",
         "tests/conftest.py",
-        "tests/test_build.py",
+        "tests/build/test_build.py",
+        ".docs/from_scores_to_gradient.md",
     } | folder
     assert expected <= names
     assert {f"bench/{path.name}" for path in (copy / "bench").glob("*.py")} <= names

@@ -1,5 +1,5 @@
-"""The C-level surface, cimported: tests/cython_example is copied to another place, built there against the installed
-fastce, imported, and compared with the Python functions. The signatures are pinned: others compile against them."""
+"""The C-level surface, cimported: cython_example/ is copied to another place, built there against the installed fastce,
+imported, and compared with the Python functions. The signatures are pinned: others compile against them."""
 
 from __future__ import annotations
 
