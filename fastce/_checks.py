@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 F32, F64, I64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+MaskedArray = np.ma.MaskedArray
 LARGEST_INT64 = np.iinfo(np.int64).max
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def bound(face: Any, names: tuple[str, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
-    """Arguments given by keyword, in their places; the other options. Raises what Python raises for a wrong call."""
+    """All positional arguments of a call, where some are given by keyword, and the options. Raises what Python raises
+    for a call that the signature of `face` does not allow."""
     face(*arguments, **options)
     options = dict(options)
     return arguments + tuple(options.pop(name) for name in names[len(arguments) :]), options
@@ -29,7 +31,7 @@ def as_array(name: str, value: Any) -> Array:
         array = value
     elif value is None:
         raise TypeError(f"{name} is None, expected an array")
-    elif isinstance(value, np.ma.MaskedArray):
+    elif isinstance(value, MaskedArray):
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
         )
@@ -47,12 +49,14 @@ def as_array(name: str, value: Any) -> Array:
 
 
 def converted(array: Array, dtype: Any) -> Array:
-    with np.errstate(over="ignore"):  # infinite in the narrower dtype, as in the kernels, without a warning
+    if np.can_cast(array.dtype, dtype):
+        return array.astype(dtype, copy=False)
+    with np.errstate(all="ignore"):  # infinite in the narrower dtype, as in the kernels, without a warning
         return array.astype(dtype)
 
 
 def contiguous(array: Array, dtype: Any) -> Array:
-    """The same in C order and one dimension."""
+    """The numbers of an array in C order, in one dimension."""
     return np.ascontiguousarray(converted(array, dtype)).reshape(-1)
 
 
@@ -152,7 +156,8 @@ def as_labels(name: str, value: Any) -> Array:
         array = array.astype(I64)  # NumPy makes an empty list float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}, expected integers; cast them: {name}.astype(np.int64)")
-    return np.require(as_real(name, array), requirements="C")
+    array = as_real(name, array)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def as_int64(labels: Array, ignored: int) -> Array:
@@ -212,16 +217,15 @@ def weight_error(name: str, weight: Any, dtype: Any) -> ValueError:
     return ValueError(f"{where} is {weight[at]}, expected {finite} >= 0")
 
 
-def check_stats(name: str, array: Array, shape: tuple[int, ...], logits: Array) -> None:
+def stats_error(name: str, array: Array, shape: tuple[int, ...], logits: Array) -> ValueError:
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected {shape} for logits of shape {logits.shape}")
-    if array.dtype != logits.dtype:
-        raise ValueError(f"{name} has dtype {array.dtype}, expected {logits.dtype} to match logits")
+        return ValueError(f"{name} has shape {array.shape}, expected {shape} for logits of shape {logits.shape}")
+    return ValueError(f"{name} has dtype {array.dtype}, expected {logits.dtype} to match logits")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
     """`out` can take a result of that shape and dtype, which are those of `what`."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray) or isinstance(out, MaskedArray):
         raise TypeError(f"out is {type(out).__name__}, expected numpy.ndarray")
     if out.dtype != dtype:
         raise ValueError(f"out has dtype {out.dtype}, expected {dtype} to match {what}")

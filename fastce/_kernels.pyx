@@ -1,14 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: embedsignature=False, freethreading_compatible=True
-"""The frame: a call of a public function, from Python objects to a `Request` and from its outputs to Python objects.
+"""The frame: a call of a public function, from Python objects to a `Request`, and from its outputs to Python objects.
 
-The public functions are signatures and docstrings (_cross_entropy.py, _two_term.py, _softmax.py); `function` binds each to an
-operation. What an option does to a call stands in `rules`, one C function for each. An option that is not given costs
-nothing. A signature that has an option without a rule is refused when the package is imported, so that no option can be
-accepted and ignored.
+The public functions are signatures and docstrings (_cross_entropy.py, _two_term.py, _softmax.py). `function` binds each of them
+to an operation. The section "Rules" says what each option does to a call. An option that is not given costs nothing. A
+signature that contains an option without a rule is refused at import, so no option can be accepted and ignored.
 
 Arrays are seen through the buffer protocol. An array that is plain, aligned and in native byte order is used where it lies.
-_checks.py converts everything else, and makes the errors. Nothing is written before everything is checked.
+_checks.py converts all others and makes the errors. Nothing is written before everything is checked.
 """
 cimport cython
 from cpython.buffer cimport (
@@ -16,7 +15,7 @@ from cpython.buffer cimport (
 )
 from cpython.object cimport PyObject
 from libc.float cimport DBL_MAX, FLT_MAX
-from libc.math cimport INFINITY, NAN
+from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -29,9 +28,12 @@ from . import _checks
 from ._stats import SoftmaxStats
 
 from ._blocks cimport counted_labels, labels_at, mean_weight
-from ._layout cimport Axes, as_matrix, axes_of, dtype_of, is_aligned, is_dense, overlap, same_memory, same_shape
+from ._layout cimport (
+    Axes, as_matrix, axes_of, dtype_of, is_aligned, is_c_contiguous, is_dense, overlap, rows_of, same_memory, same_shape,
+)
 from ._primitives cimport (
-    CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version, ce_watch_forks,
+    CE_COMPILER, CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version,
+    ce_watch_forks,
 )
 from ._request cimport (
     CROSS_ENTROPY, F32, F64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
@@ -40,37 +42,18 @@ from ._request cimport (
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
 from ._run cimport execute
 
-cdef extern from *:
-    """
-    #if defined(__clang__)
-    #define CE_COMPILER "clang " __clang_version__
-    #elif defined(__GNUC__)
-    #define CE_COMPILER "gcc " __VERSION__
-    #elif defined(_MSC_VER)
-    #define CE_STRING_(x) #x
-    #define CE_STRING(x) CE_STRING_(x)
-    #define CE_COMPILER "msvc " CE_STRING(_MSC_VER)
-    #else
-    #define CE_COMPILER "unknown"
-    #endif
-    """
-    const char *CE_COMPILER
-
-
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
 cdef object float32 = numpy.float32, float64 = numpy.float64, new_tuple = tuple.__new__
+cdef object MISSING = object()
 
 cdef enum:              # the arrays of a call
     INPUT, TARGETS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, OUT, RESULT, ARRAYS
 
-cdef enum:              # reductions
-    MEAN, SUM, NONE
-
 cdef enum:              # what a function returns
     LOSS = 1, ARRAY = 2
 
-cdef enum:              # an operation of the frame alone
-    PREDICT = 100
+cdef enum:
+    PREDICT = 100       # an operation of the frame alone
 
 cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
@@ -86,28 +69,29 @@ cdef class Function:
     cdef dict options           # the number of the rule of each of its options
     cdef int operation
     cdef int returns            # LOSS, ARRAY or both
-    cdef int reduction          # the default
+    cdef str reduction          # the default; "none" for a function that has no such option
     cdef bint is_product        # of an upstream gradient and a Jacobian: its arguments are upstream and y
 
 
 @cython.final
 @cython.freelist(8)
+@cython.no_gc           # nothing that it refers to refers to it
 cdef class Call:
-    """One call: its arguments on their way to a request, and what will be returned."""
+    """One call: its arguments as they become a request, and what it will return."""
     cdef Function function
     cdef Request request
     cdef Axes axes
     cdef Py_buffer view[ARRAYS]
-    cdef void *blocks[ARRAYS]           # offsets that a matrix points to
+    cdef void *blocks[ARRAYS]           # offsets that the matrix of an array points to
+    cdef PyObject *ignore_index         # as it was given, or NULL
     cdef object input                   # the logits, or y, as they are computed
     cdef object targets
     cdef object out                     # the caller's buffer, or None
     cdef object grad                    # what the kernels write to: `out`, or a new array
     cdef object losses
     cdef object stats
-    cdef object ignore_index            # as it was given
+    cdef str reduction
     cdef bint return_stats
-    cdef int reduction
     cdef double normalizer              # 0: not given
     cdef double denominator
     cdef double total
@@ -115,8 +99,12 @@ cdef class Call:
     def __dealloc__(self):
         cdef int k
         for k in range(ARRAYS):
-            PyBuffer_Release(&self.view[k])
-            free(self.blocks[k])
+            if <PyObject *>self.view[k].obj != NULL:
+                PyBuffer_Release(&self.view[k])
+            if self.blocks[k] != NULL:
+                free(self.blocks[k])
+
+    # -- Arrays
 
     cdef int hold(self, int at, object array, int flags) except -1:
         PyBuffer_Release(&self.view[at])
@@ -124,7 +112,7 @@ cdef class Call:
         return 0
 
     cdef int take(self, int at, object value) except -1:
-        """Holds a plain, aligned, native array and returns its dtype; NO_DTYPE, and nothing is held, for anything else."""
+        """Hold a plain, aligned, native array and return its dtype. For anything else, hold nothing: NO_DTYPE."""
         cdef int dtype = NO_DTYPE
         if type(value) is not ndarray:
             return NO_DTYPE
@@ -139,14 +127,23 @@ cdef class Call:
         return dtype
 
     cdef int take_real(self, int at, object value, str name) except -1:
-        """Holds an array-like of any real dtype, converted if it must be."""
+        """Hold an array-like of any real dtype, converted if it must be."""
         cdef int dtype = self.take(at, value)
         return dtype if dtype != NO_DTYPE else self.take(at, _checks.as_real(name, value))
 
     cdef int set_matrix(self, int at, int dtype, Matrix *m) except -1:
         if as_matrix(&self.view[at], &self.axes, dtype, self.request.rows, m, &self.blocks[at]) != 0:
-            raise MemoryError(f"no memory for the places of {self.request.rows} rows")
+            raise MemoryError(f"no memory for the offsets of {self.request.rows} rows")
         return 0
+
+    cdef const void *by_row(self, int at, int dtype, int wanted) except? NULL:
+        """The numbers of an array by row: contiguous, in the order in which rows are counted, of the wanted dtype."""
+        cdef Matrix m
+        self.set_matrix(at, dtype, &m)
+        if dtype != wanted or m.blocks != NULL or (m.row_stride != self.view[at].itemsize and self.request.rows > 1):
+            array = self.view[at].obj.transpose(self.row_axes())
+            self.hold(at, _checks.contiguous(array, float32 if wanted == F32 else float64), PyBUF_RECORDS_RO)
+        return self.view[at].buf
 
     cdef int input_dtype(self) noexcept:
         return self.request.y.dtype if self.function.is_product else self.request.logits.dtype
@@ -158,15 +155,6 @@ cdef class Call:
     cdef list row_axes(self):
         """The axes of an array by row, in the order in which rows are counted."""
         return [self.axes.order[k] - (self.axes.order[k] > self.axes.class_axis) for k in range(self.axes.ndim - 1)]
-
-    cdef void *by_row(self, int at, int dtype, int wanted) except? NULL:
-        """The numbers of an array by row: contiguous, in the order in which rows are counted, of the wanted dtype."""
-        cdef Matrix m
-        self.set_matrix(at, dtype, &m)
-        if dtype != wanted or m.blocks != NULL or (m.row_stride != self.view[at].itemsize and self.request.rows > 1):
-            array = self.view[at].obj.transpose(self.row_axes())
-            self.hold(at, _checks.contiguous(array, float32 if wanted == F32 else float64), PyBUF_RECORDS_RO)
-        return self.view[at].buf
 
     cdef object new_result(self, bint by_class, void **data):
         """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
@@ -185,80 +173,88 @@ cdef class Call:
         PyBuffer_Release(&view)
         return array
 
-    cdef int set_input(self, object value, object axis) except -1:
+    cdef object new_array(self):
+        """A new array of the shape and memory order of the logits."""
+        if is_c_contiguous(&self.view[INPUT]):      # the usual case; empty_like takes three times as long
+            return empty(self.input.shape, self.input.dtype)
+        return empty_like(self.input)
+
+    # -- Positional arguments
+
+    cdef int set_input(self, object value, PyObject *axis) except -1:
         """The logits, or y, and how their rows are counted."""
         cdef str name = self.function.arguments[self.function.is_product]
         cdef int dtype = self.take(INPUT, value), at
         cdef Py_buffer *view = &self.view[INPUT]
+        cdef Request *r = &self.request
         if dtype != F32 and dtype != F64 and (dtype == NO_DTYPE or self.function.operation != PREDICT):
             value = _checks.as_logits(name, value, self.function.operation == PREDICT)
             dtype = self.take(INPUT, value)
         if view.ndim == 0:
             raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
-        at = view.ndim - 1 if axis is None else _checks.as_axis(axis, view.ndim)
+        at = view.ndim - 1 if axis == NULL else _checks.as_axis(<object>axis, view.ndim)
         if view.shape[at] == 0:
             raise ValueError(f"{name} has shape {value.shape}: no classes on axis {at}")
-        self.input, self.axes = value, axes_of(view, at)
-        self.request = defaults()
-        self.request.operation = self.function.operation
-        self.request.classes, self.request.rows = view.shape[at], view.len/view.itemsize/view.shape[at]
-        self.reduction, self.denominator, self.ignore_index = self.function.reduction, 1, self.request.ignore_index
-        self.set_matrix(INPUT, dtype, &self.request.y if self.function.is_product else &self.request.logits)
+        r[0] = defaults()
+        r.operation, r.classes, r.rows = self.function.operation, view.shape[at], rows_of(view, at)
+        self.input, self.axes, self.reduction, self.denominator = value, axes_of(view, at), self.function.reduction, 1
+        self.set_matrix(INPUT, dtype, &r.y if self.function.is_product else &r.logits)
         return 0
 
     cdef int set_targets(self, object value) except -1:
         """Class indices or probabilities, told apart by their shape."""
         cdef int dtype = self.take(TARGETS, value)
         cdef const Py_buffer *view = &self.view[TARGETS]
+        cdef bint may_be_labels = self.request.operation == CROSS_ENTROPY
         if dtype == NO_DTYPE:
             value = _checks.as_targets(value, self.input.shape)
             dtype = self.take(TARGETS, value)
         self.targets = value
+        if dtype == NO_DTYPE:
+            raise _checks.targets_error(value, self.input.shape, self.axes.class_axis, may_be_labels)
         if same_shape(view, &self.view[INPUT], -1):
-            self.set_matrix(TARGETS, dtype, &self.request.targets)
-        elif (self.request.operation == CROSS_ENTROPY and dtype < F32 and view.format[0] != b"?"
-                and same_shape(view, &self.view[INPUT], self.axes.class_axis)):
-            self.set_matrix(TARGETS, dtype, &self.request.labels)
-        else:
-            raise _checks.targets_error(value, self.input.shape, self.axes.class_axis,
-                                        self.request.operation == CROSS_ENTROPY)
-        return 0
+            return self.set_matrix(TARGETS, dtype, &self.request.targets)
+        if (not may_be_labels or dtype >= F32 or view.format[0] == b"?"
+                or not same_shape(view, &self.view[INPUT], self.axes.class_axis)):
+            raise _checks.targets_error(value, self.input.shape, self.axes.class_axis, may_be_labels)
+        return self.set_matrix(TARGETS, dtype, &self.request.labels)
 
     cdef int set_upstream(self, object value) except -1:
         """One number for each row, or for each element."""
         cdef bint by_class = self.request.operation == SIGMOID_TWO_TERM or self.function.is_product
         cdef int wanted = self.input_dtype() if self.function.is_product else F64
         cdef int dtype = self.take_real(UPSTREAM, value, "upstream")
-        if not same_shape(&self.view[UPSTREAM], &self.view[INPUT], -1 if by_class else self.axes.class_axis):
-            if self.view[UPSTREAM].ndim == 0 and not self.function.is_product:
-                self.request.scale = self.view[UPSTREAM].obj
-                return 0
-            raise _checks.upstream_error(self.view[UPSTREAM].obj, self.input.shape if by_class else self.row_shape(),
+        cdef const Py_buffer *view = &self.view[UPSTREAM]
+        if view.ndim == 0 and not self.function.is_product:
+            self.request.scale = view.obj
+            return 0
+        if not same_shape(view, &self.view[INPUT], -1 if by_class else self.axes.class_axis):
+            raise _checks.upstream_error(view.obj, self.input.shape if by_class else self.row_shape(),
                                          self.function.is_product)
         if dtype != wanted:
-            array = _checks.converted(self.view[UPSTREAM].obj, float32 if wanted == F32 else float64)
-            dtype = self.take(UPSTREAM, array)
-        self.set_matrix(UPSTREAM, dtype, &self.request.upstream)
-        return 0
+            dtype = self.take(UPSTREAM, _checks.converted(view.obj, float32 if wanted == F32 else float64))
+        return self.set_matrix(UPSTREAM, dtype, &self.request.upstream)
+
+    # -- What follows from the arguments
 
     cdef int set_denominator(self) except -1:
-        """Counts the labels, and finds what a mean divides by."""
+        """Count the labels, and find what a mean divides by."""
         cdef Request *r = &self.request
         if r.labels.data != NULL:
-            if r.labels.dtype == U64 and not r.has_ignore_index and self.ignore_index is not None:  # it may be > INT64_MAX
-                self.targets = _checks.as_int64(self.targets, self.ignore_index)
-                self.set_matrix(TARGETS, self.take(TARGETS, self.targets), &r.labels)
+            ignored = r.ignore_index if self.ignore_index == NULL else <object>self.ignore_index
+            if r.labels.dtype == U64 and not r.has_ignore_index and ignored is not None:    # int64 does not hold it
+                self.set_matrix(TARGETS, self.take(TARGETS, _checks.as_int64(self.targets, ignored)), &r.labels)
                 r.ignore_index, r.has_ignore_index = -1, True
-            r.counted = count_labels(&r.labels, r.rows, r.classes, r.ignore_index, r.has_ignore_index)
+            r.counted = counted_labels(&r.labels, r.rows, r.classes, r.ignore_index, r.has_ignore_index)
             if r.counted < 0:
-                raise _checks.label_error(self.targets, r.classes, self.ignore_index)
-        if self.reduction == MEAN:
+                raise _checks.label_error(self.targets, r.classes, ignored)
+        if self.reduction == "mean":
             self.denominator = self.normalizer if self.normalizer != 0 else mean_weight(r)
             r.scale = r.scale/self.denominator if self.denominator != 0 else 0
         return 0
 
     cdef bint out_overlaps(self) noexcept:
-        """Whether `out` shares memory with an argument that is read after something was written to `out`."""
+        """Whether `out` shares memory with an argument, except where each element is read before it is written."""
         cdef int k
         for k in range(OUT):
             if <PyObject *>self.view[k].obj != NULL and overlap(&self.view[OUT], &self.view[k]):
@@ -269,18 +265,19 @@ cdef class Call:
     cdef int make_results(self) except -1:
         """The arrays that the kernels write to: the caller's, or new ones."""
         cdef Request *r = &self.request
+        cdef int at = OUT
         if self.function.returns & ARRAY:
             if self.out is None or self.out_overlaps():
-                self.grad = empty_like(self.input)
+                at, self.grad = RESULT, self.new_array()
+                self.hold(RESULT, self.grad, PyBUF_STRIDES | PyBUF_WRITABLE)
             else:
                 self.grad = self.out
             if self.denominator != 0:
-                self.hold(RESULT, self.grad, PyBUF_STRIDES | PyBUF_WRITABLE)
-                self.set_matrix(RESULT, self.input_dtype(), &r.grad)
+                self.set_matrix(at, self.input_dtype(), &r.grad)
             else:
                 self.grad.fill(0)
         if self.function.returns & LOSS:
-            if self.reduction == NONE:
+            if self.reduction == "none":
                 self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, &r.losses)
             else:
                 r.total = &self.total
@@ -291,18 +288,16 @@ cdef class Call:
 
     cdef object results(self):
         cdef double loss = self.total
-        result = self.grad
+        value, result = self.losses, self.grad
         if self.out is not None and self.out is not result:
             result = self.out
-            result[...] = self.losses if self.grad is None else self.grad
+            result[...] = value if self.grad is None else self.grad
         if not self.function.returns & LOSS:
             return result
         if self.function.operation == LOGSUMEXP:
-            return result if result is not None else self.losses[()] if self.axes.ndim == 1 else self.losses
-        if self.losses is not None:
-            value = self.losses
-        else:
-            if self.reduction == MEAN:
+            return result if result is not None else value[()] if self.axes.ndim == 1 else value
+        if value is None:
+            if self.reduction == "mean":
                 loss = loss/self.denominator if self.denominator != 0 else NAN
             value = float32(<float>loss) if self.input_dtype() == F32 else float64(loss)
         if self.function.returns & ARRAY:
@@ -310,77 +305,86 @@ cdef class Call:
         return (value, self.stats) if self.return_stats else value
 
 
-cdef object run_call(Function function, tuple arguments, dict options):
-    cdef Call call = Call.__new__(Call)
+cdef tuple present(object first, object second):
+    return tuple([value for value in (first, second) if value is not MISSING])
+
+
+cdef object run_call(Function function, object first, object second, dict options):
+    cdef Call call
     cdef PyObject *given[MAX_RULES]
     cdef int k, status = 0
-    if len(arguments) != len(function.arguments):
-        arguments, options = _checks.bound(function.face, function.arguments, arguments, options)
+    if first is MISSING or (second is MISSING) != (len(function.arguments) == 1):
+        arguments, options = _checks.bound(function.face, function.arguments, present(first, second), options)
+        first = arguments[0]
+        second = arguments[1] if len(arguments) == 2 else MISSING
+    if function.operation == PREDICT and not options and is_plain_logits(first):
+        return first.argmax(-1)
     memset(given, 0, sizeof(given))
     for name, value in options.items():
         number = function.options.get(name)
         if number is None:
-            function.face(*arguments, **options)    # raises what Python raises for an unknown option
+            function.face(*present(first, second), **options)   # raises what Python raises for an unknown option
         given[<int>number] = <PyObject *>value
+    call = Call.__new__(Call)
     call.function = function
-    call.set_input(arguments[function.is_product], None if given[AXIS] == NULL else <object>given[AXIS])
+    call.set_input(second if function.is_product else first, given[AXIS])
     if function.operation == PREDICT:
         return call.input.argmax(call.axes.class_axis)
     if function.is_product:
-        call.set_upstream(arguments[0])
-    elif len(arguments) == 2:
-        call.set_targets(arguments[1])
-    for k in range(len(rule_names)):
+        call.set_upstream(first)
+    elif second is not MISSING:
+        call.set_targets(second)
+    for k in range(AXIS + 1, rule_count):
         if given[k] != NULL:
             rules[k](call, <object>given[k])
     call.set_denominator()
     call.make_results()
     if call.request.rows > 0:
         with nogil:
-            status = run(&call.request)
+            status = execute(&call.request)
     if status != 0:
         raise MemoryError(f"no memory to work on {call.request.rows} rows of {call.request.classes} classes")
     return call.results()
 
 
 def function(str operation, *returns):
-    """A decorator: binds a signature with a docstring to an operation.
+    """A decorator: bind a signature with a docstring to an operation.
 
     Parameters
     ----------
-    operation
+    operation : str
         A key of OPERATIONS.
-    returns
+    *returns
         "loss", "array" or both.
 
     Raises
     ------
     TypeError
-        The signature has an option for which there is no rule.
+        The signature contains an option for which there is no rule.
     """
     def bind(face):
         cdef Function f = Function.__new__(Function)
-        names = face.__code__.co_varnames
-        f.face, f.arguments, f.operation = face, names[:face.__code__.co_argcount], OPERATIONS[operation]
+        f.face, f.operation = face, OPERATIONS[operation]
+        f.arguments = face.__code__.co_varnames[:face.__code__.co_argcount]
         f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns)
-        f.is_product = f.operation in (SOFTMAX_GRAD, LOG_SOFTMAX_GRAD)
+        f.is_product = f.operation == SOFTMAX_GRAD or f.operation == LOG_SOFTMAX_GRAD
         f.options = {}
         for name in face.__kwdefaults__:
             if name not in rule_names:
                 raise TypeError(f"{face.__name__} has an option {name!r}, for which there is no rule")
             f.options[name] = rule_names.index(name)
-        f.reduction = MEAN if "reduction" in f.options else NONE
+        f.reduction = face.__kwdefaults__.get("reduction", "none")
 
-        def call(*arguments, **options):
-            return run_call(f, arguments, options)
+        def call(first=MISSING, second=MISSING, /, **options):     # no *arguments: a call without a tuple is faster
+            return run_call(f, first, second, options)
 
         return functools.update_wrapper(call, face)
     return bind
 
 
-# --- The rules ---------------------------------------------------------------------------------------------------------
-# What each option does to a call. Rules run in this order, and those of options that are not given do not run: the
-# defaults in the signatures are what a call is without them.
+# --- Rules -------------------------------------------------------------------------------------------------------------
+# What each option does to a call. They run in the order of `rule_names`, and only for options that are given: without
+# them a call is what the defaults in the signatures say.
 
 ctypedef int (*Rule)(Call call, object value) except -1
 
@@ -389,46 +393,22 @@ cdef enum:
 
 cdef list rule_names = []
 cdef Rule rules[MAX_RULES]
+cdef int rule_count = 0
 
 
 cdef int rule(str name, Rule apply) except -1:
-    rules[len(rule_names)] = apply
+    global rule_count
+    rules[rule_count] = apply
     rule_names.append(name)
+    rule_count += 1
     return 0
 
 
-cdef double number(str name, object value) except? -1:
-    return <double>value if type(value) is float else _checks.as_number(name, value)
-
-
-cdef int axis_rule(Call call, object value) except -1:
-    return 0            # set_input has used it
-
-
-cdef int activation_rule(Call call, object value) except -1:
-    if value == "softmax":
-        call.request.operation = SOFTMAX_TWO_TERM
-    elif value != "sigmoid":
-        raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
-    return 0
-
-
-cdef int reduction_rule(Call call, object value) except -1:
-    if value == "mean":
-        call.reduction = MEAN
-    elif value == "sum":
-        call.reduction = SUM
-    elif value == "none":
-        call.reduction = NONE
-    else:
-        raise ValueError(f"reduction is {value!r}, expected 'mean', 'sum' or 'none'")
-    return 0
-
-
-cdef int num_threads_rule(Call call, object value) except -1:
-    if value is not None:
-        call.request.num_threads = _checks.as_threads(value)
-    return 0
+cdef double number(str name, object value, double least, double most, str expected) except? -1:
+    cdef double x = value if type(value) is float else _checks.as_number(name, value)
+    if not least <= x <= most:
+        raise ValueError(f"{name} is {x}, expected {expected}")
+    return x
 
 
 cdef const double *weights(Call call, int at, object value, str name, bint by_row) except? NULL:
@@ -452,6 +432,29 @@ cdef const double *weights(Call call, int at, object value, str name, bint by_ro
     return numbers
 
 
+cdef int axis_rule(Call call, object value) except -1:
+    return 0            # `set_input` takes it: the rules of other options need the shape of a row
+
+
+cdef int activation_rule(Call call, object value) except -1:
+    if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
+        raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
+    call.request.operation = SOFTMAX_TWO_TERM if value == "softmax" else SIGMOID_TWO_TERM
+    return 0
+
+
+cdef int reduction_rule(Call call, object value) except -1:
+    if not isinstance(value, str) or value not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {value!r}, expected 'mean', 'sum' or 'none'")
+    call.reduction = str(value)
+    return 0
+
+
+cdef int num_threads_rule(Call call, object value) except -1:
+    call.request.num_threads = 0 if value is None else _checks.as_threads(value)
+    return 0
+
+
 cdef int weight_rule(Call call, object value) except -1:
     if value is not None:
         call.request.weight = weights(call, WEIGHT, value, "weight", False)
@@ -473,46 +476,37 @@ cdef int sample_weight_rule(Call call, object value) except -1:
 
 
 cdef int ignore_index_rule(Call call, object value) except -1:
-    call.ignore_index = value if value is None or type(value) is int else _checks.as_index("ignore_index", value)
-    call.request.has_ignore_index = value is not None and INT64_MIN <= call.ignore_index <= INT64_MAX
+    if value is not None and type(value) is not int:
+        _checks.as_index("ignore_index", value)
+    call.ignore_index = <PyObject *>value
+    call.request.has_ignore_index = value is not None and INT64_MIN <= value <= INT64_MAX
     if call.request.has_ignore_index:
-        call.request.ignore_index = call.ignore_index
+        call.request.ignore_index = value
     return 0
 
 
 cdef int label_smoothing_rule(Call call, object value) except -1:
-    cdef double eps = number("label_smoothing", value)
-    if not 0 <= eps <= 1:
-        raise ValueError(f"label_smoothing is {eps}, expected a number in [0, 1]")
-    call.request.label_smoothing = eps
+    call.request.label_smoothing = number("label_smoothing", value, 0, 1, "a number in [0, 1]")
     return 0
 
 
 cdef int z_loss_rule(Call call, object value) except -1:
-    cdef double z_loss = number("z_loss", value)
-    if not 0 <= z_loss < INFINITY:
-        raise ValueError(f"z_loss is {z_loss}, expected a finite number >= 0")
-    call.request.z_loss = z_loss
+    call.request.z_loss = number("z_loss", value, 0, DBL_MAX, "a finite number >= 0")
     return 0
 
 
 cdef int normalizer_rule(Call call, object value) except -1:
-    cdef double normalizer
-    if value is None:
-        return 0
-    if call.reduction != MEAN:
-        raise ValueError("normalizer is what a mean divides by; reduction is not 'mean'")
-    normalizer = number("normalizer", value)
-    if not 0 < normalizer < INFINITY:
-        raise ValueError(f"normalizer is {normalizer}, expected a finite number > 0")
-    call.normalizer = normalizer
+    if value is not None:
+        if call.reduction != "mean":
+            raise ValueError(f"normalizer is what a mean divides by; reduction is {call.reduction!r}")
+        call.normalizer = number("normalizer", value, 5e-324, DBL_MAX, "a finite number > 0")
     return 0
 
 
 cdef int upstream_rule(Call call, object value) except -1:
-    if call.reduction == NONE and not isinstance(value, (float, int)):
+    if call.reduction == "none" and not isinstance(value, (float, int)):
         return call.set_upstream(value)
-    call.request.scale = number("upstream", value)
+    call.request.scale = value if type(value) is float else _checks.as_number("upstream", value)
     return 0
 
 
@@ -523,9 +517,10 @@ cdef int stats_rule(Call call, object value) except -1:
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"stats is {type(value).__name__}, expected the SoftmaxStats that the forward returned")
     for k in range(2):
-        name = f"stats.{SoftmaxStats._fields[k]}"
-        dtype = call.take_real(ROW_MAX + k, value[k], name)
-        _checks.check_stats(name, call.view[ROW_MAX + k].obj, call.row_shape(), call.input)
+        dtype = call.take_real(ROW_MAX + k, value[k], "stats.tail" if k else "stats.row_max")
+        if dtype != call.input_dtype() or not same_shape(&call.view[ROW_MAX + k], &call.view[INPUT], call.axes.class_axis):
+            raise _checks.stats_error("stats.tail" if k else "stats.row_max", call.view[ROW_MAX + k].obj,
+                                      call.row_shape(), call.input)
         call.by_row(ROW_MAX + k, dtype, dtype)
     call.request.stats_given = True
     call.request.row_max, call.request.tail = call.view[ROW_MAX].buf, call.view[TAIL].buf
@@ -534,16 +529,21 @@ cdef int stats_rule(Call call, object value) except -1:
 
 cdef int out_rule(Call call, object value) except -1:
     cdef Py_buffer *view = &call.view[OUT]
-    cdef bint by_row = call.function.operation == LOGSUMEXP
+    cdef int without = call.axes.class_axis if call.function.operation == LOGSUMEXP else -1
+    cdef bint fits = False
     if value is None:
         return 0
-    if type(value) is ndarray and value.flags.writeable:
-        call.hold(OUT, value, PyBUF_RECORDS)
-    if (<PyObject *>view.obj == NULL or dtype_of(view) != call.input_dtype() or not is_aligned(view) or not is_dense(view)
-            or not same_shape(view, &call.view[INPUT], call.axes.class_axis if by_row else -1)):
+    if type(value) is ndarray:
+        try:
+            call.hold(OUT, value, PyBUF_RECORDS)
+            fits = (dtype_of(view) == call.input_dtype() and is_aligned(view) and is_dense(view)
+                    and same_shape(view, &call.view[INPUT], without))
+        except (BufferError, TypeError, ValueError):
+            pass        # read-only, or a dtype that the buffer protocol does not know
+    if not fits:
         name = call.function.arguments[call.function.is_product]
-        _checks.check_out(value, call.row_shape() if by_row else call.input.shape, call.input.dtype,
-                          f"{name} without its class axis" if by_row else name)
+        _checks.check_out(value, call.input.shape if without < 0 else call.row_shape(), call.input.dtype,
+                          name if without < 0 else f"{name} without its class axis")
         call.hold(OUT, value, PyBUF_RECORDS)
     call.out = value
     return 0
@@ -571,26 +571,39 @@ rule("out", out_rule)
 rule("return_stats", return_stats_rule)
 
 
-# --- One-hot rows ------------------------------------------------------------------------------------------------------
+# --- Predictions and one-hot rows ---------------------------------------------------------------------------------------
+
+cdef bint is_plain_logits(object value):
+    """Whether NumPy's own argmax along the last axis is what `predict` is: logits with at least one class."""
+    cdef Py_buffer view
+    cdef bint plain
+    if type(value) is not ndarray:
+        return False
+    try:
+        PyObject_GetBuffer(value, &view, PyBUF_RECORDS_RO)
+    except (BufferError, TypeError, ValueError):
+        return False
+    plain = dtype_of(&view) >= F32 and view.ndim > 0 and view.shape[view.ndim - 1] > 0
+    PyBuffer_Release(&view)
+    return plain
+
 
 def set_ones(rows, labels, Py_ssize_t classes, Py_ssize_t inner, one):
-    """Sets rows[..., label, ...] to `one` at each label, for C-contiguous arrays whose class axis is followed by `inner`
-    elements. Returns False, and has written nothing, if a label is no class."""
+    """Copy `one` to rows[..., label, ...] for each label. All arrays are in C order, and `inner` elements of `rows` follow
+    each class. Return False, and write nothing, if a label is not a class."""
     cdef Call call = Call.__new__(Call)
     cdef int dtype = call.take(TARGETS, labels)
     cdef const Py_buffer *view = &call.view[TARGETS]
-    cdef Py_ssize_t i, n = view.len/view.itemsize, at, itemsize = one.itemsize
-    cdef int64_t[64] scratch
+    cdef Py_ssize_t i, n = view.len/view.itemsize, at
+    cdef int64_t scratch
     cdef Matrix m = matrix(view.buf, dtype, view.itemsize, 0)
-    cdef const int64_t *label
     call.hold(RESULT, rows, PyBUF_WRITABLE)
     call.hold(OUT, one, PyBUF_SIMPLE)
-    if n > 0 and counted_labels(&m, n, classes, 0, False) < 0:
+    if counted_labels(&m, n, classes, 0, False) < 0:
         return False
     for i in range(n):
-        label = labels_at(&m, i, 1, 0, scratch)
-        at = (i/inner*classes + label[0])*inner + i % inner
-        memcpy(<char *>call.view[RESULT].buf + at*itemsize, call.view[OUT].buf, itemsize)
+        at = (i/inner*classes + labels_at(&m, i, 1, 0, &scratch)[0])*inner + i % inner
+        memcpy(<char *>call.view[RESULT].buf + at*call.view[OUT].len, call.view[OUT].buf, call.view[OUT].len)
     return True
 
 

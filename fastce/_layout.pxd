@@ -59,19 +59,27 @@ cdef inline bint is_aligned(const Py_buffer *a) noexcept nogil:
     return bits % <size_t>a.itemsize == 0
 
 
+cdef inline bint is_c_contiguous(const Py_buffer *a) noexcept nogil:
+    cdef Py_ssize_t stride = a.itemsize
+    cdef int k
+    for k in range(a.ndim - 1, -1, -1):
+        if a.shape[k] != 1 and a.strides[k] != stride:
+            return False
+        stride *= a.shape[k]
+    return True
+
+
 cdef inline bint is_dense(const Py_buffer *a) noexcept nogil:
     """Whether an array has no gaps, in C or Fortran order."""
-    cdef Py_ssize_t c_stride = a.itemsize, f_stride = a.itemsize
-    cdef bint c_order = True, f_order = True
+    cdef Py_ssize_t stride = a.itemsize
     cdef int k
+    if is_c_contiguous(a):
+        return True
     for k in range(a.ndim):
-        if a.shape[k] != 1:
-            f_order = f_order and a.strides[k] == f_stride
-            f_stride *= a.shape[k]
-        if a.shape[a.ndim - 1 - k] != 1:
-            c_order = c_order and a.strides[a.ndim - 1 - k] == c_stride
-            c_stride *= a.shape[a.ndim - 1 - k]
-    return c_order or f_order
+        if a.shape[k] != 1 and a.strides[k] != stride:
+            return False
+        stride *= a.shape[k]
+    return True
 
 
 cdef inline bint same_shape(const Py_buffer *a, const Py_buffer *b, int without) noexcept nogil:
@@ -114,6 +122,14 @@ cdef inline bint same_memory(const Py_buffer *a, const Py_buffer *b) noexcept no
         if a.strides[k] != b.strides[k]:
             return False
     return a.buf == b.buf
+
+
+cdef inline Py_ssize_t rows_of(const Py_buffer *logits, int class_axis) noexcept nogil:
+    cdef Py_ssize_t rows = 1
+    cdef int k
+    for k in range(logits.ndim):
+        rows *= 1 if k == class_axis else logits.shape[k]
+    return rows
 
 
 cdef inline Py_ssize_t length(Py_ssize_t stride) noexcept nogil:

@@ -5,7 +5,20 @@ from libc.stdint cimport int64_t
 cdef extern from *:
     """
     #include "_simd/dispatch.h"
+
+    #if defined(__clang__)
+    #define CE_COMPILER "clang " __clang_version__
+    #elif defined(__GNUC__)
+    #define CE_COMPILER "gcc " __VERSION__
+    #elif defined(_MSC_VER)
+    #define CE_STRING_(x) #x
+    #define CE_STRING(x) CE_STRING_(x)
+    #define CE_COMPILER "msvc " CE_STRING(_MSC_VER)
+    #else
+    #define CE_COMPILER "unknown"
+    #endif
     """
+    const char *CE_COMPILER
     # Not `extern from "_simd/dispatch.h"`: Cython would copy that one header to where the generated C is.
 
 cdef extern from * nogil:

@@ -274,7 +274,7 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     shape = indices.shape
     at = len(shape) if axis == -1 else _checks.as_axis(axis, len(shape) + 1)
     rows = np.zeros((*shape[:at], classes, *shape[at:]), dtype)
-    if not set_ones(rows, indices, classes, math.prod(shape[at:]), np.ones(1, dtype)):
+    if not set_ones(rows, indices, classes, math.prod(shape[at:]), np.array(1, dtype)):
         raise _checks.label_error(indices, classes, None, "labels")
     return rows
 
