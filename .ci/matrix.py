@@ -60,7 +60,7 @@ DROPPED = re.compile(
 )
 
 # What depends on the compiler, the OpenMP runtime or the processor.
-NATIVE = "tests/process tests/numbers tests/calls/test_arrays.py".split()
+NATIVE = "tests/process tests/numbers tests/calls/test_layouts.py tests/calls/test_shared_memory.py".split()
 # The same in the time that an emulator needs.
 EMULATED = ["tests/process", "tests/numbers", "-k"]
 EMULATED += ["instruction_set or TestByHand or TestSpecialNumbers or underflow_is_gradual"]

@@ -152,7 +152,7 @@ def _cases() -> Iterator[Case]:
         given = whole | {"targets": shape}
         loose = frozenset() if kind == "labels" else frozenset(["grad"])
         every = given | vectors | {"upstream": "row"}
-        options = none | {"label_smoothing": 0.1, "z_loss": 1e-3}
+        smoothing = {"label_smoothing": 0.1, "z_loss": 1e-3}
         rest: dict[str, Any] = {"loose": loose, "targets": kind}
         yield Case(f"cross_entropy, {kind}", ce, given, each_row, options=none | {"return_stats": True}, **rest)
         yield Case(f"cross_entropy_with_grad, {kind}", fused, given, both, **rest)
@@ -161,8 +161,9 @@ def _cases() -> Iterator[Case]:
         yield Case(f"cross_entropy_grad, {kind}, stats", from_stats, stats, {"grad": "whole"}, **rest)
         yield Case(f"CrossEntropyLoss, {kind}", layer, given, both, **rest)
         rest["loose"] = frozenset(["grad"])
+        yield Case(f"cross_entropy_with_grad, {kind}, smoothing", fused, given, both, options=smoothing, **rest)
         results = {"loss": "row", "grad": "whole"}
-        yield Case(f"cross_entropy_with_grad, {kind}, options", fused, every, results, options=options, **rest)
+        yield Case(f"cross_entropy_with_grad, {kind}, options", fused, every, results, options=none | smoothing, **rest)
 
     bce, fused = fastce.binary_cross_entropy, fastce.binary_cross_entropy_with_grad
     given = whole | {"targets": "whole"}

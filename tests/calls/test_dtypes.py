@@ -38,7 +38,7 @@ def values_for(kind: str, shape: tuple[int, ...], name: str) -> np.ndarray:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each_case(lambda case: len(case.arguments) > 1)
 def test_dtype_of_an_argument_changes_no_result(case: Case, layout: str) -> None:
-    for shape in (SHAPE, (5, 300)):
+    for shape in (SHAPE, (5, 300), (4, 6, 10)):
         arguments = case.make(shape)
         for name in case.arguments:
             for kind in kinds_of(case, name):
@@ -49,8 +49,9 @@ def test_dtype_of_an_argument_changes_no_result(case: Case, layout: str) -> None
                 want = case(arguments | {name: plain})
                 array = LAYOUTS[layout](plain.astype(kind))
                 got = case(arguments | {name: array})
-                # Vectors and labels are converted first. Matrices may be read as they are, by other code.
-                bitwise = plain.ndim == 1 or (layout == "contiguous" and case.name in PRODUCTS)
+                # Weights, labels and the upstream of a loss become int64 or float64 first. Others are read as they are.
+                converted = case.arguments[name] != "whole" or (name == "upstream" and case.name not in PRODUCTS)
+                bitwise = converted or (layout == "contiguous" and case.name in PRODUCTS)
                 case.assert_same(got, want, f"of {name} as {kind}, {shape}", bitwise=bitwise)
                 np.testing.assert_array_equal(array, plain, err_msg=f"{name} was modified")
 
@@ -89,6 +90,10 @@ def test_integers_and_bools_are_computed_in_float64(case: Case, kind: str) -> No
     want = case(arguments | {case.main: main.astype(F64)})
     got = case(arguments | {case.main: main})
     case.assert_same(got, want, bitwise=True)
+    for layout, lay_out in LAYOUTS.items():
+        laid_out = lay_out(main)
+        case.assert_same(case(arguments | {case.main: laid_out}), want, layout)
+        np.testing.assert_array_equal(laid_out, main)
     for name, shape in case.results.items():
         assert got[name].dtype == (np.intp if name == "class" else F64)
         if shape == "one":
