@@ -12,12 +12,12 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parent.parent
 EDITABLE = "    python -m pip install -e '.[test]'"
 INSTALL = "    python -m pip install '.[test]'"
-SOURCES = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h")
-COMPILED = ("*.pyx", "*.pxd", "*.pxi", "*.h", "_build.py")
+SOURCES = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h", "_simd/*")
+COMPILED = ("*.pyx", "*.pxd", "*.pxi", "*.h", "_simd/*", "_build.py")
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    return {path.name: path for pattern in patterns for path in folder.glob(pattern)}
+    return {path.relative_to(folder).as_posix(): path for pattern in patterns for path in folder.glob(pattern)}
 
 
 def _problem() -> str | None:

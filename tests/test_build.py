@@ -263,11 +263,11 @@ def test_serial_build_has_no_openmp_and_gives_the_same_bits(copy: Path, tmp_path
     assert serial_isa == isa
     assert serial_digest == digest
 
-    installed_files = {path.name for path in (lib / "fastce").iterdir()}
+    installed_files = {path.relative_to(lib / "fastce").as_posix() for path in (lib / "fastce").rglob("*")}
     travels = {
-        path.name
-        for path in (copy / "fastce").iterdir()
-        if path.suffix in (".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h")
+        path.relative_to(copy / "fastce").as_posix()
+        for path in (copy / "fastce").rglob("*")
+        if path.suffix in (".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h", ".inc")
     }
     assert travels | {"py.typed", "LICENSE"} <= installed_files
     assert not [name for name in installed_files if name.endswith((".c", ".o"))]
@@ -284,9 +284,9 @@ def test_extension_takes_any_package_name_and_is_rebuilt_when_a_header_changes(
     ext = build.extension("hostpkg._vendor.ce")
     assert ext.name == "hostpkg._vendor.ce._kernels"
     assert ext.sources == ["fastce/_kernels.pyx"]
-    headers = {path.name for path in (CHECKOUT / "fastce").glob("*.h")}
-    assert headers
-    assert {Path(path).name for path in ext.depends} >= headers | {"_build.py"}
+    headers = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "fastce").rglob("*.h")}
+    assert {"fastce/_threads.h", "fastce/_simd/dispatch.h"} <= headers
+    assert set(ext.depends) >= headers | {"fastce/_simd/primitives.inc", "fastce/_build.py"}
 
 
 # setup.py, stopped before it builds: what it passed to setuptools.

@@ -54,7 +54,7 @@ PYPROJECT = {
         [tool.setuptools]
         packages = ["hostpkg", "hostpkg._vendor", "hostpkg._vendor.ce", "hostpkg._vendor.ce.integrations"]
         [tool.setuptools.package-data]
-        "hostpkg._vendor.ce" = ["py.typed", "LICENSE", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h"]
+        "hostpkg._vendor.ce" = ["py.typed", "LICENSE", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h", "_simd/*"]
     """,
     "meson": """
         [build-system]

@@ -1,6 +1,6 @@
-/* Compiles the primitives for one instruction set: those that both dtypes share, and the others for each of them.
+/* Compiles the primitives for one instruction set: those that both dtypes share, and the others for each dtype.
  *
- * Exponentials are computed and stored times EXP_ONE = 2^EXP_BIAS, see exp in vector_math.h. */
+ * EXP_ONE is 2^EXP_BIAS and EXP_UNSCALE its reciprocal: exp in vector_math.h returns EXP_ONE times the exponential. */
 #define CE_TAG shared
 #include "states.h"
 #undef CE_TAG
@@ -9,14 +9,14 @@
 #define CE_F32 1
 #define T float
 #define EXP_BIAS 64
-#define EXP_ONE CE_CAT3(0x1p+, EXP_BIAS, f)
-#define EXP_UNSCALE CE_CAT3(0x1p-, EXP_BIAS, f)
+#define EXP_ONE 0x1p+64f
+#define EXP_UNSCALE 0x1p-64f
 #include "dtype.h"
 
 #define CE_TAG f64
 #define CE_F32 0
 #define T double
 #define EXP_BIAS 128
-#define EXP_ONE CE_CAT3(0x1p+, EXP_BIAS, )
-#define EXP_UNSCALE CE_CAT3(0x1p-, EXP_BIAS, )
+#define EXP_ONE 0x1p+128
+#define EXP_UNSCALE 0x1p-128
 #include "dtype.h"

@@ -2,13 +2,11 @@
 
 /* Squares of SQUARE x SQUARE numbers are transposed in registers. The last squares of a row or column overlap those before
  * them. */
-static void FN(transpose)(const void *src_, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst_,
+static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                           Py_ssize_t dst_stride)
 {
-    const char *src = src_;
-    char *dst = dst_;
-#define SRC(r, k) (const T *)(src + (r) * src_stride + (k) * (Py_ssize_t)sizeof(T))
-#define DST(r, k) (T *)(dst + (k) * dst_stride + (r) * (Py_ssize_t)sizeof(T))
+#define SRC(r, k) ((const T *)ce_at(src, (r) * src_stride) + (k))
+#define DST(r, k) ((T *)ce_at(dst, (k) * dst_stride) + (r))
 #ifdef SQUARE
     if (rows >= SQUARE && columns >= SQUARE) {
         for (Py_ssize_t r = 0; r < rows; r += SQUARE) {
@@ -47,8 +45,8 @@ static void FN(copy_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t ru
                           Py_ssize_t dst_stride)
 {
     for (Py_ssize_t k = 0; k < runs; k++) {
-        const T *src = (const T *)((const char *)src_ + k * src_stride);
-        T *dst = (T *)((char *)dst_ + k * dst_stride);
+        const T *src = ce_at(src_, k * src_stride);
+        T *dst = ce_at(dst_, k * dst_stride);
         Py_ssize_t i = 0;
         for (; i + LANES <= n; i += LANES)
             STORE(dst + i, LOAD(src + i));

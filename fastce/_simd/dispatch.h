@@ -50,8 +50,6 @@ CE_INLINE int CE_FIRST_BIT(unsigned bits)
 #define restrict __restrict
 #endif
 
-#define CE_CAT3_(a, b, c) a##b##c
-#define CE_CAT3(a, b, c) CE_CAT3_(a, b, c)
 #define CE_FN_(name, isa, tag) name##_##isa##_##tag
 #define CE_FN(name, isa, tag) CE_FN_(name, isa, tag)
 #define FN(name) CE_FN(name, CE_ISA, CE_TAG) /* the name of a function in one compilation of the loops */
@@ -70,6 +68,12 @@ CE_INLINE int CE_FIRST_BIT(unsigned bits)
 enum { CE_CACHE_LINE = 64 };
 
 #include "primitives.h"
+
+/* p + offset, in bytes. */
+CE_INLINE void *ce_at(const void *p, Py_ssize_t offset)
+{
+    return (char *)p + offset;
+}
 
 /* tail, or NaN if row_max is infinite: then every class is masked, or a logit is +inf. */
 CE_INLINE double ce_tail_if_finite(double tail, double row_max)

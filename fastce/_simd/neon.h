@@ -58,8 +58,8 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 #define SQUARE LANES
 CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst, Py_ssize_t dst_stride)
 {
-#define ROW(k) LOAD((const T *)((const char *)src + (k) * src_stride))
-#define OUT(k, v) STORE((T *)((char *)dst + (k) * dst_stride), v)
+#define ROW(k) LOAD((const T *)ce_at(src, (k) * src_stride))
+#define OUT(k, v) STORE((T *)ce_at(dst, (k) * dst_stride), v)
 #if CE_F32
     const float32x4x2_t ab = vtrnq_f32(ROW(0), ROW(1)), cd = vtrnq_f32(ROW(2), ROW(3));
     OUT(0, vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0])));

@@ -4,7 +4,7 @@ static void FN(rows_max)(const void *x_, Py_ssize_t x_row_stride, Py_ssize_t row
 {
     const T none = (T)-INFINITY;
     for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *x = (const T *)((const char *)x_ + r * x_row_stride);
+        const T *x = ce_at(x_, r * x_row_stride);
         VEC m0 = SET1(none), m1 = m0, m2 = m0, m3 = m0;
         if (n < LANES) {
             m0 = MAX(LOAD_PART(x, n, none), m0);
@@ -67,15 +67,9 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int e
         for (; i + 8 * LANES <= n; i += 8 * LANES) {
             for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
                 CE_PREFETCH(next + i + k);
-            WHOLE(even, 0); /* `even` and `odd` have at most five terms each before they are added to acc */
-            WHOLE(odd, 1);
-            WHOLE(even, 2);
-            WHOLE(odd, 3);
-            WHOLE(even, 4);
-            WHOLE(odd, 5);
-            WHOLE(even, 6);
-            WHOLE(odd, 7);
-            ACC_ADD(acc, even + odd);
+            WHOLE(even, 0); WHOLE(odd, 1); WHOLE(even, 2); WHOLE(odd, 3);
+            WHOLE(even, 4); WHOLE(odd, 5); WHOLE(even, 6); WHOLE(odd, 7);
+            ACC_ADD(acc, even + odd); /* `even` and `odd` have at most five terms each */
             even = odd = zero;
         }
         for (; i + LANES <= n; i += LANES) {
@@ -98,9 +92,8 @@ static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py
                              Py_ssize_t n, int form, const double *shift, int excluded, const void *next, double *sum)
 {
     for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *row = (const T *)((const char *)x + r * x_row_stride);
-        const T *next_row = (const T *)((const char *)next + r * x_row_stride);
-        T *e_row = e ? (T *)((char *)e + r * e_row_stride) : NULL;
+        const T *row = ce_at(x, r * x_row_stride), *next_row = ce_at(next, r * x_row_stride);
+        T *e_row = e ? ce_at(e, r * e_row_stride) : NULL;
         if (!e)
             sum[r] = FN(row_exp_sum)(row, NULL, n, (T)shift[r], excluded, next_row, CE_STORED);
         else if (form == CE_STORED)
@@ -110,43 +103,43 @@ static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py
     }
 }
 
-/* Returns the sum over i of a term for each of n numbers. `whole` is the vector of LANES terms from i on, `part` that of
- * the last ones, which may be fewer. Eight vectors are added as a tree: three roundings. */
-#define RETURN_SUM(n, whole, part)                                                                                  \
-    ACC acc = ACC_ZERO;                                                                                             \
-    Py_ssize_t i = 0;                                                                                               \
-    while (i + 8 * LANES <= (n)) {                                                                                  \
-        VEC t[8];                                                                                                   \
-        for (int k = 0; k < 8; k++, i += LANES)                                                                     \
-            t[k] = (whole);                                                                                         \
-        ACC_ADD(acc, ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7])));                            \
-    }                                                                                                               \
-    for (; i < (n); i += LANES)                                                                                     \
-        ACC_ADD(acc, part);                                                                                         \
+/* Returns the sum of a term for each of n numbers. `term` is an expression for the terms i, i + 1, ...: LANES of them, or
+ * the first m if m < LANES, and then the other lanes are 0. Eight vectors are added as a tree: three roundings. */
+#define RETURN_SUM(n, term)                                                                     \
+    ACC acc = ACC_ZERO;                                                                         \
+    Py_ssize_t i = 0;                                                                           \
+    while (i + 8 * LANES <= (n)) {                                                              \
+        const Py_ssize_t m = LANES;                                                             \
+        VEC t[8];                                                                               \
+        for (int k = 0; k < 8; k++, i += m)                                                     \
+            t[k] = (term);                                                                      \
+        ACC_ADD(acc, ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7])));        \
+    }                                                                                           \
+    for (; i < (n); i += LANES) {                                                               \
+        const Py_ssize_t m = (n) - i;                                                           \
+        ACC_ADD(acc, term);                                                                     \
+    }                                                                                           \
     return ACC_SUM(acc)
 
 static double FN(row_sum)(const void *x_, Py_ssize_t n)
 {
     const T *x = x_;
-    RETURN_SUM(n, LOAD(x + i), FN(load_upto)(x + i, n - i));
+    RETURN_SUM(n, FN(load_upto)(x + i, m));
 }
 
 static double FN(row_dot)(const void *x_, const void *y_, Py_ssize_t n)
 {
     const T *x = x_, *y = y_;
-    RETURN_SUM(n, LOAD(x + i) * LOAD(y + i), FN(load_upto)(x + i, n - i) * FN(load_upto)(y + i, n - i));
+    RETURN_SUM(n, FN(load_upto)(x + i, m) * FN(load_upto)(y + i, m));
 }
 
 static double FN(row_gap_dot)(const void *x_, const void *base_, Py_ssize_t n, double shift_)
 {
     const T *x = x_, *base = base_;
     const VEC shift = SET1((T)shift_);
-    if (base) {
-        RETURN_SUM(n, FN(gap_term)(LOAD(base + i), shift - LOAD(x + i)),
-                   FN(gap_term)(FN(load_upto)(base + i, n - i), shift - FN(load_upto)(x + i, n - i)));
-    } else {
-        RETURN_SUM(n, shift - LOAD(x + i), FN(first_lanes)(shift - FN(load_upto)(x + i, n - i), n - i));
-    }
+#define GAP (shift - FN(load_upto)(x + i, m))
+    RETURN_SUM(n, base ? FN(gap_term)(FN(load_upto)(base + i, m), GAP) : FN(first_lanes)(GAP, m));
+#undef GAP
 }
 #undef RETURN_SUM
 
@@ -205,30 +198,20 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
                           int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *src_row = (const T *)((const char *)src + r * src_row_stride);
-        T *grad_row = (T *)((char *)grad + r * grad_row_stride);
+        const T *src_row = ce_at(src, r * src_row_stride);
+        T *grad_row = ce_at(grad, r * grad_row_stride);
         const Py_ssize_t at = exact_class ? exact_class[r] : -1;
         const T exact = exact_class ? (T)exact_grad[r] : 0;
-        /* One compilation for each choice */
 #define ROW_GRAD(form, base, stream) \
     FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, exact, stream)
-#define ROW_GRAD_BY_FORM(base, stream)             \
-    do {                                           \
-        if (form == CE_EXP)                        \
-            ROW_GRAD(CE_EXP, base, stream);        \
-        else if (form == CE_STORED)                \
-            ROW_GRAD(CE_STORED, base, stream);     \
-        else                                       \
-            ROW_GRAD(CE_DIFFERENCE, base, stream); \
-    } while (0)
-        if (base && stream)
-            ROW_GRAD_BY_FORM(base, 1);
-        else if (base)
-            ROW_GRAD_BY_FORM(base, 0);
-        else if (stream)
-            ROW_GRAD_BY_FORM(NULL, 1);
+#define ROW_GRAD_BY_FORM(base, stream)                         \
+    (form == CE_EXP      ? ROW_GRAD(CE_EXP, base, stream)      \
+     : form == CE_STORED ? ROW_GRAD(CE_STORED, base, stream)   \
+                         : ROW_GRAD(CE_DIFFERENCE, base, stream))
+        if (base)
+            stream ? ROW_GRAD_BY_FORM(base, 1) : ROW_GRAD_BY_FORM(base, 0);
         else
-            ROW_GRAD_BY_FORM(NULL, 0);
+            stream ? ROW_GRAD_BY_FORM(NULL, 1) : ROW_GRAD_BY_FORM(NULL, 0);
 #undef ROW_GRAD_BY_FORM
 #undef ROW_GRAD
     }

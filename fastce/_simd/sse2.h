@@ -56,7 +56,7 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst,
 {
     VEC row[SQUARE];
     for (int k = 0; k < SQUARE; k++)
-        row[k] = LOAD((const T *)((const char *)src + k * src_stride));
+        row[k] = LOAD((const T *)ce_at(src, k * src_stride));
 #if CE_F32
     _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
 #else
@@ -65,5 +65,5 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst,
     row[0] = low;
 #endif
     for (int k = 0; k < SQUARE; k++)
-        STORE((T *)((char *)dst + k * dst_stride), row[k]);
+        STORE((T *)ce_at(dst, k * dst_stride), row[k]);
 }

@@ -63,18 +63,11 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         j++;                                                                        \
     } while (0)
             if (j + 8 <= classes) {
-                TERM(even);
-                TERM(odd);
-                TERM(even);
-                TERM(odd);
-                TERM(even);
-                TERM(odd);
-                TERM(even);
-                TERM(odd);
+                TERM(even); TERM(odd); TERM(even); TERM(odd);
+                TERM(even); TERM(odd); TERM(even); TERM(odd);
             } else {
                 while (j + 1 < classes) {
-                    TERM(even);
-                    TERM(odd);
+                    TERM(even); TERM(odd);
                 }
                 if (j < classes)
                     TERM(even);

@@ -5,12 +5,12 @@
 CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst, Py_ssize_t dst_stride)
 {
 #define HALVES(i) \
-    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)((const char *)src + (i) * src_stride))), \
-                         _mm_loadu_ps((const T *)((const char *)src + ((i) + 4) * src_stride)), 1)
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride))), \
+                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride)), 1)
 #define HIGHS(i) \
-    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)((const char *)src + (i) * src_stride) + 4)), \
-                         _mm_loadu_ps((const T *)((const char *)src + ((i) + 4) * src_stride) + 4), 1)
-#define OUT(i, v) _mm256_storeu_ps((T *)((char *)dst + (i) * dst_stride), v)
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride) + 4)), \
+                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride) + 4), 1)
+#define OUT(i, v) _mm256_storeu_ps((T *)ce_at(dst, (i) * dst_stride), v)
 #define QUARTER(r0, r1, r2, r3, first)                                                                           \
     do {                                                                                                         \
         const __m256 a_ = r0, b_ = r1, c_ = r2, d_ = r3;                                                         \
@@ -33,9 +33,9 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst,
 CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst, Py_ssize_t dst_stride)
 {
 #define HALVES(i, k) \
-    _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd((const T *)((const char *)src + (i) * src_stride) + (k))), \
-                         _mm_loadu_pd((const T *)((const char *)src + ((i) + 2) * src_stride) + (k)), 1)
-#define OUT(i, v) _mm256_storeu_pd((T *)((char *)dst + (i) * dst_stride), v)
+    _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd((const T *)ce_at(src, (i) * src_stride) + (k))), \
+                         _mm_loadu_pd((const T *)ce_at(src, ((i) + 2) * src_stride) + (k)), 1)
+#define OUT(i, v) _mm256_storeu_pd((T *)ce_at(dst, (i) * dst_stride), v)
     const __m256d a = HALVES(0, 0), b = HALVES(1, 0), c = HALVES(0, 2), d = HALVES(1, 2);
     OUT(0, _mm256_unpacklo_pd(a, b));
     OUT(1, _mm256_unpackhi_pd(a, b));
