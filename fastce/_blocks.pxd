@@ -218,14 +218,12 @@ cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_
 cdef inline void settle_group(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """Reads the labels of a group, once. They were checked before, but another thread may write to them meanwhile: what
     is no class counts as ignored. Only s.label is used as an index, so nothing is read or written out of bounds."""
-    cdef Py_ssize_t p
+    cdef const Request *request = job.request
     s.ignored = 0
     if job.plan.with_labels:
-        job.plan.primitives.settle_labels(
-            labels_at(&job.request.labels, start, count, job.request.ignore_index, s.label), count,
-            job.request.classes, job.request.ignore_index, job.request.has_ignore_index, s.label)
-        for p in range(count):
-            s.ignored += <Py_ssize_t>(<uint64_t>s.label[p] >> 63)
+        s.ignored = count - job.plan.primitives.settle_labels(
+            labels_at(&request.labels, start, count, request.ignore_index, s.label), count, request.classes,
+            request.ignore_index, request.has_ignore_index, s.label)
 
 
 cdef inline double mean_weight(const Request *request) noexcept nogil:

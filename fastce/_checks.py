@@ -156,8 +156,10 @@ def as_labels(name: str, value: Any) -> Array:
         array = array.astype(I64)  # NumPy makes an empty list float64
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {array.dtype}, expected integers; cast them: {name}.astype(np.int64)")
-    array = as_real(name, array)
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+        return array
+    return np.ascontiguousarray(as_real(name, array))
 
 
 def as_int64(labels: Array, ignored: int) -> Array:

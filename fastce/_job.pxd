@@ -11,7 +11,7 @@
 # q_j is base_scale*base_j, plus hot*weight_j where j is the row's label. base is nothing, ones, one number for each class,
 # or the target row. Where p_j - q_j may cancel (exact_class: the label or the maximum), the gradient is computed apart.
 from cython cimport floating
-from libc.math cimport INFINITY, NAN, exp, isfinite
+from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
 
 from ._primitives cimport ce_primitives
@@ -120,11 +120,6 @@ cdef inline double value(const Sum *s) noexcept nogil:
 cdef inline double times(double q, double gap) noexcept nogil:
     # 0 * inf is 0: a class that does not count adds nothing, however improbable it is.
     return 0.0 if q == 0 else q*gap
-
-
-cdef inline double tail_or_nan(double tail, double row_max) noexcept nogil:
-    """The tail of a whole row: NaN where the row holds +inf or only -inf."""
-    return tail if isfinite(row_max) else NAN
 
 
 cdef inline double shift_of(double row_max) noexcept nogil:

@@ -2,7 +2,8 @@
 from libc.stdint cimport int64_t
 
 
-cdef extern from *:
+# Not `from "_simd/dispatch.h"`: Cython would copy that file to the folder of the generated C, without those it includes.
+cdef extern from * nogil:
     """
     #include "_simd/dispatch.h"
 
@@ -19,12 +20,10 @@ cdef extern from *:
     #endif
     """
     const char *CE_COMPILER
-    # Not `extern from "_simd/dispatch.h"`: Cython would copy that one header to where the generated C is.
-
-cdef extern from * nogil:
     enum: CE_MAX_LANES, CE_ISA_COUNT
     enum: CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT           # kinds of base
     enum: CE_STORED, CE_EXP, CE_DIFFERENCE              # forms of exponentials
+    double ce_tail_if_finite(double tail, double row_max) noexcept
     ctypedef struct ce_primitives:
         double exp_one
         void (*rows_max)(const void *x, Py_ssize_t x_step, Py_ssize_t rows, Py_ssize_t n, double *m) noexcept nogil
@@ -70,8 +69,8 @@ cdef extern from * nogil:
                        double z_loss, double *log_total, double *loss) noexcept nogil
         Py_ssize_t (*count_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
                                    int has_ignored) noexcept nogil
-        void (*settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored, int has_ignored,
-                              int64_t *settled) noexcept nogil
+        Py_ssize_t (*settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
+                                    int has_ignored, int64_t *settled) noexcept nogil
     ctypedef struct ce_isa:
         const char *name
         int (*runs_here)() noexcept

@@ -3,8 +3,8 @@ from cython cimport floating
 from libc.math cimport exp, isfinite
 from libc.stdint cimport int64_t
 
-from ._job cimport own_dtype, rescaled, tail_or_nan
-from ._primitives cimport CE_EXP, CE_STORED, ce_chosen_f32, ce_chosen_f64, ce_primitives
+from ._job cimport own_dtype, rescaled
+from ._primitives cimport CE_EXP, CE_STORED, ce_chosen_f32, ce_chosen_f64, ce_primitives, ce_tail_if_finite
 from ._request cimport F32
 
 
@@ -17,7 +17,7 @@ cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, dou
     cdef Py_ssize_t j
     f.rows_max(x, 0, 1, n, row_max)
     f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, row_max, 1, x, tail)
-    tail[0] = tail_or_nan(tail[0], row_max[0])
+    tail[0] = ce_tail_if_finite(tail[0], row_max[0])
     if not isfinite(row_max[0]) and row_max[0] < 0:
         for j in range(n):
             if x[j] != x[j]:
@@ -61,7 +61,7 @@ cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t
     cdef double row_max, tail, x_label = x[label]
     f.rows_max(x, 0, 1, n, &row_max)
     f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_STORED, &row_max, 1, x, &tail)
-    tail = tail_or_nan(tail, row_max)
+    tail = ce_tail_if_finite(tail, row_max)
     row_from_stats(grad, CE_STORED, n, label, grad[label]/f.exp_one, row_max, tail, upstream, grad)
     return label_loss(row_max, tail, x_label)
 

@@ -7,9 +7,9 @@ from libc.string cimport memset
 from ._blocks cimport base_block, block, evenly_spaced, grad_block, next_block, row_at, store_block
 from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled, set_sum,
-    shift_of, tail_or_nan, value,
+    shift_of, value,
 )
-from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives
+from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
 
 cdef enum:
@@ -103,7 +103,7 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
         if job.plan.base_scale != 0:
             add_base(job, i, j, n, x, k, &sums, s.q + r, scratch + BLOCK)
         j += n
-    s.row_max[r], s.tail[r] = sums.row_max, tail_or_nan(value(&sums.tail), sums.row_max)
+    s.row_max[r], s.tail[r] = sums.row_max, ce_tail_if_finite(value(&sums.tail), sums.row_max)
     s.mass[r], s.linear[r], s.rest[r] = value(&sums.mass), value(&sums.linear), value(&sums.rest)
     s.exact_class[r] = s.first_max[r]
     if job.request.operation != CROSS_ENTROPY:      # p and log(p): no class has a target, and their sum counts as 1
@@ -173,7 +173,7 @@ cdef inline void rows_in_turns(const Job *job, Py_ssize_t start, Py_ssize_t coun
     f.rows_exp_sum(x, x_step, e, e_step, count, n, form, s.row_max + r, 1,
                    x + count*x_step if start + 2*count <= job.request.rows else x, s.tail + r)
     for p in range(r, r + count):
-        s.tail[p] = tail_or_nan(s.tail[p], s.row_max[p])
+        s.tail[p] = ce_tail_if_finite(s.tail[p], s.row_max[p])
     if job.plan.with_labels:
         for p in range(count):
             add_label(job, s.x_label[r + p],

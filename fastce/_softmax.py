@@ -11,6 +11,8 @@ from . import _checks
 from ._kernels import function, set_ones
 from ._stats import Array
 
+ONE = np.ones((), np.float32)
+
 
 @function("softmax", "array")
 def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
@@ -268,13 +270,13 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     """
     indices = _checks.as_labels("labels", labels)
     classes = _checks.as_count("num_classes", num_classes)
-    dtype = np.dtype(dtype)
-    if dtype.kind not in "biufc":
-        raise TypeError(f"dtype is {dtype}, expected one of numbers or bools")
+    one = ONE if dtype is np.float32 else np.array(1, dtype)
+    if one.dtype.kind not in "biufc":
+        raise TypeError(f"dtype is {one.dtype}, expected one of numbers or bools")
+    at = _checks.as_axis(axis, indices.ndim + 1)
     shape = indices.shape
-    at = len(shape) if axis == -1 else _checks.as_axis(axis, len(shape) + 1)
-    rows = np.zeros((*shape[:at], classes, *shape[at:]), dtype)
-    if not set_ones(rows, indices, classes, math.prod(shape[at:]), np.array(1, dtype)):
+    rows = np.zeros((*shape[:at], classes, *shape[at:]), one.dtype)
+    if not set_ones(rows, indices, classes, math.prod(shape[at:]), one):
         raise _checks.label_error(indices, classes, None, "labels")
     return rows
 

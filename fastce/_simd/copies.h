@@ -20,9 +20,18 @@ static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t row
     }
 #endif
     if (columns < rows) {
-        for (Py_ssize_t k = 0; k < columns; k++)
-            for (Py_ssize_t r = 0; r < rows; r++)
+        for (Py_ssize_t k = 0; k < columns; k++) {
+            Py_ssize_t r = 0;
+            for (; r + 4 <= rows; r += 4) {
+                const T a = *SRC(r, k), b = *SRC(r + 1, k), c = *SRC(r + 2, k), d = *SRC(r + 3, k);
+                *DST(r, k) = a;
+                *DST(r + 1, k) = b;
+                *DST(r + 2, k) = c;
+                *DST(r + 3, k) = d;
+            }
+            for (; r < rows; r++)
                 *DST(r, k) = *SRC(r, k);
+        }
     } else {
         for (Py_ssize_t r = 0; r < rows; r++)
             for (Py_ssize_t k = 0; k < columns; k++)

@@ -88,11 +88,15 @@ static Py_ssize_t FN(count_labels)(const int64_t *labels, Py_ssize_t n, int64_t 
     return wrong ? -1 : (Py_ssize_t)count;
 }
 
-static void FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored, int has_ignored,
-                              int64_t *settled)
+static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
+                                    int has_ignored, int64_t *settled)
 {
+    int64_t count = 0;
     for (Py_ssize_t r = 0; r < n; r++) {
         const int64_t label = labels[r], counts = !has_ignored | (label != ignored);
-        settled[r] = (counts & (label >= 0) & (label < classes)) ? label : -1;
+        const int64_t is_class = counts & ((uint64_t)label < (uint64_t)classes);
+        settled[r] = label | (is_class - 1); /* all bits set: -1 */
+        count += is_class;
     }
+    return count;
 }
