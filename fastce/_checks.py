@@ -62,11 +62,16 @@ def contiguous(array: Array, dtype: Any) -> Array:
 
 def as_real(name: str, value: Any) -> Array:
     """`value` as an aligned native array of a dtype that the kernels read."""
-    array = as_array(name, value)
-    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+    return readable(as_array(name, value))
+
+
+def readable(array: Array) -> Array:
+    """An array as an aligned native one of a dtype that the kernels read."""
+    dtype = array.dtype
+    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
         return converted(array, F64)
-    if not array.dtype.isnative:
-        return array.astype(array.dtype.newbyteorder("="))
+    if not dtype.isnative:
+        return array.astype(dtype.newbyteorder("="))
     return array if array.flags.aligned else array.copy()
 
 
@@ -81,7 +86,7 @@ def as_logits(name: str, value: Any, keep_integers: bool) -> Array:
         )
     if dtype.kind != "f" and not keep_integers:
         return array.astype(F64)
-    return as_real(name, array)
+    return readable(array)
 
 
 def as_targets(value: Any, shape: tuple[int, ...]) -> Array:
@@ -91,7 +96,7 @@ def as_targets(value: Any, shape: tuple[int, ...]) -> Array:
         array = array.astype(I64)  # NumPy makes an empty list float64
     if array.dtype.kind == "f" and array.shape != shape:
         return array
-    return as_real("targets", array)
+    return readable(array)
 
 
 def as_axis(axis: Any, ndim: int) -> int:
@@ -159,7 +164,7 @@ def as_labels(name: str, value: Any) -> Array:
     flags = array.flags
     if flags.c_contiguous and flags.aligned and array.dtype.isnative:
         return array
-    return np.ascontiguousarray(as_real(name, array))
+    return np.ascontiguousarray(readable(array))
 
 
 def as_int64(labels: Array, ignored: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 from ._kernels import function
@@ -279,6 +280,8 @@ class CrossEntropyLoss:
 
     def __init__(self, **options: Any) -> None:
         self._options = self._checked(options)
+        self._forward = partial(cross_entropy, return_stats=True, **options)
+        self._grad = partial(cross_entropy_grad, **options)
         self._saved: tuple[Any, ...] | None = None
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -316,9 +319,11 @@ class CrossEntropyLoss:
         >>> ce(np.zeros((1, 2)), [1], reduction="none").round(6)
         array([0.693147])
         """
-        options = self._options | self._checked(options) if options else self._options
-        loss, stats = cross_entropy(logits, targets, return_stats=True, **options)
-        self._saved = logits, targets, options, stats
+        forward, grad = self._forward, self._grad
+        if options:
+            forward, grad = partial(forward, **self._checked(options)), partial(grad, **options)
+        loss, stats = forward(logits, targets)
+        self._saved = grad, logits, targets, stats
         return loss
 
     def backward(self, upstream: Any = 1.0, *, out: Array | None = None) -> Array:
@@ -353,5 +358,5 @@ class CrossEntropyLoss:
         """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
-        logits, targets, options, stats = self._saved
-        return cross_entropy_grad(logits, targets, upstream=upstream, out=out, stats=stats, **options)
+        grad, logits, targets, stats = self._saved
+        return grad(logits, targets, upstream=upstream, out=out, stats=stats)

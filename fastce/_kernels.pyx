@@ -44,6 +44,7 @@ from ._run cimport execute
 
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
 cdef object float32 = numpy.float32, float64 = numpy.float64, new_tuple = tuple.__new__
+cdef object stats_type = SoftmaxStats
 cdef object MISSING = object()
 
 cdef enum:              # the arrays of a call
@@ -139,6 +140,8 @@ cdef class Call:
     cdef const void *by_row(self, int at, int dtype, int wanted) except? NULL:
         """The numbers of an array by row: contiguous, in the order in which rows are counted, of the wanted dtype."""
         cdef Matrix m
+        if dtype == wanted and self.axes.sorted and is_c_contiguous(&self.view[at]):
+            return self.view[at].buf
         self.set_matrix(at, dtype, &m)
         if dtype != wanted or m.blocks != NULL or (m.row_stride != self.view[at].itemsize and self.request.rows > 1):
             array = self.view[at].obj.transpose(self.row_axes())
@@ -161,7 +164,7 @@ cdef class Call:
         cdef Py_buffer view
         cdef list order
         if self.axes.sorted and not by_class:
-            array = empty(self.row_shape(), self.input.dtype)
+            array = empty(self.request.rows if self.axes.ndim == 2 else self.row_shape(), self.input.dtype)
         else:
             order = [self.axes.order[k] for k in range(self.axes.ndim - 1)] + [self.axes.class_axis]
             shape = [self.input.shape[k] for k in order]
@@ -283,7 +286,7 @@ cdef class Call:
                 r.total = &self.total
         if self.return_stats:
             row_max = self.new_result(False, &r.row_max)
-            self.stats = new_tuple(SoftmaxStats, (row_max, self.new_result(False, &r.tail)))
+            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, &r.tail)))
         return 0
 
     cdef object results(self):
