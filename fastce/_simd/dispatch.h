@@ -102,8 +102,6 @@ CE_INLINE double ce_tail_if_finite(double tail, double row_max)
 #define CE_ISA baseline
 #define CE_VOCABULARY CE_BASELINE_VOCABULARY
 #include "both.h"
-#undef CE_VOCABULARY
-#undef CE_ISA
 
 #ifdef CE_X86
 #define CE_ISA avx2
@@ -111,16 +109,12 @@ CE_INLINE double ce_tail_if_finite(double tail, double row_max)
 CE_TARGET_BEGIN("avx2,fma")
 #include "both.h"
 CE_TARGET_END
-#undef CE_VOCABULARY
-#undef CE_ISA
 
 #define CE_ISA avx512
 #define CE_VOCABULARY "avx512.h"
 CE_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #include "both.h"
 CE_TARGET_END
-#undef CE_VOCABULARY
-#undef CE_ISA
 #endif
 
 /* Whether this processor and its operating system run an instruction set. */
