@@ -1,8 +1,8 @@
-/* What the loops share: exp and log1p of vectors, parts of vectors, and sums whose error does not grow with their length. */
+/* What the loops share: exp and log1p of vectors, accumulators, parts of vectors. */
 
 #if CE_F32
 #define LOG2E 0x1.715476p+0f
-#define ROUNDER (0x1.8p+23f / EXP_STEPS) /* adding it rounds to a multiple of 1/EXP_STEPS, which its low bits then count */
+#define ROUNDER (0x1.8p+23f / EXP_STEPS) /* Adding it rounds to a multiple of 1/EXP_STEPS, counted in the low bits. */
 #define EXP_CUT (-131)
 #define SMALLEST_EXPONENT (-126)
 #else
@@ -97,10 +97,7 @@ CE_INLINE VEC FN(log1p_unit)(VEC e)
 }
 
 /* base * gap, where 0 * inf is 0. */
-CE_INLINE VEC FN(gap_term)(VEC base, VEC gap)
-{
-    return SELECT_EQ(base, SET1(0), SET1(0), base * gap);
-}
+CE_INLINE VEC FN(gap_term)(VEC base, VEC gap) { return SELECT_EQ(base, SET1(0), SET1(0), base * gap); }
 
 /* ----- Defaults of the optional words of a vocabulary ----- */
 
@@ -161,8 +158,8 @@ CE_INLINE T FN(total)(VEC v)
 #endif
 
 /* ----- Accumulators -----
- * The error of their sums does not grow with the number of terms. float32 numbers are added in float64. The sums of float64
- * numbers keep what each addition loses. */
+ * Each lane has a float64 sum whose error does not grow with the number of terms: float32 numbers are added in float64, and
+ * float64 numbers together with what the additions lose. */
 #if CE_F32 && LANES > 1
 typedef struct {
     WIDE low, high;
@@ -212,13 +209,9 @@ CE_INLINE double FN(acc_sum)(ACC acc)
 #define ACC_SUM(acc) FN(acc_sum)(acc)
 #endif
 
-/* ----- Ends of rows ----- */
-
-/* Load or store a vector, or only its first n numbers if n < LANES; the other lanes are 0. */
-CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n)
-{
-    return n >= LANES ? LOAD(p) : LOAD_PART(p, n, 0);
-}
+/* A whole vector, or only its first n numbers if n < LANES: loaded, stored, or taken from a vector. The other lanes become
+ * 0 and are not stored. */
+CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n) { return n >= LANES ? LOAD(p) : LOAD_PART(p, n, 0); }
 CE_INLINE void FN(store_upto)(T *p, VEC v, Py_ssize_t n)
 {
     if (n >= LANES)
@@ -235,23 +228,20 @@ CE_INLINE VEC FN(first_lanes)(VEC v, Py_ssize_t n)
     return LOAD_PART(part, n, 0);
 }
 
-/* The number of elements, at most n, before the first aligned vector. */
+/* The number of elements before the first aligned vector, at most n. */
 CE_INLINE Py_ssize_t FN(to_line)(const T *p, Py_ssize_t n)
 {
     const Py_ssize_t head = (Py_ssize_t)(-(uintptr_t)p % sizeof(VEC) / sizeof(T));
     return head < n ? head : n;
 }
-/* The same where alignment pays: a vector that straddles two cache lines takes two accesses, but for a short row the
- * additional vector at its start costs more. */
-CE_INLINE Py_ssize_t FN(to_aligned)(const T *p, Py_ssize_t n)
-{
-    return n >= ALIGN_FROM ? FN(to_line)(p, n) : 0;
-}
+/* The same if alignment pays, else 0. A vector that straddles two cache lines takes two accesses, but a short row loses
+ * more by the additional vector at its start. */
+CE_INLINE Py_ssize_t FN(to_aligned)(const T *p, Py_ssize_t n) { return n >= ALIGN_FROM ? FN(to_line)(p, n) : 0; }
 
 /* The number of each lane. */
 static const T FN(iota)[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 CE_ASSERT(sizeof FN(iota) == CE_MAX_LANES * sizeof(T), "iota numbers the lanes of the widest vector");
 
-/* A vector from here, CE_MAX_LANES - LANES + k numbers on, is 1 in its last k lanes and 0 in the others. */
+/* The vector that begins at edge[CE_MAX_LANES - LANES + k] is 1 in its last k lanes and 0 in the others. */
 static const T FN(edge)[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 CE_ASSERT(sizeof FN(edge) == 2 * CE_MAX_LANES * sizeof(T), "edge has room for the widest vector, all 0 or all 1");
