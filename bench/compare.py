@@ -1,12 +1,13 @@
-"""The speed table: fastce, its NumPy reference and the installed peers, each verified and then timed in turns.
+"""Compare the speed of fastce, its NumPy reference and the installed peers, and print a markdown table.
 
-    python bench/compare.py                              # loss + gradient, every case
-    python bench/compare.py --forward --case 4096        # forward only, the cases whose name contains "4096"
-    taskset -c 0 python bench/compare.py                 # every side on one core, JAX too
+    python bench/compare.py                              # loss + gradient, all cases
+    python bench/compare.py --forward --case 4096        # forward only, cases with "4096" in their name
+    taskset -c 0 python bench/compare.py                 # all on one core, JAX included
 
-pytest-benchmark (`pytest bench`) times one side after the other, so that a noisy minute falls on one of them; here all
-take turns, round after round until the case's time is used up, and the best of each counts. In a turn a side runs
-several times in a row and so finds in cache what fits there. Prints a markdown table, or JSON with --json."""
+All results are verified before anything is timed. The implementations then take turns until the time for the case is
+used up, and the best time of each is shown. A slow minute of the machine thus affects all of them. pytest-benchmark
+(`pytest bench`) times one after the other. In a turn, an implementation runs several times in a row, so data that fits
+in a cache is found there."""
 
 from __future__ import annotations
 
@@ -14,52 +15,26 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from cases import CASES, Case, Problem
 from peers import OWN, THREADS, Run, describe, environment, runs
 
-TURN = 0.01  # seconds a side runs before the next takes over; at least one call
-PAUSE = 0.02  # between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
+from fastce import __main__ as timing
+
 TITLES = {True: "Loss + gradient", False: "Forward"}
-LEGEND = f"{THREADS[0]} / {THREADS[1]} threads; in brackets: times as long as fastce"
+LEGEND = f"{THREADS[0]} / {THREADS[1]} threads; in brackets: slowdown relative to fastce at the same number of threads"
 ROUNDS = 5  # at least, however long a case takes
-BATCH = 50e-6  # calls shorter than this are timed several at a time
 ORDER = ["NumPy", "PyTorch", "JAX", "scikit-learn", "Numba"]
 LIMITS = ["copy", "rewrite", "read"]
 
 
-def turn(run: Run, number: int) -> float:
-    """Seconds per call, the best of as many as fit into a turn."""
-    call, best, stop = run.call, float("inf"), time.perf_counter() + TURN
-    while True:
-        start = time.perf_counter()
-        for _ in range(number):
-            call()
-        end = time.perf_counter()
-        best = min(best, (end - start) / number)
-        if end >= stop:
-            return best
-
-
 def measure(problem: Problem, sides: list[Run], seconds: float, rounds: int = ROUNDS) -> dict[Run, float]:
-    """Best seconds per call of every side, verified."""
+    """Best seconds of one call of each side. The results are verified first."""
     for run in sides:
         run.verify(problem)
-    numbers, best = {}, dict.fromkeys(sides, float("inf"))
-    for run in sides:
-        run.enter()
-        numbers[run] = 1 + int(BATCH / turn(run, 1))
-    deadline = time.perf_counter() + seconds
-    while rounds > 0 or time.perf_counter() < deadline:
-        for run in sides:
-            time.sleep(PAUSE)
-            run.enter()
-            best[run] = min(best[run], turn(run, numbers[run]))
-        rounds -= 1
-    return best
+    return timing.measure({run: run.call for run in sides}, seconds, rounds, enter=lambda run: run.enter())
 
 
 def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
