@@ -1,8 +1,8 @@
-"""softmax and its relatives against NumPy's and SciPy's way of doing each, verified and then timed in turns.
+"""Compare the speed of softmax and related functions with that of NumPy or SciPy, and print a markdown table.
 
     python bench/chapter.py [--seconds 2] [--rows 4096] [--classes 1000]
 
-Prints a markdown table; bench/test_chapter.py runs the same pairs under pytest-benchmark."""
+The results are verified first. bench/test_chapter.py times the same functions with pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pair(NamedTuple):
     size: int
 
     def verify(self) -> None:
-        """Both agree to float32's digits; the two-term losses are means of many terms."""
+        """Check that both give the same results, up to the rounding of float32 in means of many terms."""
         for mine, other in zip(_parts(self.ours(1)), _parts(self.theirs()), strict=True):
             scale = np.abs(other[np.isfinite(other)]).max()
             np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * scale)
@@ -37,7 +37,7 @@ def _parts(result: Any) -> list[np.ndarray]:
 
 
 def pairs(rows: int, classes: int) -> Iterator[Pair]:
-    """SciPy's own functions where it has them, else the stable NumPy expression."""
+    """Functions of fastce, each with that of SciPy if there is one, or else with a stable NumPy expression."""
     from scipy import special
 
     rng = np.random.default_rng(0)

@@ -38,7 +38,7 @@ def measure(problem: Problem, sides: list[Run], seconds: float, rounds: int = RO
 
 
 def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
-    """One case's figures as plain data."""
+    """The results of one case, ready for JSON."""
     size = math.prod(case.shape)
     payload = size * np.dtype(case.dtype).itemsize * (1 + gradient)
     sides = [
@@ -55,7 +55,7 @@ def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
 
 
 def rows_of(case: Case, modes: Iterable[bool], seconds: float, rounds: int = ROUNDS) -> Iterator[dict]:
-    """All sides' figures for one case: with gradient, without, or both, as far as the case has them."""
+    """The results of one case, with and without gradient as `modes` asks for and the case allows."""
     problem = Problem(case)
     for gradient in modes:
         if gradient in case.modes:
@@ -72,9 +72,12 @@ def times_text(ratio: float) -> str:
 
 
 def table(rows: Iterable[dict]) -> str:
-    """Markdown: a line per case, one / many threads in a cell; behind a time, how many times fastce's it is, at the
-    same number of threads. NumPy, which has one thread, JAX, which has its own, and the memory's limit, the better of
-    its two, are set against both."""
+    """A markdown table with a line for each case. A cell holds the times with one and with many threads.
+
+    The numbers in brackets are these times divided by those of fastce at the same number of threads. Some cells hold
+    one time, which is divided by both of fastce: NumPy uses one thread, JAX chooses its own number, and of the memory
+    limit only the better time is shown.
+    """
     rows = list(rows)
     found = {side["side"] for data in rows for side in data["sides"]}
     sides = [[name] for name in ORDER if name in found] + [[name for name in LIMITS if name in found]]
@@ -102,19 +105,21 @@ def table(rows: Iterable[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", metavar="TEXT", help="only cases with TEXT in the name; repeatable")
-    parser.add_argument("--forward", action="store_true", help="forward only, instead of loss + gradient")
-    parser.add_argument("--both", action="store_true", help="forward only too, in a second table")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="time for each case (default %(default)s), or five rounds"
+        "--case", action="append", metavar="TEXT", help="only cases with TEXT in their name; can be repeated"
     )
-    parser.add_argument("--smoke", action="store_true", help="few rows, one round: does it run?")
-    parser.add_argument("--json", action="store_true", help="raw figures instead of a table")
+    parser.add_argument("--forward", action="store_true", help="forward only, instead of loss + gradient")
+    parser.add_argument("--both", action="store_true", help="add a second table for forward only")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="time for each case, at least five rounds (default %(default)s)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="few rows and one round, to check that everything runs")
+    parser.add_argument("--json", action="store_true", help="print raw numbers instead of a table")
     arguments = parser.parse_args()
     modes = [True, False] if arguments.both else [not arguments.forward]
     cases = [c for c in CASES if arguments.case is None or any(text in c.name for text in arguments.case)]
     if not cases:
-        parser.error("no such case; there are: " + "; ".join(case.name for case in CASES))
+        parser.error("no such case; the cases are: " + "; ".join(case.name for case in CASES))
     if arguments.smoke:
         cases = [case.smoke() for case in cases]
     seconds, rounds = (0.0, 1) if arguments.smoke else (arguments.seconds, ROUNDS)
