@@ -1,8 +1,8 @@
-"""What pyproject.toml cannot say: the compiled module. All about it is in fastce/_build.py, where a package that
-vendors the folder finds it too. It is loaded by its path: `import fastce` needs what is only built here.
+"""Build the compiled module. Its settings are in fastce/_build.py, so that a package that vendors the folder can use
+them too. That file is loaded by its path, because `import fastce` needs the compiled module.
 
-FASTCE_ABI3=1 makes the wheels for distribution: one for CPython 3.11 and later. Without it, and for free-threaded
-Python, which has no stable ABI, the module is built for the running interpreter alone and its calls are faster."""
+FASTCE_ABI3=1 builds one wheel for CPython 3.11 and later. Without it, the module is built for the running interpreter
+only, and its calls are faster. Free-threaded Python has no stable ABI, so FASTCE_ABI3 has no effect there."""
 
 import importlib.util
 import os

@@ -1,5 +1,5 @@
-"""What is measured: the cases, their data, and the float64 computation that every side's result must match before it is
-timed. Used by compare.py and by the pytest suite beside it; knows nothing of fastce or of any peer."""
+"""The cases that are measured, their data, and the float64 results that each implementation must match before it is
+timed. compare.py and the pytest benchmarks use this module. It imports neither fastce nor any peer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-OUT_FROM_BYTES = 32 * 2**20  # from here on the page faults of a new gradient would be most of what is measured
-BLOCK = 2**20  # logits per block of the float64 computation
+OUT_FROM_BYTES = 32 * 2**20  # a new gradient that is larger costs more in page faults than in computation
+BLOCK = 2**20  # logits in a block of the float64 computation
 SMOKE_LOGITS = 10_000
 LABEL_SMOOTHING, Z_LOSS, IGNORE_INDEX, IGNORED_SHARE = 0.1, 1e-4, -100, 0.1
-# Sides sum up to a million float32 losses and 128256 float32 exponentials, some of them one after the other.
+# Some implementations add a million float32 losses or 128256 float32 exponentials one by one.
 RTOL = {"float32": 1e-4, "float64": 1e-10}
-ATOL = {"float32": 1e-6, "float64": 1e-12}  # of the largest entry of the gradient
+ATOL = {"float32": 1e-6, "float64": 1e-12}  # relative to the largest element of the gradient
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Case:
     dtype: str = "float32"
     axis: int = -1
     order: str = "C"
-    probabilities: bool = False  # targets are rows of probabilities, else int64 labels
+    probabilities: bool = False  # targets are probabilities instead of int64 labels
     options: bool = False  # weight, label_smoothing, z_loss and ignored rows
-    in_place: bool = False  # the gradient is written over the logits
+    in_place: bool = False  # the gradient overwrites the logits
 
     @property
     def plain(self) -> bool:
-        """Labels, nothing but labels, and the classes on the last of two axes: what every peer can do."""
+        """Whether all peers can compute it: logits of shape (rows, classes), labels as targets, and no options."""
         return len(self.shape) == 2 and not (self.probabilities or self.options or self.in_place)
 
     @property
     def modes(self) -> list[bool]:
-        """With gradient, and without where that is another case."""
+        """Whether a gradient is computed: with and without, or only with if it overwrites the logits."""
         return [True] if self.in_place else [True, False]
 
     def smoke(self) -> Case:
-        """The same with few rows (and few pixels): checks that the benchmark works, measures nothing."""
+        """The same case with few rows, to check that the benchmark works."""
         axis = self.axis % len(self.shape)
         positions = max(1, SMOKE_LOGITS // self.shape[axis])
         side = max(1, int(positions ** (1 / (len(self.shape) - 1))))
@@ -70,14 +70,17 @@ CASES = [
 
 @dataclass
 class Problem:
-    """A case with its data. `buffer` is where a side that can be handed a gradient's buffer writes it, if the case is
-    large; else None, and the side allocates. In place, `buffer` holds the logits too: a side's first call finds them
-    there, each later one the gradient that the one before has left, which takes as long."""
+    """A case with its data.
+
+    If the case is large, `buffer` receives the gradient of those implementations that accept a buffer. Otherwise it is
+    None, and they allocate the gradient. In a case that works in place, `buffer` also holds the logits. Then the first
+    call finds the logits there, and each later call finds the gradient of the call before, which takes the same time.
+    """
 
     case: Case
     logits: np.ndarray = field(init=False)
     targets: np.ndarray = field(init=False)
-    options: dict[str, Any] = field(init=False)  # keywords of fastce and fastce.reference
+    options: dict[str, Any] = field(init=False)  # keyword arguments of fastce and fastce.reference
     buffer: np.ndarray | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +109,7 @@ class Problem:
 
     @cached_property
     def truth(self) -> tuple[float, np.ndarray]:
-        """Loss and gradient by the definition, in float64, the gradient rounded once. A block of rows at a time."""
+        """Loss and gradient, computed from the definition in float64, one block of rows at a time."""
         axis, classes = self.case.axis, self.case.shape[self.case.axis]
         eps, z_loss = self.options.get("label_smoothing", 0.0), self.options.get("z_loss", 0.0)
         weight = np.asarray(self.options.get("weight", np.ones(classes)), dtype=np.float64)
@@ -137,7 +140,7 @@ class Problem:
         return total / denominator, np.moveaxis(gradient.reshape(moved.shape), -1, axis)
 
     def check(self, side: str, loss: float, gradient: np.ndarray | None) -> None:
-        """Raise when a side computes something else."""
+        """Raise an error if the results of an implementation (`side`) are wrong."""
         rtol, atol = RTOL[self.case.dtype], ATOL[self.case.dtype]
         true_loss, true_gradient = self.truth
         if not abs(loss - true_loss) <= rtol * abs(true_loss):
@@ -154,7 +157,7 @@ class Problem:
                 raise ArithmeticError(f"{side}, {self.case.name}: the gradient is off by {np.abs(mine - true).max()}")
 
     def restore(self) -> None:
-        """In place: put the logits where the last call's gradient is."""
+        """Put the logits back if the case works in place, where the last gradient has overwritten them."""
         if self.case.in_place and self.buffer is not None:
             np.copyto(self.buffer, self.logits)
 
@@ -163,5 +166,5 @@ class Problem:
         return self.logits.size
 
     def moved_bytes(self, gradient: bool) -> int:
-        """What has to pass through memory: the logits in, the gradient out."""
+        """The least number of bytes to read and write: the logits, and the gradient if there is one."""
         return self.logits.nbytes * (2 if gradient else 1)

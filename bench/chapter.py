@@ -1,20 +1,21 @@
-"""softmax and its relatives against NumPy's and SciPy's way of doing each, verified and then timed in turns.
+"""Compare the speed of softmax and related functions with that of NumPy or SciPy, and print a markdown table.
 
     python bench/chapter.py [--seconds 2] [--rows 4096] [--classes 1000]
 
-Prints a markdown table; bench/test_chapter.py runs the same pairs under pytest-benchmark."""
+The results are verified first. bench/test_chapter.py times the same functions with pytest-benchmark."""
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from peers import THREADS, describe
 
 import fastce
+from fastce.__main__ import measure
 
 
 class Pair(NamedTuple):
@@ -25,7 +26,7 @@ class Pair(NamedTuple):
     size: int
 
     def verify(self) -> None:
-        """Both agree to float32's digits; the two-term losses are means of many terms."""
+        """Check that both give the same results, up to the rounding of float32 in means of many terms."""
         for mine, other in zip(_parts(self.ours(1)), _parts(self.theirs()), strict=True):
             scale = np.abs(other[np.isfinite(other)]).max()
             np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5 * scale)
@@ -36,7 +37,7 @@ def _parts(result: Any) -> list[np.ndarray]:
 
 
 def pairs(rows: int, classes: int) -> Iterator[Pair]:
-    """SciPy's own functions where it has them, else the stable NumPy expression."""
+    """Functions of fastce, each with that of SciPy if there is one, or else with a stable NumPy expression."""
     from scipy import special
 
     rng = np.random.default_rng(0)
@@ -93,17 +94,6 @@ def pairs(rows: int, classes: int) -> Iterator[Pair]:
     yield Pair("predict", lambda n: f.predict(x), "NumPy", lambda: np.argmax(x, axis=-1), x.size)
 
 
-def seconds(calls: list[Callable[[], Any]], budget: float) -> list[float]:
-    """The best time of each, all in turns."""
-    best, stop = [float("inf")] * len(calls), time.perf_counter() + budget
-    while time.perf_counter() < stop:
-        for k, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[k] = min(best[k], time.perf_counter() - start)
-    return best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each line (default 2)")
@@ -116,8 +106,8 @@ def main() -> None:
     print("|---|---|---|")
     for pair in pairs(args.rows, args.classes):
         pair.verify()
-        calls = [lambda pair=pair: pair.ours(one), lambda pair=pair: pair.ours(many), pair.theirs]
-        a, b, other = (s / pair.size * 1e9 for s in seconds(calls, args.seconds))
+        calls = {one: partial(pair.ours, one), many: partial(pair.ours, many), pair.theirs_name: pair.theirs}
+        a, b, other = (seconds / pair.size * 1e9 for seconds in measure(calls, args.seconds).values())
         ratios = f"({other / a:.1f}x / {other / b:.1f}x)"
         print(f"| {pair.name} | {a:.3g} / {b:.3g} | {pair.theirs_name} {other:.3g} {ratios} |")
 

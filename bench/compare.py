@@ -1,12 +1,13 @@
-"""The speed table: fastce, its NumPy reference and the installed peers, each verified and then timed in turns.
+"""Compare the speed of fastce, its NumPy reference and the installed peers, and print a markdown table.
 
-    python bench/compare.py                              # loss + gradient, every case
-    python bench/compare.py --forward --case 4096        # forward only, the cases whose name contains "4096"
-    taskset -c 0 python bench/compare.py                 # every side on one core, JAX too
+    python bench/compare.py                              # loss + gradient, all cases
+    python bench/compare.py --forward --case 4096        # forward only, cases with "4096" in their name
+    taskset -c 0 python bench/compare.py                 # all on one core, JAX included
 
-pytest-benchmark (`pytest bench`) times one side after the other, so that a noisy minute falls on one of them; here all
-take turns, round after round until the case's time is used up, and the best of each counts. In a turn a side runs
-several times in a row and so finds in cache what fits there. Prints a markdown table, or JSON with --json."""
+All results are verified before anything is timed. The implementations then take turns until the time for the case is
+used up, and the best time of each is shown. A slow minute of the machine thus affects all of them. pytest-benchmark
+(`pytest bench`) times one after the other. In a turn, an implementation runs several times in a row, so data that fits
+in a cache is found there."""
 
 from __future__ import annotations
 
@@ -14,56 +15,30 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from cases import CASES, Case, Problem
 from peers import OWN, THREADS, Run, describe, environment, runs
 
-TURN = 0.01  # seconds a side runs before the next takes over; at least one call
-PAUSE = 0.02  # between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
+from fastce import __main__ as timing
+
 TITLES = {True: "Loss + gradient", False: "Forward"}
-LEGEND = f"{THREADS[0]} / {THREADS[1]} threads; in brackets: times as long as fastce"
+LEGEND = f"{THREADS[0]} / {THREADS[1]} threads; in brackets: slowdown relative to fastce at the same number of threads"
 ROUNDS = 5  # at least, however long a case takes
-BATCH = 50e-6  # calls shorter than this are timed several at a time
 ORDER = ["NumPy", "PyTorch", "JAX", "scikit-learn", "Numba"]
 LIMITS = ["copy", "rewrite", "read"]
 
 
-def turn(run: Run, number: int) -> float:
-    """Seconds per call, the best of as many as fit into a turn."""
-    call, best, stop = run.call, float("inf"), time.perf_counter() + TURN
-    while True:
-        start = time.perf_counter()
-        for _ in range(number):
-            call()
-        end = time.perf_counter()
-        best = min(best, (end - start) / number)
-        if end >= stop:
-            return best
-
-
 def measure(problem: Problem, sides: list[Run], seconds: float, rounds: int = ROUNDS) -> dict[Run, float]:
-    """Best seconds per call of every side, verified."""
+    """Best seconds of one call of each side. The results are verified first."""
     for run in sides:
         run.verify(problem)
-    numbers, best = {}, dict.fromkeys(sides, float("inf"))
-    for run in sides:
-        run.enter()
-        numbers[run] = 1 + int(BATCH / turn(run, 1))
-    deadline = time.perf_counter() + seconds
-    while rounds > 0 or time.perf_counter() < deadline:
-        for run in sides:
-            time.sleep(PAUSE)
-            run.enter()
-            best[run] = min(best[run], turn(run, numbers[run]))
-        rounds -= 1
-    return best
+    return timing.measure({run: run.call for run in sides}, seconds, rounds, enter=lambda run: run.enter())
 
 
 def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
-    """One case's figures as plain data."""
+    """The results of one case, ready for JSON."""
     size = math.prod(case.shape)
     payload = size * np.dtype(case.dtype).itemsize * (1 + gradient)
     sides = [
@@ -80,7 +55,7 @@ def row(case: Case, gradient: bool, best: dict[Run, float]) -> dict:
 
 
 def rows_of(case: Case, modes: Iterable[bool], seconds: float, rounds: int = ROUNDS) -> Iterator[dict]:
-    """All sides' figures for one case: with gradient, without, or both, as far as the case has them."""
+    """The results of one case, with and without gradient as `modes` asks for and the case allows."""
     problem = Problem(case)
     for gradient in modes:
         if gradient in case.modes:
@@ -97,9 +72,12 @@ def times_text(ratio: float) -> str:
 
 
 def table(rows: Iterable[dict]) -> str:
-    """Markdown: a line per case, one / many threads in a cell; behind a time, how many times fastce's it is, at the
-    same number of threads. NumPy, which has one thread, JAX, which has its own, and the memory's limit, the better of
-    its two, are set against both."""
+    """A markdown table with a line for each case. A cell holds the times with one and with many threads.
+
+    The numbers in brackets are these times divided by those of fastce at the same number of threads. Some cells hold
+    one time, which is divided by both of fastce: NumPy uses one thread, JAX chooses its own number, and of the memory
+    limit only the better time is shown.
+    """
     rows = list(rows)
     found = {side["side"] for data in rows for side in data["sides"]}
     sides = [[name] for name in ORDER if name in found] + [[name for name in LIMITS if name in found]]
@@ -127,19 +105,21 @@ def table(rows: Iterable[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", metavar="TEXT", help="only cases with TEXT in the name; repeatable")
-    parser.add_argument("--forward", action="store_true", help="forward only, instead of loss + gradient")
-    parser.add_argument("--both", action="store_true", help="forward only too, in a second table")
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="time for each case (default %(default)s), or five rounds"
+        "--case", action="append", metavar="TEXT", help="only cases with TEXT in their name; can be repeated"
     )
-    parser.add_argument("--smoke", action="store_true", help="few rows, one round: does it run?")
-    parser.add_argument("--json", action="store_true", help="raw figures instead of a table")
+    parser.add_argument("--forward", action="store_true", help="forward only, instead of loss + gradient")
+    parser.add_argument("--both", action="store_true", help="add a second table for forward only")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="time for each case, at least five rounds (default %(default)s)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="few rows and one round, to check that everything runs")
+    parser.add_argument("--json", action="store_true", help="print raw numbers instead of a table")
     arguments = parser.parse_args()
     modes = [True, False] if arguments.both else [not arguments.forward]
     cases = [c for c in CASES if arguments.case is None or any(text in c.name for text in arguments.case)]
     if not cases:
-        parser.error("no such case; there are: " + "; ".join(case.name for case in CASES))
+        parser.error("no such case; the cases are: " + "; ".join(case.name for case in CASES))
     if arguments.smoke:
         cases = [case.smoke() for case in cases]
     seconds, rounds = (0.0, 1) if arguments.smoke else (arguments.seconds, ROUNDS)

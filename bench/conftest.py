@@ -1,4 +1,4 @@
-"""Set-up of `pytest bench`: the options, and a table for each group in place of pytest-benchmark's own."""
+"""Options and set-up of `pytest bench`, and the tables that replace those of pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # cases.py and peers.py lie beside; the checkout stays off the path
+sys.path.insert(0, str(Path(__file__).parent))  # for cases.py and peers.py; the root of the checkout stays off the path
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--smoke", action="store_true", help="few rows: check the benchmarks without measuring anything")
+    parser.addoption("--smoke", action="store_true", help="few rows, to check the benchmarks without measuring")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        from fastce import _kernels  # noqa: F401  the folder beside bench/ looks importable and is not until it is built
+        from fastce import _kernels  # noqa: F401  the folder next to bench/ can be found but not imported before it is built
     except ImportError as error:
         hint = "install it first (`pip install '.[bench]'`) and start `pytest`, not `python -m pytest`"
         pytest.exit(f"fastce: {error}: {hint}", pytest.ExitCode.USAGE_ERROR)
-    config.addinivalue_line("filterwarnings", "default")  # what peers warn of is not ours to turn into errors
+    config.addinivalue_line("filterwarnings", "default")  # warnings of peers are not errors
     config.option.benchmark_quiet = True
     if config.getoption("--smoke"):
         config.option.benchmark_disable = True
@@ -43,7 +43,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         seconds = {bench.extra_info["side"]: bench.stats.min for bench in benches}
         ours = {label: best for label, best in seconds.items() if label.startswith("fastce")}
         write("")
-        write(f"{group}: best time, and how many times fastce's it is", bold=True)
+        write(f"{group}: best time, and slowdown relative to fastce", bold=True)
         write(f"{'':24}{'µs':>12}{'ns/logit':>10}{'GB/s':>8}" + "".join(f"{'/ ' + label:>20}" for label in ours))
         for bench in benches:
             info, best = bench.extra_info, bench.stats.min

@@ -1,6 +1,8 @@
-"""Who is measured: fastce, its NumPy reference, the memory's limit, and the peers that happen to be installed. Each
-side binds itself to a problem and hands back a `Run`: a call without arguments, and how to read loss and gradient from
-what it returned. Used by compare.py and by the pytest suite beside it."""
+"""The implementations that are measured: fastce, its NumPy reference, the limit set by memory, and installed peers.
+
+Each has a function that takes a problem and yields `Run` objects. A `Run` has a call without arguments, and a function
+that reads the loss and the gradient from what the call returns. compare.py and the pytest benchmarks use this module.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,15 @@ from cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Problem
 import fastce
 from fastce import reference
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX is imported: else XLA tells how long it compiles
-THREADS = (1, max(2, fastce.show_config(mode="dicts")["threads"]))  # one, and as many as the peers will take
-OWN = 0  # "as many threads as it likes"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # must precede the import of JAX; keeps XLA from printing messages
+THREADS = (1, max(2, fastce.show_config(mode="dicts")["threads"]))
+OWN = 0  # in place of a number of threads: the implementation chooses
 Result = tuple[float, np.ndarray | None]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One side, bound to one problem. `enter` is called before a turn, untimed, and sets the side's threads."""
+    """One implementation (`side`) on one problem. `enter` sets its number of threads; it is called before each turn."""
 
     side: str
     threads: int
@@ -53,7 +55,7 @@ def as_numpy(result: Any) -> Result:
 
 
 def ours(module: Any, problem: Problem, gradient: bool, **extra: Any) -> Callable[[], Any]:
-    """The call of fastce and of its reference, which have the same signatures."""
+    """The call of fastce or of its reference, which take the same arguments."""
     if not gradient:
         return partial(module.cross_entropy, problem.logits, problem.targets, **problem.options, **extra)
     if problem.buffer is not None:
@@ -77,9 +79,9 @@ def pool(threads: int) -> ThreadPoolExecutor:
 
 
 def limit_runs(problem: Problem, gradient: bool, counts: Iterable[int] = THREADS) -> Iterator[Run]:
-    """What a loss + gradient cannot beat much, a copy, or in place a change of every sign; what a forward cannot, a
-    read (of the maximum)."""
-    source = problem.logits.ravel(order="K")  # a view: the logits of every case are one piece of memory
+    """Lower bounds set by memory: for loss + gradient a copy, or a change of all signs if the case works in place; for
+    forward a read, to find the maximum."""
+    source = problem.logits.ravel(order="K")  # a view, because the logits of all cases are contiguous
     target = problem.buffer.ravel(order="K") if problem.buffer is not None else np.ones_like(source)
     name = "rewrite" if problem.case.in_place else "copy" if gradient else "read"
     work_on = {
@@ -112,7 +114,7 @@ def torch_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
 
     def loss_of(x: Any) -> Any:
         loss = F.cross_entropy(x, targets, **options)
-        if problem.case.options:  # there is no z_loss: written out, as its users do
+        if problem.case.options:  # PyTorch has no z_loss, so its users write it themselves
             kept = targets != IGNORE_INDEX
             lse = torch.logsumexp(x, dim=-1)
             loss = loss + Z_LOSS * (lse.square() * kept).sum() / weight[targets * kept].mul(kept).sum()
@@ -146,10 +148,10 @@ def jax_compiled(probabilities: bool, axis: int, gradient: bool) -> Any:
 
 
 def jax_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
-    """JAX fixes its threads when the process starts: measured with those; `taskset -c 0` gives every side one core."""
+    """JAX fixes its number of threads when the process starts. `taskset -c 0` gives all implementations one core."""
     import jax
 
-    if problem.case.options or problem.case.order != "C" or problem.case.in_place:  # it has no such options and arrays
+    if problem.case.options or problem.case.order != "C" or problem.case.in_place:  # not supported
         return
     compiled = jax_compiled(problem.case.probabilities, problem.case.axis, gradient)
     with jax.enable_x64(problem.case.dtype == "float64"):
@@ -176,7 +178,7 @@ def sklearn_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
         return
     rows, classes = problem.case.shape
     loss = HalfMultinomialLoss(n_classes=classes)
-    labels = problem.targets.astype(problem.case.dtype)  # it wants them as floats
+    labels = problem.targets.astype(problem.case.dtype)  # which it takes as floats
     mean = np.full(rows, 1 / rows, problem.case.dtype)
     work = {"y_true": labels, "raw_prediction": problem.logits, "sample_weight": mean}
     if gradient and problem.buffer is not None:
@@ -250,7 +252,7 @@ def numba_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
             yield Run("Numba", threads, call, as_numpy, partial(numba.set_num_threads, threads))
 
 
-# Name, the packages it needs, how it binds itself to a problem.
+# Name, required modules, and the function that yields its runs on a problem.
 SIDES: list[tuple[str, tuple[str, ...], Callable[[Problem, bool], Iterator[Run]]]] = [
     ("NumPy", ("numpy",), numpy_runs),
     ("fastce", ("fastce",), fastce_runs),
@@ -264,7 +266,7 @@ SIDES: list[tuple[str, tuple[str, ...], Callable[[Problem, bool], Iterator[Run]]
 
 @cache
 def missing(packages: tuple[str, ...]) -> str | None:
-    """Which of the packages cannot be imported, if any."""
+    """The first of the packages that cannot be imported, or None."""
     for package in packages:
         try:
             import_module(package)
@@ -278,7 +280,7 @@ def installed() -> list[str]:
 
 
 def runs(problem: Problem, gradient: bool) -> list[Run]:
-    """All that can compute this problem, NumPy first and the memory's limit last."""
+    """The runs of all installed implementations, NumPy first and the memory limit last."""
     return [run for _, packages, bind in SIDES if missing(packages) is None for run in bind(problem, gradient)]
 
 
@@ -291,12 +293,12 @@ def cpu_model() -> str:
 
 
 def cpus() -> int:
-    """Those this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know beside the figures."""
+    """The machine and the versions behind the numbers."""
     config = fastce.show_config(mode="dicts")
     packages = ["numpy", "torch", "jax", "optax", "scikit-learn", "numba"]
     modules = {"scikit-learn": "sklearn"}
@@ -314,7 +316,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe() -> str:
-    """The environment in two lines."""
+    """The environment, as two lines of text."""
     env = environment()
     names = {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "scikit-learn": "scikit-learn", "numba": "Numba"}
     versions = ", ".join(f"{title} {env[name]}" for name, title in names.items() if name in env)

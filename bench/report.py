@@ -1,11 +1,11 @@
-"""README's tables and pictures: measures, checks and draws them anew on the machine at hand, and says which that is.
+"""Measure and write the tables and the pictures of the README.
 
-    python bench/report.py             # some three minutes of a machine that does nothing else
-    python bench/report.py --quick     # a fast look: one round, fewer sizes
-    python bench/report.py --redraw    # from the figures measured last
+    python bench/report.py             # takes about three minutes on an idle machine
+    python bench/report.py --quick     # one round, fewer sizes
+    python bench/report.py --redraw    # reuse the last measurement
 
-Writes tables.md, the pictures and data.json, which --redraw reads, to bench/figures/ (or --to FOLDER). Measuring is
-compare.py's: every side verified, then timed in turns. Needs matplotlib; peers that are not installed are left out."""
+The tables, the pictures and the measured data are written to bench/figures/, or to the folder given by --to. Results
+are verified and timed as in compare.py. matplotlib is required. Peers that are not installed are left out."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SECONDS = 2.0  # for each case and mode
 SWEPT_LOGITS, SWEPT_CLASSES = 2**22, [2**k for k in range(1, 19)]
 SCALED = [case for case in CASES if case.name in {"65536 x 10", "4096 x 1000", "4096 x 1000 float64", "1024 x 32000"}]
 GAPS, GAP_CLASSES = np.linspace(1, 85, 57, dtype=np.float32), 10
-ERROR_SHOWN = 1e-9  # smaller ones, and none, are drawn there
+ERROR_SHOWN = 1e-9  # smaller errors, including 0, are drawn here
 EPS = float(np.finfo(np.float32).eps)
 QUICK_LOGITS = 2**23  # --quick leaves larger cases out
 
-WIDTH, DPI = 8.0, 130  # inches; a README shows 800 pixels of them
+WIDTH, DPI = 8.0, 130  # in inches; a README is about 800 pixels wide
 COLOURS = {
     "fastce": "#000000",
     "NumPy": "#0072b2",
@@ -53,8 +53,8 @@ def progress(text: str) -> None:
 
 
 def classes_rows(seconds: float, rounds: int, every: int) -> Iterator[dict]:
-    """The same number of logits in ever fewer and longer rows. The gradient's buffer is given: what is asked is what
-    computing costs, not what the page faults of a new array do."""
+    """Results by number of classes; the number of logits stays the same. The gradient is written to a given buffer, so
+    that page faults of a new array are not measured."""
     for classes in SWEPT_CLASSES[::every]:
         progress(f"{classes} classes")
         problem = Problem(Case(str(classes), (SWEPT_LOGITS // classes, classes)))
@@ -67,7 +67,7 @@ def classes_rows(seconds: float, rounds: int, every: int) -> Iterator[dict]:
 
 
 def threads_rows(seconds: float, rounds: int, cases: Iterable[Case]) -> Iterator[dict]:
-    """fastce, and the copy, with 1, 2, 4 ... and all threads."""
+    """Results of fastce and of the copy with 1, 2, 4, ... and all threads."""
     counts = sorted({2**k for k in range(THREADS[1].bit_length()) if 2**k <= THREADS[1]} | {THREADS[1]})
     for case in cases:
         progress(f"{case.name} with {', '.join(map(str, counts))} threads")
@@ -77,7 +77,7 @@ def threads_rows(seconds: float, rounds: int, cases: Iterable[Case]) -> Iterator
 
 
 def accuracy() -> dict:
-    """Relative errors of one row's loss and of its gradient at the label, [gap, 0, 0, ...] with label 0 in float32."""
+    """Relative errors of the loss and of the gradient at the label. The logits are [gap, 0, 0, ...], the label is 0."""
     progress("accuracy")
     errors: dict[str, list[tuple[float, float]]] = {}
     problem = Problem(Case("one row", (1, GAP_CLASSES)))
@@ -88,7 +88,7 @@ def accuracy() -> dict:
         tail = (GAP_CLASSES - 1) * np.exp(-np.float64(gap))
         true_loss, true_gradient = np.log1p(tail), -tail / (1 + tail)
         for name, packages, bind in SIDES:
-            if name in COLOURS and name != "Numba" and missing(packages) is None:  # Numba's is our own loop
+            if name in COLOURS and name != "Numba" and missing(packages) is None:  # the Numba loop is ours
                 run = next(iter(bind(problem, True)))
                 run.enter()
                 loss, gradient = run.read(run.call())
@@ -115,7 +115,7 @@ def measured(quick: bool) -> dict:
 
 
 def seconds_of(data: dict, side: str, threads: int) -> float | None:
-    """With so many threads, or for a side that has its own number, with those."""
+    """The time with that number of threads, or the only time of NumPy and of implementations that choose the number."""
     found = {s["threads"]: s["seconds"] for s in data["sides"] if s["side"] == side}
     return found.get(threads, found.get(None)) or (found.get(1) if side == "NumPy" else None)
 
@@ -128,13 +128,13 @@ def curve(data: dict, side: str, gradient: bool) -> dict[int, float]:
 
 
 def limit(data: dict, side: str) -> float:
-    """ns per logit of the best copy or read, whatever its threads: of the same memory for every number of classes."""
+    """ns per logit of the fastest copy or read, over all numbers of threads and classes: the memory is the same."""
     rows = data["by_classes"]
     return min(s["seconds"] * 1e9 / r["size"] for r in rows for s in r["sides"] if s["side"] == side)
 
 
 def speedups(data: dict) -> dict[tuple[str, str], dict[int, tuple[float, float]]]:
-    """By case and side: ns per logit and the speed-up over one thread, by number of threads."""
+    """ns per logit and speed-up over one thread, by case and side and then by number of threads."""
     found = {}
     for r in data["by_threads"]:
         for side in ("fastce", "copy"):
@@ -186,7 +186,7 @@ def tables(data: dict) -> str:
     for gradient, title in TITLES.items():
         parts += [f"## {title}", LEGEND, table(r for r in data["rows"] if r["gradient"] == gradient)]
     parts += [
-        f"## By number of classes\n\nns per logit, {SWEPT_LOGITS:,} logits in all, {data['threads']} threads "
+        f"## By number of classes\n\nns per logit, {SWEPT_LOGITS:,} logits, {data['threads']} threads "
         f"(NumPy: 1). A copy takes {limit(data, 'copy'):.3f}, logits.max() {limit(data, 'read'):.3f}.",
         classes_table(data),
         "## By number of threads\n\nLoss + gradient; in brackets: speed-up over one thread",
@@ -226,7 +226,7 @@ def canvas(height: float, message: str, columns: int = 1):
 
 
 def plain_numbers(axis, ticks: Iterable[float]) -> None:
-    """Those of the ticks that are in view, written out."""
+    """Show the ticks that are in view, without exponents."""
     low, high = axis.get_view_interval()
     ticks = [tick for tick in ticks if low <= tick <= high]
     axis.set_ticks(ticks, [f"{tick:,g}" for tick in ticks])
@@ -234,7 +234,7 @@ def plain_numbers(axis, ticks: Iterable[float]) -> None:
 
 
 def draw_speedup(data: dict):
-    """How many times as long as fastce each side takes, a line for each case."""
+    """Slowdown of each implementation relative to fastce, with a line for each case."""
     threads = data["threads"]
     chosen = [r for r in data["rows"] if r["gradient"] and "in place" not in r["case"]][::-1]
     ratios: dict[str, dict[int, float]] = {}
@@ -242,9 +242,9 @@ def draw_speedup(data: dict):
         for i, r in enumerate(chosen):
             if theirs := seconds_of(r, side, threads):
                 ratios.setdefault(side, {})[i] = theirs / seconds_of(r, "fastce", threads)
-    message = f"fastce is {span(ratios['NumPy'].values())} times as fast as NumPy"
+    message = f"Speed-up over NumPy: {span(ratios['NumPy'].values())}"
     if peers := [ratio for side, points in ratios.items() if side != "NumPy" for ratio in points.values()]:
-        message += f", {span(peers)} times as others"
+        message += f"; over the others: {span(peers)}"
     figure, axes = canvas(1.6 + 0.27 * len(chosen), message)
     axes.set_title(f"loss + gradient, {threads} threads each (NumPy: 1)")
     axes.axvline(1, color="black", linewidth=2.4, label="fastce")
@@ -255,7 +255,7 @@ def draw_speedup(data: dict):
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.8), high)
     plain_numbers(axes.xaxis, (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100))
-    axes.set_xlabel("time as a multiple of fastce's")
+    axes.set_xlabel("slowdown relative to fastce")
     axes.set_ylim(-0.6, len(chosen) - 0.4)
     axes.set_yticks(range(len(chosen)), [r["case"] for r in chosen], fontsize=9)
     figure.legend(loc="outside lower center", ncols=6, handletextpad=0.3, columnspacing=1.5)
@@ -263,13 +263,13 @@ def draw_speedup(data: dict):
 
 
 def draw_classes(data: dict):
-    """ns per logit against the number of classes, with what memory allows."""
+    """ns per logit against the number of classes, with the time of a copy and of a read."""
     ours, forward = curve(data, "fastce", True), curve(data, "fastce", False)
     copy, read = limit(data, "copy"), limit(data, "read")
     ratios = [ns / copy for classes, ns in ours.items() if classes >= 64]
     figure, axes = canvas(4.6, f"From 64 classes on, loss + gradient costs {span(ratios)} copies of the logits")
     axes.set_title(
-        f"ns per logit, {SWEPT_LOGITS // 2**20} Mi float32 logits in all, {data['threads']} threads each (NumPy: 1)"
+        f"ns per logit, {SWEPT_LOGITS // 2**20} Mi float32 logits, {data['threads']} threads each (NumPy: 1)"
     )
     for side in ("NumPy", "PyTorch", "JAX"):
         if points := curve(data, side, True):
@@ -296,12 +296,12 @@ def draw_classes(data: dict):
 
 
 def draw_threads(data: dict):
-    """Speed-up over one thread of fastce and, beside it, of the copy."""
+    """Speed-up over one thread, of fastce and of a copy."""
     found = {key: {n: times for n, (_, times) in points.items() if n > 1} for key, points in speedups(data).items()}
     most = data["threads"]
     ours = [points[most] for (_, side), points in found.items() if side == "fastce"]
     figure, axes = canvas(3.8, f"{most} threads are {span(ours)} times as fast as one")
-    axes.set_title("loss + gradient; beside it a copy of the logits, for what memory gives")
+    axes.set_title("loss + gradient, compared with a copy of the logits")
     cases = list(dict.fromkeys(case for case, _ in found))
     counts = list(next(iter(found.values())))
     bars = [(side, n) for side in ("fastce", "copy") for n in counts]
@@ -315,7 +315,7 @@ def draw_threads(data: dict):
         axes.bar_label(drawn, fmt="%.2f", fontsize=9, padding=2)
     axes.axhline(1, color="white", linewidth=0.8)
     axes.axhline(most, color="black", linewidth=0.8, linestyle=":")
-    axes.text(-0.45, most, "all that threads can give", fontsize=9, va="bottom")
+    axes.text(-0.45, most, "ideal", fontsize=9, va="bottom")
     axes.set_ylim(0, most * 1.15)
     axes.set_ylabel("speed-up over one thread")
     axes.set_xticks(range(len(cases)), cases)
@@ -325,7 +325,7 @@ def draw_threads(data: dict):
 
 
 def draw_accuracy(data: dict):
-    """Relative error of loss and gradient against the gap, which fastce's contract bounds and others lose."""
+    """Relative errors of loss and gradient against the gap, with the bound that fastce guarantees."""
     gaps, errors = data["accuracy"]["gaps"], data["accuracy"]["errors"]
     worst = max(max(pair) for pair in errors["fastce"])
     size = 10.0 ** math.floor(math.log10(worst))
@@ -336,7 +336,7 @@ def draw_accuracy(data: dict):
         for k, (side, pairs) in enumerate(errors.items()):
             values = np.maximum([pair[what] for pair in pairs], ERROR_SHOWN)
             style = {"markersize": 4, "linewidth": 1.8, "zorder": 3}
-            if side != "fastce":  # they lie upon one another: marked in turns
+            if side != "fastce":  # these curves coincide, so their markers alternate
                 style = {"markersize": 6, "linewidth": 1.2, "markevery": (k, len(errors))}
             axes.plot(gaps, values, color=COLOURS[side], marker=MARKERS[side], label=side, **style)
         bound = (4 + np.array(gaps)) * EPS
@@ -355,7 +355,7 @@ PICTURES = {"speedup": draw_speedup, "classes": draw_classes, "threads": draw_th
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round, fewer sizes")
-    parser.add_argument("--redraw", action="store_true", help="from the figures measured last")
+    parser.add_argument("--redraw", action="store_true", help="reuse the last measurement")
     parser.add_argument("--to", type=Path, default=FIGURES, metavar="FOLDER", help="default: %(default)s")
     arguments = parser.parse_args()
     if package := missing(("matplotlib",)):
@@ -367,7 +367,7 @@ def main() -> int:
     arguments.to.mkdir(exist_ok=True)
     if not arguments.redraw:
         if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
-            print(f"the machine is busy (load {load:.1f}): these will not be its best times", file=sys.stderr)
+            print(f"the machine is busy (load {load:.1f}): times will be too long", file=sys.stderr)
         file.write_text(json.dumps(measured(arguments.quick)) + "\n")
     data = json.loads(file.read_text())
     text = tables(data)

@@ -1,4 +1,4 @@
-"""softmax and its relatives under pytest-benchmark: fastce and NumPy's or SciPy's way, verified, then timed."""
+"""Time softmax and related functions with pytest-benchmark: fastce, and NumPy or SciPy. Results are verified first."""
 
 from __future__ import annotations
 

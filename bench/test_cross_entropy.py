@@ -1,6 +1,8 @@
-"""Forward and loss + gradient of every side on every case, one benchmark each. A side's result is checked against a
-float64 computation before it is timed. pytest-benchmark times the sides one after the other; compare.py takes turns and
-is what the README's tables come from, by report.py."""
+"""Time all implementations on all cases with pytest-benchmark, forward and loss + gradient.
+
+Results are verified against a float64 computation before they are timed. pytest-benchmark times the implementations
+one after the other. The tables of the README come from compare.py and report.py, which interleave them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ SIDES = {name: (packages, bind) for name, packages, bind in peers.SIDES}
 
 @lru_cache(maxsize=1)
 def problem_of(case: Case) -> Problem:
-    """The problem in use, and only that one: the largest takes 800 MB. The case is the outermost parameter."""
+    """The problem of a case. Only the last one is kept, because the largest takes 800 MB; the case varies slowest."""
     return Problem(case)
 
 

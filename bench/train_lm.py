@@ -1,12 +1,13 @@
-"""Train a small language model on real text in plain NumPy: from three tokens of Python's standard library predict the
-next, one of 12,000. The model is that of Bengio et al. (2003), "A neural probabilistic language model": embeddings, a
-tanh layer, a softmax over the vocabulary. Trained twice from the same start and in turns, with the loss of fastce and
-with its NumPy reference, to see what share of a step each takes and that both learn the same. Needs NumPy alone; the
-text ships with Python.
+"""Train a small language model in plain NumPy, with the loss of fastce.
 
     python bench/train_lm.py [--steps 200] [--seed 0]
 
-Exits with 1 when the two loss curves differ, or when the model has not learnt more than how frequent each token is."""
+The text is the source of Python's standard library. The model predicts a token, one of 12,000, from the three tokens
+before it. It has embeddings, a tanh layer and a softmax over the vocabulary, as in Bengio et al. (2003), "A neural
+probabilistic language model". A second model starts from the same weights and is trained with the NumPy reference of
+the loss. The times show the share of the loss in a training step, and the loss curves show that both models learn the
+same. The exit status is 1 if the curves differ or if the model has not learnt more than the frequencies of the tokens.
+Only NumPy is required."""
 
 from __future__ import annotations
 
@@ -23,18 +24,18 @@ import numpy as np
 import fastce
 from fastce import reference
 
-VOCABULARY = 12_000  # the most frequent tokens; the last place is everything else's
+VOCABULARY = 12_000  # the most frequent tokens, and one number for all others
 CONTEXT = 3
 EMBEDDING, HIDDEN = 32, 64
 BATCH = 1024
 LEARNING_RATE, DECAY_1, DECAY_2, TINY = 1e-2, 0.9, 0.99, 1e-8
-LAST = 20  # steps that the final loss is the mean of
-# The losses of the two agree to float32's last digits; what remains differs a little more with every step taken.
+LAST = 20  # the final loss is the mean over so many steps
+# Both losses agree up to the rounding of float32. These small differences grow with the number of steps.
 CURVES_AGREE = 1e-4
 
 
 def read_tokens() -> np.ndarray:
-    """The modules of the standard library, end to end, as numbers of tokens: words, digits and single signs."""
+    """The modules of the standard library as one array of token numbers. A token is a word or a punctuation mark."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     words = re.findall(r"\w+|[^\w\s]", "\n".join(file.read_text("utf-8", errors="replace") for file in files))
     numbers = {word: number for number, (word, _) in enumerate(Counter(words).most_common(VOCABULARY - 1))}
@@ -42,7 +43,7 @@ def read_tokens() -> np.ndarray:
 
 
 def entropy(tokens: np.ndarray) -> float:
-    """The loss of who knows each token's frequency and nothing of its context."""
+    """The loss of a model that knows the frequencies of the tokens but ignores the context."""
     share = np.bincount(tokens) / len(tokens)
     return float(-(share[share > 0] * np.log(share[share > 0])).sum())
 
@@ -66,8 +67,10 @@ class Adam:
 
 
 class Model:
-    """Forward, backward and update by hand. `loss_with_grad` returns the loss and its gradient with respect to the
-    logits, and may write the gradient over them."""
+    """The model, with its forward pass, backward pass and update.
+
+    `loss_with_grad` returns the loss and its gradient with respect to the logits. The gradient overwrites the logits.
+    """
 
     def __init__(self, loss_with_grad, seed: int):
         def normal(*shape: int) -> np.ndarray:
@@ -87,7 +90,7 @@ class Model:
 
         x = self.embedding[context].reshape(len(context), -1)
         hidden = np.tanh(x @ self.inner)
-        hidden[:, 0] = 1  # a unit that is always on: its row of `outer` is the bias
+        hidden[:, 0] = 1  # a constant unit, whose row of `outer` is the bias
         logits = np.matmul(hidden, self.outer, out=self.logits)
 
         start_of_loss = time.perf_counter()
@@ -95,7 +98,7 @@ class Model:
         self.seconds_in_loss.append(time.perf_counter() - start_of_loss)
 
         d_outer = hidden.T @ gradient
-        d_hidden = (gradient @ self.outer.T) * (1 - hidden * hidden)  # 0 for the unit that is always on
+        d_hidden = (gradient @ self.outer.T) * (1 - hidden * hidden)  # 0 for the constant unit
         d_inner = x.T @ d_hidden
         d_x = d_hidden @ self.inner.T
         d_embedding = np.zeros_like(self.embedding)
@@ -115,9 +118,7 @@ def main() -> int:
     tokens = read_tokens()
     frequencies_alone = entropy(tokens)
     rng = np.random.default_rng(arguments.seed)
-    print(
-        f"{len(tokens):,} tokens of Python {sys.version.split()[0]}'s standard library, {VOCABULARY:,} different ones"
-    )
+    print(f"{len(tokens):,} tokens of Python {sys.version.split()[0]}'s standard library, vocabulary {VOCABULARY:,}")
     config = fastce.show_config(mode="dicts")
     print(f"logits of a step: {BATCH} x {VOCABULARY}, {BATCH * VOCABULARY * 4 / 2**20:.0f} MiB of float32")
     print(f"fastce: kernels for {config['isa']}, {config['threads']} threads")
@@ -129,7 +130,7 @@ def main() -> int:
     for step in range(1, arguments.steps + 1):
         at = rng.integers(CONTEXT, len(tokens), BATCH)
         context, following = tokens[at[:, None] - np.arange(CONTEXT, 0, -1)], tokens[at]
-        # A step of each in turn: a busy moment of the machine falls on both.
+        # The models take turns, so that a slow moment of the machine affects both.
         curves.append([model.train_batch(context, following) for model in (mine, theirs)])
         if step == 1 or step % 10 == 0:
             times = [f"{model.seconds[-1] * 1e3:.1f} ms" for model in (mine, theirs)]
@@ -137,24 +138,22 @@ def main() -> int:
 
     final = float(np.mean(curves[-LAST:], axis=0)[0])
     apart = float(np.abs(np.diff(curves, axis=1)).max())
-    first = curves[0][0]
-    print(
-        f"\nloss                {first:.3f} at first, {final:.3f} at last; frequencies alone: {frequencies_alone:.3f}"
-    )
-    print(f"loss curves         at most {apart:.1e} apart")
+    print(f"\nloss                {curves[0][0]:.3f} at the start, {final:.3f} at the end")
+    print(f"                    {frequencies_alone:.3f} from the frequencies of the tokens")
+    print(f"loss curves         differ by at most {apart:.1e}")
     medians = []
     for name, model in (("NumPy", theirs), ("fastce", mine)):
         whole, loss = np.median(model.seconds) * 1e3, np.median(model.seconds_in_loss) * 1e3
         medians.append((whole, loss))
         print(
-            f"{'with ' + name:20}{whole:.1f} ms a step (median), {loss:.1f} ms of them in the loss: {loss / whole:.0%}"
+            f"{'with ' + name:20}{whole:.1f} ms per step (median), {loss:.1f} ms of it in the loss: {loss / whole:.0%}"
         )
     whole, loss = np.divide(*medians)
     print(f"speed-up            {loss:.1f}x of the loss, {whole:.2f}x of the step")
 
     failures = []
     if not apart <= CURVES_AGREE:
-        failures.append(f"the loss curves are more than {CURVES_AGREE} apart")
+        failures.append(f"the loss curves differ by more than {CURVES_AGREE}")
     if not final < frequencies_alone:
         failures.append("the model has learnt no more than frequencies")
     for failure in failures:

@@ -1,8 +1,8 @@
-"""What this build is, and what it gains on this machine: half a minute of it against its reference in NumPy.
+"""Show how the package was built, and compare its speed with that of its NumPy reference, in half a minute.
 
-Run as ``python -m`` and the package's name, whatever that is here; nothing imports it, and it needs NumPy alone. All
-results are compared with the reference in float64 before anything is timed; then the sides take turns, and the best
-time of each counts. The last column is the least that memory allows: a copy of the logits, or a read.
+Run it as ``python -m`` followed by the name of the package. It needs only NumPy. Every result is compared with that of
+the reference in float64 before anything is timed. The implementations then run interleaved, and the best time of each
+is shown. The last column is a lower bound set by memory: the time to copy the logits, or to read them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from . import cross_entropy, cross_entropy_with_grad, show_config
 from . import reference as _reference
 
-reference: Any = _reference  # it is not typed
+reference: Any = _reference  # it has no types
+Side = TypeVar("Side")
 
 CASES = [
     (32, 10, "float32"),
@@ -31,17 +32,17 @@ CASES = [
     (256, 128256, "float32"),
 ]
 QUICK_CASES = [(32, 10, "float32"), (16384, 10, "float32"), (1024, 1000, "float32")]
-SECONDS, QUICK_SECONDS = 1.5, 0.3  # for each case, loss + gradient or forward; or ROUNDS, if those take longer
+SECONDS, QUICK_SECONDS = 1.5, 0.3  # for each line of a table, unless ROUNDS take longer
 ROUNDS = 3
-TURN = 0.01  # seconds a side runs before the next takes over, at least one call
-PAUSE = 0.02  # between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
-BATCH = 50e-6  # calls shorter than this are timed several at a time
+TURN = 0.01  # seconds that one side runs before the next one does; at least one call
+PAUSE = 0.02  # seconds between turns: OpenMP's idle threads keep a core busy for milliseconds after a parallel region
+BATCH = 50e-6  # seconds: shorter calls are timed several at a time
 BLOCK = 2**20  # logits that are verified at a time
-TOLERANCE = {"float32": (1e-4, 1e-6), "float64": (1e-10, 1e-12)}  # the reference's: relative, and of the largest
+TOLERANCE = {"float32": (1e-4, 1e-6), "float64": (1e-10, 1e-12)}  # of the reference: relative and absolute
 
 
 def verify(side: str, loss: Any, grad: Any, logits: Any, labels: Any) -> None:
-    """Raise if the loss, or the gradient if there is one, is not what the reference computes in float64."""
+    """Raise an error if the loss or the gradient differs from what the reference computes in float64."""
     rtol, atol = TOLERANCE[str(logits.dtype)]
     rows, classes = logits.shape
     true_loss = 0.0
@@ -59,7 +60,7 @@ def verify(side: str, loss: Any, grad: Any, logits: Any, labels: Any) -> None:
 
 
 def turn(call: Callable[[], object], number: int) -> float:
-    """Seconds per call, the best of as many as fit into a turn."""
+    """Seconds of one call: the best of one turn, in which `number` calls are timed at a time."""
     best, stop = float("inf"), time.perf_counter() + TURN
     while True:
         start = time.perf_counter()
@@ -71,23 +72,34 @@ def turn(call: Callable[[], object], number: int) -> float:
             return best
 
 
-def measure(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Best seconds per call."""
-    numbers = {side: 1 + int(BATCH / turn(call, 1)) for side, call in calls.items()}
-    best = dict.fromkeys(calls, float("inf"))
-    deadline, rounds = time.perf_counter() + seconds, 0
-    while rounds < ROUNDS or time.perf_counter() < deadline:
+def measure(
+    calls: dict[Side, Callable[[], object]],
+    seconds: float,
+    rounds: int = ROUNDS,
+    enter: Callable[[Side], object] = lambda side: None,
+) -> dict[Side, float]:
+    """Best seconds of one call of each side. The sides take turns for so many seconds and at least so many rounds.
+
+    `enter` is called with the side before each turn and is not timed. The benchmarks in bench/ use this function too.
+    """
+    numbers, best = {}, dict.fromkeys(calls, float("inf"))
+    for side, call in calls.items():
+        enter(side)
+        numbers[side] = 1 + int(BATCH / turn(call, 1))
+    deadline = time.perf_counter() + seconds
+    while rounds > 0 or time.perf_counter() < deadline:
         for side, call in calls.items():
             time.sleep(PAUSE)
+            enter(side)
             best[side] = min(best[side], turn(call, numbers[side]))
-        rounds += 1
+        rounds -= 1
     return best
 
 
 def compare(
     rows: int, classes: int, dtype: str, gradient: bool, threads: list[int], seconds: float
 ) -> dict[str, float]:
-    """Best seconds of the reference, of each number of threads and of the memory, in this order."""
+    """Best seconds of the reference, of each number of threads, and of the copy or read, in this order."""
     rng = np.random.default_rng(0)
     logits: Any = rng.standard_normal((rows, classes), dtype=np.dtype(dtype).type)
     labels = rng.integers(classes, size=rows)
@@ -119,7 +131,7 @@ def time_text(seconds: float) -> str:
 
 
 def show_progress(text: str) -> None:
-    """A line that the next one replaces, where somebody is watching."""
+    """Print a line that the next one overwrites, if stderr is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r{text:<60}\r")
         sys.stderr.flush()
@@ -127,7 +139,7 @@ def show_progress(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three seconds: fewer and smaller cases")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases: takes a few seconds")
     quick = parser.parse_args().quick
     show_config()
     config: Any = show_config(mode="dicts")

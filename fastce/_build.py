@@ -1,14 +1,16 @@
-"""How this folder is compiled. Its own setup.py calls `extension`; so does the setup.py of a package that vendors it:
+"""Build settings of the compiled module. setup.py calls `extension`. A package that vendors the folder does the same:
 
     spec = importlib.util.spec_from_file_location("_build", "hostpkg/_vendor/ce/_build.py")
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     setup(ext_modules=[build.extension("hostpkg._vendor.ce")])
 
-It may assume setuptools, whose build_ext translates the .pyx when Cython is installed, and nothing of the package it
-lies in, which cannot be imported before it is built. It reads from the environment what setuptools reads (CC, CFLAGS,
-LDFLAGS, ...) and FASTCE_OPENMP=0|1. A -march in CFLAGS is the builder's choice and let through: the module then runs on
-fewer processors, but NaN, infinities and the floating-point environment are safe. Flags that harm those are refused."""
+This file is loaded by its path, because the package around it cannot be imported before it is built. It needs
+setuptools, whose build_ext translates the .pyx file if Cython is installed. Besides the variables that setuptools reads
+(CC, CFLAGS, LDFLAGS, ...), it reads FASTCE_OPENMP=0|1.
+
+A -march option in CFLAGS is accepted. The module then runs on fewer processors, but its results stay right. Options
+that change the treatment of NaN and infinities or the floating-point environment are refused."""
 
 from __future__ import annotations
 
@@ -30,24 +32,24 @@ SOURCES = ("*.h", "_simd/*", "*.pxd", "_build.py")
 
 DIRECTIVES = {
     "language_level": 3,
-    "boundscheck": False,  # every index and stride is checked in Python, before a kernel runs
+    "boundscheck": False,  # indices and strides are checked in Python, before a kernel runs
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": False,
     "freethreading_compatible": True,
 }
 
-# The first version whose limited API has the buffer protocol, which typed memoryviews are made of.
+# CPython 3.11 is the first version whose limited API has the buffer protocol, which typed memoryviews need.
 ABI3 = "0x030B0000"
 
-# No errno, no trapping: comparisons and selections vectorise. NaN, infinities and signed zeros keep their meaning.
+# Without errno and trapping, comparisons and selections are vectorised. NaN, infinities and signed zeros still work.
 UNIX_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
 MSVC_FLAGS = ["/O2"]
 
-# The variables that reach a compile or link line, and the flags that must not: those that let the compiler assume away
-# NaN and infinities or re-associate sums (the accuracy contract rests on both), and those for which gcc and clang link
-# crtfastmath.o, which turns off subnormal numbers in any process that loads the module. setuptools puts CFLAGS on the
-# link line too. Looked for anywhere in the text, so that -Wp,-ffast-math or -Xclang=-ffast-math count.
+# VARIABLES and COMMANDS are the sources of compiler and linker options. FORBIDDEN options are of two kinds. Some let
+# the compiler assume that there are no NaN and infinities, or reorder sums, so results would be wrong or less accurate.
+# With others, gcc and clang link crtfastmath.o, which turns off subnormal numbers in every process that loads the
+# module; setuptools puts CFLAGS on the link line too. The options may stand inside others, as in -Wp,-ffast-math.
 VARIABLES = "CC CXX CPP LDSHARED LDCXXSHARED CFLAGS CXXFLAGS CPPFLAGS LDFLAGS ARCHFLAGS CL _CL_".split()
 COMMANDS = "compiler_so linker_so".split()
 FORBIDDEN = re.compile(
@@ -83,27 +85,27 @@ int openmp_probe(void)
 
 
 class BuildError(SystemExit):
-    """Stops the build with its message and no traceback."""
+    """Stops the build with a message, without a traceback."""
 
 
 def extension(package: str, *, compiler: str | None = None, abi3: bool = False) -> Extension:
-    """The compiled module of this folder, ready for `setup(ext_modules=[...])`.
+    """The compiled module of this folder, for `setup(ext_modules=[...])`.
 
     Parameters
     ----------
     package
-        Dotted name under which the folder will be imported, e.g. ``"hostpkg._vendor.ce"``.
+        Name under which the folder will be imported, for example ``"hostpkg._vendor.ce"``.
     compiler
-        setuptools' name of the compiler ("unix", "msvc", "mingw32"), where it is not the platform's default.
+        Name of the compiler in setuptools ("unix", "msvc", "mingw32"), if it is not the default of the platform.
     abi3
-        Build against the stable ABI of CPython 3.11, for one module that 3.11 and all later versions load. A small call
-        then takes up to a tenth longer. Not where the interpreter has no stable ABI, see `has_abi3`.
+        Build for the stable ABI of CPython 3.11, so that one module works with CPython 3.11 and later. A small call
+        then takes up to a tenth longer. Some interpreters have no stable ABI; see `has_abi3`.
 
     Raises
     ------
     BuildError
-        Cython is missing or too old; a flag in the environment would break the numerics; FASTCE_OPENMP is neither
-        0 nor 1, or is 1 where no OpenMP is found; abi3 is asked for where there is none.
+        Cython is missing or too old. An option in the environment would make results wrong. FASTCE_OPENMP is neither 0
+        nor 1, or it is 1 and no OpenMP is found. `abi3` is true and the interpreter has no stable ABI.
     """
     _check_cython(package)
     if abi3 and not has_abi3():
@@ -122,22 +124,22 @@ def extension(package: str, *, compiler: str | None = None, abi3: bool = False) 
         define_macros=[("Py_LIMITED_API", ABI3)] if abi3 else [],
         py_limited_api=abi3,
     )
-    # Read by the build_ext that setuptools takes from Cython: the generated C goes to build/, not into the sources.
+    # These are for Cython's build_ext, which setuptools uses. The generated C file goes to build/, not to the sources.
     ext.cython_directives = DIRECTIVES
     ext.cython_c_in_temp = True
     return ext
 
 
 def has_abi3() -> bool:
-    """Whether this interpreter loads abi3 modules: CPython does, but not its free-threaded build, nor PyPy."""
+    """Whether this interpreter loads abi3 modules. CPython does, except its free-threaded build. PyPy does not."""
     return sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def flags(package: str, cc: Any) -> tuple[list[str], list[str]]:
-    """Compiler and linker arguments for the compiler object `cc`; whether OpenMP is used is found out by trying it."""
+    """Compiler and linker arguments for the compiler object `cc`. OpenMP is used if a test program with it works."""
     msvc = cc.compiler_type == "msvc"
     ours = MSVC_FLAGS if msvc else UNIX_FLAGS
-    serial = ours + ([] if msvc else ["-fopenmp-simd"])  # the vector pragmas without the threads
+    serial = ours + ([] if msvc else ["-fopenmp-simd"])  # for `omp simd` without threads
     wish = os.environ.get("FASTCE_OPENMP", "")
     if wish not in ("", "0", "1"):
         raise BuildError(f"{package}: FASTCE_OPENMP is {wish!r}, expected 0 (do without), 1 (insist) or unset")
@@ -155,7 +157,7 @@ def flags(package: str, cc: Any) -> tuple[list[str], list[str]]:
 
 
 def check_flags(package: str, cc: Any = None) -> None:
-    """Refuse flags that change the floating-point environment or drop NaN and infinities, before compiling anything."""
+    """Raise an error if an option changes the floating-point environment or the treatment of NaN and infinities."""
     places = {name: os.environ.get(name, "") for name in VARIABLES}
     places |= {f"the compiler's {name}": " ".join(getattr(cc, name, None) or []) for name in COMMANDS}
     for place, text in places.items():
@@ -177,8 +179,8 @@ def _check_cython(package: str) -> None:
 
 
 def _compiler(name: str | None) -> Any:
-    """The compiler that setuptools' build_ext will use, with its settings from Python's build and the environment."""
-    from distutils.ccompiler import new_compiler  # setuptools' own copy, in place since setuptools was imported
+    """The compiler that build_ext will use, with the settings from the build of Python and from the environment."""
+    from distutils.ccompiler import new_compiler  # the copy in setuptools, which its import has put in place
     from distutils.sysconfig import customize_compiler
 
     cc = new_compiler(compiler=name)
@@ -191,7 +193,7 @@ def _openmp_candidates(msvc: bool) -> list[tuple[list[str], list[str]]]:
         return [(["/openmp"], [])]
     candidates = [(["-fopenmp"], ["-fopenmp"])]
     if sys.platform == "darwin":
-        # Apple's clang understands the pragmas but ships no runtime; Homebrew's libomp lies outside the search path.
+        # Apple's clang accepts the pragmas but has no OpenMP runtime. Homebrew's libomp is not in its search path.
         candidates.append((["-Xpreprocessor", "-fopenmp"], ["-lomp"]))
         for prefix in ("/opt/homebrew/opt/libomp", "/usr/local/opt/libomp"):
             candidates.append((["-Xpreprocessor", "-fopenmp", f"-I{prefix}/include"], [f"-L{prefix}/lib", "-lomp"]))
@@ -199,7 +201,7 @@ def _openmp_candidates(msvc: bool) -> list[tuple[list[str], list[str]]]:
 
 
 def _openmp_works(cc: Any, compile_args: list[str], link_args: list[str]) -> bool:
-    """Compile, link and run a parallel region in a shared object, made and loaded as the extension module will be."""
+    """Whether a parallel region works in a shared object that is built and loaded like the extension module."""
     with tempfile.TemporaryDirectory() as tmp:
         source = Path(tmp, "openmp_probe.c")
         source.write_text(OPENMP_PROBE)
@@ -207,9 +209,9 @@ def _openmp_works(cc: Any, compile_args: list[str], link_args: list[str]) -> boo
         try:
             objects = cc.compile([str(source)], output_dir=tmp, extra_postargs=compile_args)
             cc.link_shared_object(objects, library, extra_postargs=link_args)
-        except Exception:  # the compiler has said why; each kind of compiler raises its own class
+        except Exception:  # the type depends on the compiler, which has printed the reason
             return False
-        if "_PYTHON_HOST_PLATFORM" in os.environ:  # cross-compiling: what was built cannot run here
+        if "_PYTHON_HOST_PLATFORM" in os.environ:  # cross-compiling: the result cannot run here
             return True
         run = "import ctypes, sys; sys.exit(ctypes.CDLL(sys.argv[1]).openmp_probe() <= 0)"
         try:

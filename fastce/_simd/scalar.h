@@ -18,12 +18,6 @@
 #define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y))
 #define EQ_BITS(a, b) ((unsigned)((a) == (b))) /* bit k: lane k */
-#if CE_F32 /* the float64 sum of each lane; the accumulator of float64 is in vector_math.h */
-#define ACC double
-#define ACC_ZERO 0
-#define ACC_ADD(acc, v) (acc += (v))
-#define ACC_STORE(p, acc) (*(p) = (acc))
-#endif
 
 #define EXP_STEPS 1 /* a power of 2 for which vector_math.h has a polynomial */
 
