@@ -1,6 +1,8 @@
-"""Before any test is collected: make sure that what is about to be tested is the built package, and up to date. The
-folder fastce/ beside the tests looks importable and is not until it is built; an extension older than its sources, or
-an installed copy of other sources, would be tested without a word. Each of these ends the run and says what to do."""
+"""Checks before any test is collected that the tests will test the built package, and that it is up to date.
+
+The folder fastce/ of a checkout can be imported only after it has been built in place. An extension may be older than
+its sources, and an installed copy may have been made from other sources. Tests of either would pass or fail for the
+wrong reason, so the run ends with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -12,16 +14,18 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parent.parent
 EDITABLE = "    python -m pip install -e '.[test]'"
 INSTALL = "    python -m pip install '.[test]'"
-SOURCES = ("*.py", "*.pyi", "*.pyx", "*.pxd", "*.pxi", "*.h")
-COMPILED = ("*.pyx", "*.pxd", "*.pxi", "*.h", "_build.py")
+COMPILED = {".pyx", ".pxd", ".h", ".inc"}
+SOURCES = {".py", ".pyi"} | COMPILED
 
 
-def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
-    return {path.name: path for pattern in patterns for path in folder.glob(pattern)}
+def _files(folder: Path, suffixes: set[str]) -> dict[str, Path]:
+    """Files in the folder and its subfolders, by their path relative to it."""
+    found = (path for path in folder.rglob("*") if path.suffix in suffixes)
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def _problem() -> str | None:
-    """What keeps the tests from meaning anything, or None."""
+    """Why the tests cannot be trusted, or None."""
     spec = importlib.util.find_spec("fastce")
     if spec is None or spec.origin is None:
         return f"fastce is not installed. In {CHECKOUT} run\n{INSTALL}"
@@ -34,16 +38,16 @@ def _problem() -> str | None:
         if package != sources:
             return f"{said}\nIn {CHECKOUT} run\n{INSTALL}"
         return (
-            f"{said}\nThese are the sources, not built in place. Either start `pytest`, not `python -m pytest` (it "
-            f"puts the checkout before the installed package), after\n{INSTALL}\nor build in place:\n{EDITABLE}"
+            f"{said}\nThis folder holds the sources, and they are not built in place. Install fastce:\n{INSTALL}\n"
+            "and start `pytest` (not `python -m pytest`, which imports from the current folder first), "
+            f"or build in place:\n{EDITABLE}"
         )
     if not sources.is_dir():
         return None
     if package == sources:
         built = Path(_kernels.__file__)
-        newer = sorted(
-            name for name, path in _files(sources, COMPILED).items() if path.stat().st_mtime > built.stat().st_mtime
-        )
+        compiled = _files(sources, COMPILED) | {"_build.py": sources / "_build.py"}
+        newer = sorted(name for name, path in compiled.items() if path.stat().st_mtime > built.stat().st_mtime)
         return f"{built} is older than {', '.join(newer)}. Build again:\n{EDITABLE}" if newer else None
     theirs = _files(package, SOURCES)
     differ = sorted(
@@ -52,7 +56,10 @@ def _problem() -> str | None:
         if name not in theirs or path.read_bytes() != theirs[name].read_bytes()
     )
     if differ:
-        return f"The installed fastce in {package} is not this checkout: {', '.join(differ)} differ. Run\n{INSTALL}"
+        return (
+            f"The fastce installed in {package} was made from other sources than those in {sources}. "
+            f"These files differ: {', '.join(differ)}. Run\n{INSTALL}"
+        )
     return None
 
 

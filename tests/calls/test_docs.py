@@ -1,0 +1,178 @@
+"""What the documentation promises: every example runs, and every public name says what it takes, returns and raises."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastce
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+PUBLIC = {name: getattr(fastce, name) for name in fastce.__all__ if not name.startswith("_")}
+CALLABLES = {name: thing for name, thing in PUBLIC.items() if callable(thing)}
+FUNCTIONS = {name: thing for name, thing in CALLABLES.items() if inspect.isfunction(thing)}
+REFERENCE = {f"reference.{name}": getattr(fastce.reference, name) for name in fastce.reference.__all__}
+METHODS, REFERENCE_METHODS = (
+    {
+        f"{name}.{method}": getattr(thing, method)
+        for name, thing in things.items()
+        if inspect.isclass(thing) and not issubclass(thing, tuple)
+        for method in vars(thing)
+        if inspect.isfunction(getattr(thing, method)) and (not method.startswith("_") or method == "__call__")
+    }
+    for things in (CALLABLES, REFERENCE)
+)
+EXAMPLES = {**PUBLIC, **METHODS, **REFERENCE, **REFERENCE_METHODS}
+INTEGRATIONS = sorted(path.stem for path in (Path(fastce.__file__).parent / "integrations").glob("[!_]*.py"))
+
+# What numpydoc's validator is not asked for; all its other checks are.
+NOT_CHECKED = {
+    "ES01": "no extended summary: what one line cannot say is in the parameters and the notes",
+    "SA01": "no See Also: it stands where there is a neighbour worth knowing, not everywhere",
+    "RT02": "results have names, because the formulas in the notes use them",
+    "SS05": "summaries are noun phrases as a rule, and the check takes a plural for a verb: Probabilities",
+}
+# fastce.reference is written to be read beside its twin, which describes the same parameters and results.
+SAID_BY_THE_TWIN = {"PR01", "RT01"}
+
+
+def documentation(thing: Any) -> str:
+    return inspect.cleandoc(thing.__doc__ or "")
+
+
+def sections(thing: Any) -> dict[str, str]:
+    """numpydoc's: a title, underlined."""
+    parts = re.split(r"^(\w[\w ]*)\n-{3,}$", documentation(thing), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def documented_names(section: str) -> set[str]:
+    """`a, b : type` and `a` at the left margin."""
+    lines = [line.split(" : ")[0] for line in section.splitlines() if re.match(r"[*\w]", line)]
+    return {name.strip().lstrip("*") for line in lines for name in line.split(",")}
+
+
+def python_blocks(text: str) -> list[tuple[int, str]]:
+    """The README's, with the number of lines before them, so that a traceback points there."""
+    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_examples_of_the_docstrings(name: str) -> None:
+    thing = EXAMPLES[name]
+    source = vars(inspect.getmodule(thing)) if not inspect.ismodule(thing) else vars(thing)
+    failures: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder(recurse=False).find(thing, name, globs=dict(source)):
+        runner.run(test, out=failures.append)
+    assert not runner.failures, "".join(failures)
+
+
+def public_names(module: str) -> list[str]:
+    """Functions, classes and their methods, as numpydoc's validator looks them up."""
+    there = importlib.import_module(module)
+    names = []
+    for name in there.__all__:
+        thing = getattr(there, name)
+        if inspect.ismodule(thing):
+            continue
+        names.append(f"{module}.{name}")
+        if inspect.isclass(thing):
+            methods = [m for m, f in vars(thing).items() if inspect.isfunction(f)]
+            names += [f"{module}.{name}.{m}" for m in methods if not m.startswith("_") or m == "__call__"]
+    return names
+
+
+def complaints(name: str, not_checked: set[str]) -> list[str]:
+    validate = pytest.importorskip("numpydoc.validate", reason="numpydoc is not installed").validate
+    return [f"{name}: {code} {text}" for code, text in validate(name)["errors"] if code not in not_checked]
+
+
+@pytest.mark.parametrize("module", ["fastce", "fastce.reference"])
+def test_docstrings_are_complete(module: str) -> None:
+    not_checked = {*NOT_CHECKED, *(SAID_BY_THE_TWIN if module == "fastce.reference" else ())}
+    names = public_names(module)
+    assert len(names) >= 14
+    assert [text for name in names for text in complaints(name, not_checked)] == []
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_docstrings_of_integrations_are_complete(name: str) -> None:
+    """Their examples run in test_integrations.py."""
+    if name in ("autograd", "torch"):  # which import their library
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    names = public_names(f"fastce.integrations.{name}")
+    assert names
+    assert [text for public in names for text in complaints(public, set(NOT_CHECKED))] == []
+
+
+@pytest.mark.parametrize("name", sorted(CALLABLES))
+def test_public_names_have_examples(name: str) -> None:
+    examples = doctest.DocTestParser().get_examples(documentation(CALLABLES[name]))
+    assert any(example.want for example in examples)
+
+
+@pytest.mark.parametrize("name", sorted({**CALLABLES, **METHODS}))
+def test_every_parameter_is_documented(name: str) -> None:
+    thing = {**CALLABLES, **METHODS}[name]
+    found = sections(thing)
+    parameters = [p for p in inspect.signature(thing).parameters if p != "self"]
+    described = documented_names(found.get("Parameters", ""))
+    assert [p for p in parameters if p not in described] == []
+    assert documentation(thing).splitlines()[0].endswith("."), "the first line is a sentence"
+
+
+@pytest.mark.parametrize("name", sorted({**FUNCTIONS, **METHODS}))
+def test_functions_say_what_they_return_and_raise(name: str) -> None:
+    found = sections({**FUNCTIONS, **METHODS}[name])
+    assert {"Returns", "Raises"} <= set(found)
+    assert found["Returns"].strip()
+    assert re.search(r"^\w*(Error|Exception)", found["Raises"], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"show_config"}))
+def test_functions_have_a_formula(name: str) -> None:
+    assert "``" in sections(FUNCTIONS[name])["Notes"] or "The formula is that of" in sections(FUNCTIONS[name])["Notes"]
+
+
+def test_everything_public_is_exported_and_sorted() -> None:
+    assert sorted(fastce.__all__) == list(fastce.__all__)
+    assert documentation(fastce)
+    assert documentation(fastce.reference)
+    hidden = [name for name, thing in vars(fastce).items() if callable(thing) and name[0] != "_" and name not in PUBLIC]
+    assert hidden == []
+
+
+def test_the_reference_has_the_same_signatures() -> None:
+    for name in fastce.reference.__all__:
+        theirs, mine = (inspect.signature(getattr(module, name)).parameters for module in (fastce.reference, fastce))
+        if inspect.isfunction(getattr(fastce, name)):
+            assert set(mine) - set(theirs) == ({"num_threads"} if name not in ("one_hot", "predict") else set())
+            assert set(theirs) <= set(mine)
+            for parameter in theirs:
+                assert mine[parameter].default == theirs[parameter].default
+
+
+def test_readme_examples_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one session, as a reader would type them. Prompts (>>>) are compared with what the README shows."""
+    monkeypatch.chdir(tmp_path)
+    blocks = python_blocks(README.read_text(encoding="utf-8"))
+    assert blocks
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for line, code in blocks:
+        if ">>>" in code:
+            failures: list[str] = []
+            test = doctest.DocTestParser().get_doctest(code, names, "README", str(README), line)
+            runner = doctest.DocTestRunner(verbose=False)
+            runner.run(test, out=failures.append, clear_globs=False)
+            assert not runner.failures, "".join(failures)
+            names |= test.globs
+        else:
+            exec(compile("\n" * line + code, str(README), "exec"), names)
