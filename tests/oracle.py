@@ -1,11 +1,13 @@
-"""Exact values for the tests to compare against, and the error that the contract allows at each number. `exact`,
-`exact_softmax` and `exact_binary` are vectorised in longdouble and cancellation-free; `exact_row` and
-`exact_binary_row` compute one row from the definition at several hundred digits and are what shows that the others are
-right. None shares code with fastce or its reference. All take options as fastce takes them, and assume that they are
-valid."""
+"""Exact values for the tests to compare against, and the error that the contract allows in each number.
+
+`exact`, `exact_softmax`, `exact_softmax_grad`, `exact_log_softmax_grad` and `exact_binary` are vectorised in longdouble
+and free of cancellation. `exact_row` and `exact_binary_row` compute one row from the definition, at several hundred
+digits, and show that the others are right. None shares code with fastce or its reference. All take options as fastce
+takes them, and assume that the options are valid."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mpmath
@@ -19,21 +21,119 @@ needs_longdouble = pytest.mark.skipif(
     reason=f"exact values need a longdouble of 64 bits or more, this platform's has {np.finfo(LD).nmant + 1}",
 )
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What the contract allows
+# ---------------------------------------------------------------------------------------------------------------------
+
+CONTRACT_ULPS = 4  # the constant of the accuracy contract: errors are at most (4 + gap) eps
+OPTION_ULPS = 4  # q = w*((1-eps)*c + eps/C) takes four more roundings, each at most eps/2; sample weight, denominator,
+# upstream and their product take four more
+TWO_TERM_ULPS = CONTRACT_ULPS + 4  # of the softmax form: four more for the odds p/(1-p), and for their sum over classes
+VJP_ULPS = 8  # the sum over classes as CONTRACT_ULPS; exponential, product, difference and rounding as much again
+
+
+class Number(NamedTuple):
+    """Exact numbers, in longdouble. An error of (ulps*size + extra)*eps, and of `floor` steps of the subnormal grid, is
+    allowed."""
+
+    value: np.ndarray
+    size: np.ndarray  # the sum of the sizes of the terms of the formula, which roundings are relative to
+    extra: np.ndarray  # the size times what exp and log of the terms add: the gap, or the distance from the maximum
+    floor: Any = 2  # gradual underflow: steps that each term may be off by, and the rounding of the result
+    ulps: float = CONTRACT_ULPS
+
+    def rearranged(self, by: Callable[[np.ndarray], np.ndarray]) -> Number:
+        value, size, extra, floor = (by(a) if np.ndim(a) else a for a in self[:4])
+        return Number(value, size, extra, floor, self.ulps)
+
+    def reduced(self, factor: Any, dtype: Any) -> Number:
+        """The sum times a factor. It is accumulated in float64, in order."""
+        eps = np.finfo(dtype if np.dtype(dtype).kind == "f" else np.float64).eps
+        size, factor_size = self.size.sum(), np.abs(factor)
+        drift = self.value.size * np.finfo(np.float64).eps / eps * size
+        return Number(
+            self.value.sum() * factor, size * factor_size, (self.extra.sum() + drift) * factor_size, 0, self.ulps
+        )
+
+
+def assert_within(got: Any, want: Number, what: str = "result", *, more: float = 0) -> None:
+    """Every number within what is allowed, with so many ulps more. Integers and bools are equal."""
+    got = np.asarray(got)
+    assert got.shape == want.value.shape, f"{what}: shape {got.shape}, expected {want.value.shape}"
+    if got.dtype.kind != "f":
+        np.testing.assert_array_equal(got, want.value, err_msg=what)
+        return
+    info = np.finfo(got.dtype)
+    with np.errstate(all="ignore"):
+        allowed = ((want.ulps + more) * want.size + want.extra) * LD(info.eps)
+        allowed = allowed + want.floor * LD(info.smallest_subnormal)
+        same = (got == want.value.astype(got.dtype)) | (np.isnan(got) & np.isnan(want.value))
+        error = np.abs(got.astype(LD) - want.value)
+        wrong = ~same & ~(error <= allowed)
+    if wrong.any():
+        ratio = np.where(wrong, error / allowed, -1)
+        worst = np.unravel_index(np.argmax(np.where(np.isnan(ratio), np.inf, ratio)), got.shape)
+        raise AssertionError(
+            f"{what} {tuple(map(int, worst))}: {got[worst]!r}, expected {want.value[worst]!r}; the error is "
+            f"{float(ratio[worst]):.3g} times what is allowed ({int(wrong.sum())} of {wrong.size} wrong)"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What all forms share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _classes_last(a: Any, axis: int) -> np.ndarray:
+    """In longdouble and contiguous: NumPy sums pairwise along contiguous axes alone."""
+    return np.moveaxis(np.asarray(a), axis, -1).astype(LD, order="C")
+
+
+def _state(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """row_max, tail, exp(x - row_max), the gap to the runner-up (0 when there is none), the first argmax."""
+    top = np.argmax(x, axis=-1, keepdims=True)
+    m = np.take_along_axis(x, top, -1)
+    e = np.exp(x - m)
+    np.put_along_axis(e, top, 0, -1)
+    tail = e.sum(axis=-1, keepdims=True)
+    np.put_along_axis(e, top, 1, -1)
+    others = x.copy()
+    np.put_along_axis(others, top, -np.inf, -1)
+    gap = m - others.max(axis=-1, keepdims=True)
+    return m, tail, e, np.where(np.isfinite(gap), gap, 0), top
+
+
+def _without_number(x: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Rows whose result is NaN: they hold NaN, +inf or nothing but -inf."""
+    return (~np.isfinite(m) | np.isnan(x).any(axis=-1, keepdims=True))[..., 0]
+
+
+def _sum_of_others(q: np.ndarray) -> np.ndarray:
+    """The sum of each row but for this element, which Q - q would round to nothing where q is nearly all of Q."""
+    others = np.zeros_like(q)
+    others[:, 1:] += np.cumsum(q[:, :-1], axis=1)
+    others[:, :-1] += np.cumsum(q[:, :0:-1], axis=1)[:, ::-1]
+    return others
+
+
+def _finite(a: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(a), a, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cross-entropy
+# ---------------------------------------------------------------------------------------------------------------------
+
 
 class Exact(NamedTuple):
-    """What one call should return, in longdouble. Per-row arrays have the shape of logits without `axis`."""
+    """What one call should return. Per-row arrays have the shape of logits without `axis`."""
 
-    loss: Any  # after the reduction
-    rows: np.ndarray  # each row's loss, sample weight included
-    grad: np.ndarray  # shape of the logits
+    loss: Number  # after the reduction
+    grad: Number
+    rows: Number  # each row's loss, sample weight included
     row_max: np.ndarray
     tail: np.ndarray
     gap: np.ndarray  # row_max - the largest other logit
-    row_scale: np.ndarray  # what an error in `rows` is relative to: the sum of the sizes of the terms of the formula
-    grad_scale: np.ndarray  # the same for `grad`
-    distance: np.ndarray  # row_max - x, what the error of exp(x - row_max) grows with
-    row_floor: np.ndarray  # what gradual underflow may cost in `rows` at least, in smallest subnormal numbers
-    grad_floor: np.ndarray  # the same for `grad`
 
 
 def exact(
@@ -50,124 +150,90 @@ def exact(
     axis: int = -1,
     upstream: Any = 1.0,
 ) -> Exact:
-    """The tail form, design's one formula for every option:
+    """The tail form, one formula for every option:
 
     loss   = Q*log1p(tail) + sum_j q_j*(row_max - x_j) + z_loss*lse^2
     grad_j = p_j*(Q - q_j + 2*z_loss*lse) - q_j*(1 - p_j)
     """
     with np.errstate(all="ignore"):
-        x = np.moveaxis(np.asarray(logits), axis, -1).astype(
-            LD, order="C"
-        )  # NumPy sums pairwise along contiguous axes alone
+        x = _classes_last(logits, axis)
         lead, classes = x.shape[:-1], x.shape[-1]
         x = x.reshape(-1, classes)
-        rows = np.arange(len(x))
-        eps, z = LD(label_smoothing), LD(z_loss)
-        w = np.ones(classes, LD) if weight is None else np.asarray(weight).astype(LD)
+        z = LD(z_loss)
         sample = np.ones(len(x), LD)
         if sample_weight is not None:
             sample = np.broadcast_to(np.asarray(sample_weight), lead).astype(LD).ravel()
+        rows_of_targets = np.ndim(targets) == np.ndim(logits)
+        targets = _classes_last(targets, axis).reshape(-1, classes) if rows_of_targets else np.ravel(targets)
+        q, rest, ignored, counts = _target_masses(targets, x.shape, weight, LD(label_smoothing), ignore_index)
+        mass, counts = q.sum(axis=-1, keepdims=True), counts * sample
 
-        # q, the sum of q over the other classes, and what the row counts for in the mean
-        ignored = np.zeros(len(x), bool)
-        targets = np.asarray(targets)
-        if targets.ndim == np.ndim(logits):
-            c = np.moveaxis(targets, axis, -1).reshape(-1, classes).astype(LD, order="C")
-            q = w * ((1 - eps) * c + eps / classes)
-            mass = q.sum(axis=1, keepdims=True)
-            rest = _sum_of_others(q)
-            counts = sample
-        else:
-            labels = targets.ravel()
-            if ignore_index is not None:
-                ignored = labels == ignore_index
-            t = np.where(ignored, 0, labels).astype(np.intp)
-            smooth = w * eps / classes
-            hot = (1 - eps) * w[t]
-            q = np.broadcast_to(smooth, x.shape).copy()
-            q[rows, t] += hot
-            mass = (smooth.sum() + hot)[:, None]
-            rest = _sum_of_others(smooth[None])[0] + hot[:, None]
-            rest[rows, t] = _sum_of_others(smooth[None])[0, t]
-            counts = np.where(ignored, 0, w[t] * sample)
-
-        # the state of the row
-        top = np.argmax(x, axis=1)
-        m = x[rows, top][:, None]
-        e = np.exp(x - m)
-        e[rows, top] = 0
-        tail = e.sum(axis=1, keepdims=True)
-        others = x.copy()
-        others[rows, top] = -np.inf
-        gap = m - others.max(axis=1, keepdims=True, initial=-np.inf)
-        gap[~np.isfinite(gap)] = 0  # one class, or all others masked: nothing is rounded
-        e[rows, top] = 1
+        m, tail, e, gap, top = _state(x)
         p, other_p = e / (1 + tail), (1 + tail - e) / (1 + tail)
-        other_p[rows, top] = (tail / (1 + tail))[:, 0]
+        np.put_along_axis(other_p, top, tail / (1 + tail), -1)
         log_s = np.log1p(tail)
-        lse = m + log_s
+        lse, lse_size = m + log_s, np.abs(m) + log_s
 
         distance = m - x
         terms = np.where(q == 0, 0, q * distance)
         losses = (mass * log_s)[:, 0] + terms.sum(axis=1) + (z * lse * lse)[:, 0]
-        lse_size = np.abs(m) + log_s  # what lse is rounded relative to
-        row_scale = np.abs(mass * log_s)[:, 0] + np.abs(terms).sum(axis=1) + (2 * abs(z * lse) * lse_size)[:, 0]
+        size = np.abs(mass * log_s)[:, 0] + np.abs(terms).sum(axis=1) + (2 * abs(z * lse) * lse_size)[:, 0]
         grad = p * (rest + 2 * z * lse) - q * other_p
-        grad_scale = p * (np.abs(rest) + 2 * abs(z) * lse_size) + np.abs(q) * other_p
-
-        bad = ~(np.isfinite(m[:, 0]) & ~np.isnan(x).any(axis=1))
-        for a in (losses, grad, row_scale, grad_scale):
-            a[bad] = np.nan
+        grad_size = p * (np.abs(rest) + 2 * abs(z) * lse_size) + np.abs(q) * other_p
         # Each exponential, and each q, may be off by a step of the subnormal grid; then it is multiplied, and rounded.
-        finite = np.where(np.isfinite(distance), distance, 0)
-        row_floor = np.abs(sample) * (classes * (np.abs(mass)[:, 0] + 1) + np.where(q != 0, finite, 0).sum(axis=1)) + 2
+        floor = np.abs(sample) * (
+            classes * (np.abs(mass)[:, 0] + 1) + np.where(q != 0, _finite(distance), 0).sum(axis=1)
+        )
         steps = np.where(distance == 0, classes, 1)  # at the maximum the sum of the others' exponentials counts
         grad_floor = steps * (1 + (np.abs(mass) + 2 * abs(z) * lse_size) / (1 + tail))
-        losses *= sample
-        row_scale *= np.abs(sample)
-        losses[ignored] = 0
-        row_scale[ignored] = 0
 
-        loss: Any = losses.reshape(lead)
-        factor = LD(1)
+        bad = _without_number(x, m)
+        for a in (losses, grad, size, grad_size):
+            a[bad] = np.nan
+        losses, size = losses * sample, size * np.abs(sample)
+        losses[ignored] = size[ignored] = 0
+        rows = Number(losses, size, gap[:, 0] * size, floor + 2)
+
+        loss, factor = rows.rearranged(lambda a: a.reshape(lead)), LD(1)
         if reduction == "mean":
             denominator = counts.sum() if normalizer is None else LD(normalizer)
-            loss, factor = losses.sum() / denominator, (1 / denominator if denominator else LD(0))
+            loss, factor = rows.reduced(1 / denominator, logits.dtype), 1 / denominator if denominator else LD(0)
         elif reduction == "sum":
-            loss = losses.sum()
+            loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
         scale = (sample * up * factor)[:, None]
-        grad, grad_scale, grad_floor = grad * scale, grad_scale * np.abs(scale), grad_floor * np.abs(scale) + 2
-        grad[ignored] = 0
-        grad_scale[ignored] = 0
-
-        def whole(a: np.ndarray) -> np.ndarray:
-            return np.moveaxis(a.reshape(*lead, classes), -1, axis)
-
-        def by_row(a: np.ndarray) -> np.ndarray:
-            return a.reshape(lead)
-
+        grad, grad_size, grad_floor = grad * scale, grad_size * np.abs(scale), grad_floor * np.abs(scale) + 2
+        grad[ignored] = grad_size[ignored] = 0
+        # An element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead. A masked class
+        # has p = 0, exactly.
+        reach = np.where(_finite(distance) == 0, gap, _finite(distance))
+        whole = Number(grad, grad_size, reach * grad_size, grad_floor)
         return Exact(
             loss,
-            by_row(losses),
-            whole(grad),
-            by_row(m),
-            by_row(tail),
-            by_row(gap),
-            by_row(row_scale),
-            whole(grad_scale),
-            whole(finite),  # a masked class has p = 0, exactly
-            by_row(row_floor),
-            whole(grad_floor),
+            whole.rearranged(lambda a: np.moveaxis(a.reshape(*lead, classes), -1, axis)),
+            rows.rearranged(lambda a: a.reshape(lead)),
+            *(a.reshape(lead) for a in (m, tail, gap)),
         )
 
 
-def _sum_of_others(q: np.ndarray) -> np.ndarray:
-    """The sum of each row but for this element, which Q - q would round to nothing where q is nearly all of Q."""
-    others = np.zeros_like(q)
-    others[:, 1:] += np.cumsum(q[:, :-1], axis=1)
-    others[:, :-1] += np.cumsum(q[:, :0:-1], axis=1)[:, ::-1]
-    return others
+def _target_masses(
+    targets: np.ndarray, shape: tuple[int, ...], weight: Any, eps: Any, ignore_index: int | None
+) -> tuple[np.ndarray, ...]:
+    """q, the sum of q over the other classes, which rows are ignored, and what each counts for in the mean."""
+    rows, classes = shape
+    w = np.ones(classes, LD) if weight is None else np.asarray(weight).astype(LD)
+    if targets.ndim == 2:
+        q = w * ((1 - eps) * targets + eps / classes)
+        return q, _sum_of_others(q), np.zeros(rows, bool), np.ones(rows, LD)
+    at, ignored = np.arange(rows), np.zeros(rows, bool) if ignore_index is None else targets == ignore_index
+    t = np.where(ignored, 0, targets).astype(np.intp)
+    smooth, hot = w * eps / classes, (1 - eps) * w[t]
+    q = np.broadcast_to(smooth, shape).copy()
+    q[at, t] += hot
+    others = _sum_of_others(smooth[None])[0]
+    rest = others + hot[:, None]
+    rest[at, t] = others[t]
+    return q, rest, ignored, np.where(ignored, 0, w[t])
 
 
 def exact_row(
@@ -203,18 +269,14 @@ def exact_row(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-VJP_ULPS = 8  # the sum over classes as CONTRACT_ULPS; exponential, product, difference and rounding as much again
-
-
 class ExactSoftmax(NamedTuple):
-    """Of each element and, for lse, row, in longdouble. `*_room` is what an error may be, in units of eps."""
+    p: Number
+    logp: Number
+    lse: Number
 
-    p: np.ndarray
-    p_room: np.ndarray
-    logp: np.ndarray
-    logp_room: np.ndarray
-    lse: np.ndarray
-    lse_room: np.ndarray
+
+class ExactProduct(NamedTuple):
+    grad: Number
 
 
 def exact_softmax(x: np.ndarray, *, axis: int = -1) -> ExactSoftmax:
@@ -222,57 +284,47 @@ def exact_softmax(x: np.ndarray, *, axis: int = -1) -> ExactSoftmax:
     Allowed are (4 + row_max - x) eps in p; in log p (4 + gap) eps at the row's maximum, 4 eps elsewhere; in lse 4 eps
     of row_max and (4 + gap) eps of log1p(tail)."""
     with np.errstate(all="ignore"):
-        x = np.moveaxis(np.asarray(x), axis, -1).astype(LD, order="C")
+        x = _classes_last(x, axis)
         m, tail, e, gap, _ = _state(x)
-        distance = m - x
-        room = CONTRACT_ULPS + np.where(np.isfinite(distance), distance, 0)
-        log_s = np.log1p(tail)
+        distance, log_s = m - x, np.log1p(tail)
         p, logp, lse = e / (1 + tail), -(log_s + distance), m + log_s
-        logp_room = (CONTRACT_ULPS + np.where(distance == 0, gap, 0)) * np.where(np.isfinite(logp), -logp, 0)
-        lse_room = CONTRACT_ULPS * np.abs(m) + (CONTRACT_ULPS + gap) * log_s
-        bad = ~np.isfinite(m) | np.isnan(x).any(axis=-1, keepdims=True)
-        for a in (p, logp):
-            a[np.broadcast_to(bad, a.shape)] = np.nan
+        logp_size = np.where(np.isfinite(logp), -logp, 0)
+        logp_extra = np.where(distance == 0, gap, 0) * logp_size
+        lse_size = np.abs(m) + log_s
+        p_extra = _finite(distance) * p
+        bad = _without_number(x, m)
+        p[bad] = logp[bad] = np.nan
         lse[bad] = m[bad]
 
         def whole(a: np.ndarray) -> np.ndarray:
             return np.moveaxis(a, -1, axis)
 
-        return ExactSoftmax(whole(p), whole(room * p), whole(logp), whole(logp_room), lse[..., 0], lse_room[..., 0])
+        return ExactSoftmax(
+            Number(p, p, p_extra).rearranged(whole),
+            Number(logp, logp_size, logp_extra, x.shape[-1]).rearranged(whole),
+            Number(lse, lse_size, gap * log_s).rearranged(lambda a: a[..., 0]),
+        )
 
 
-def _state(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """row_max, tail, exp(x - row_max), the gap to the runner-up (0 when there is none), the first argmax."""
-    top = np.argmax(x, axis=-1, keepdims=True)
-    m = np.take_along_axis(x, top, -1)
-    e = np.exp(x - m)
-    np.put_along_axis(e, top, 0, -1)
-    tail = e.sum(axis=-1, keepdims=True)
-    np.put_along_axis(e, top, 1, -1)
-    others = x.copy()
-    np.put_along_axis(others, top, -np.inf, -1)
-    gap = m - others.max(axis=-1, keepdims=True)
-    return m, tail, e, np.where(np.isfinite(gap), gap, 0), top
-
-
-def exact_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """The vector-Jacobian product from y = softmax(x) as given, and the room of its terms."""
-    u, y = (np.moveaxis(np.asarray(a), axis, -1).astype(LD, order="C") for a in (upstream, y))
+def exact_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> ExactProduct:
+    """The vector-Jacobian product from y = softmax(x) as given."""
+    u, y = _classes_last(upstream, axis), _classes_last(y, axis)
     with np.errstate(all="ignore"):
         grad = y * (u - (u * y).sum(axis=-1, keepdims=True))
         size = np.abs(y) * (np.abs(u) + np.abs(u * y).sum(axis=-1, keepdims=True))
-    return np.moveaxis(grad, -1, axis), np.moveaxis(VJP_ULPS * size, -1, axis)
+    number = Number(grad, size, np.zeros_like(size), ulps=VJP_ULPS)
+    return ExactProduct(number.rearranged(lambda a: np.moveaxis(a, -1, axis)))
 
 
-def exact_log_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """The vector-Jacobian product from y = log_softmax(x) as given, and the room of its terms."""
-    u, y = (np.moveaxis(np.asarray(a), axis, -1).astype(LD, order="C") for a in (upstream, y))
+def exact_log_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> ExactProduct:
+    """The vector-Jacobian product from y = log_softmax(x) as given."""
+    u, y = _classes_last(upstream, axis), _classes_last(y, axis)
     with np.errstate(all="ignore"):
         p = np.exp(y)
         grad = u - p * u.sum(axis=-1, keepdims=True)
         share = p * np.abs(u).sum(axis=-1, keepdims=True)
-        room = VJP_ULPS * (np.abs(u) + share) + np.where(np.isfinite(y), np.abs(y), 0) * share
-    return np.moveaxis(grad, -1, axis), np.moveaxis(room, -1, axis)
+    number = Number(grad, np.abs(u) + share, np.abs(_finite(y)) * share, ulps=VJP_ULPS)
+    return ExactProduct(number.rearranged(lambda a: np.moveaxis(a, -1, axis)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,19 +333,12 @@ def exact_log_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> t
 
 
 class ExactBinary(NamedTuple):
-    """What one call should return, in longdouble. Each number comes with the sum of the sizes of its terms, which
-    roundings are relative to, and with that sum weighted by what exp and log of the terms add, in eps: |z|, or the
-    distance from the row's maximum."""
+    """What one call should return. Elements at a distance z from 0 (sigmoid), or from the row's maximum (softmax), are
+    allowed that many eps more."""
 
-    loss: Any  # after the reduction
-    parts: np.ndarray  # what is reduced: losses of elements (sigmoid) or rows (softmax), sample weights included
-    parts_size: np.ndarray
-    parts_extra: np.ndarray
-    grad: np.ndarray
-    grad_size: np.ndarray
-    grad_extra: np.ndarray
-    ulps: float  # roundings that each number may show, relative to its size
-    floor: float  # steps of the subnormal grid: one for each class that a sum runs over, times the weights
+    loss: Number  # after the reduction
+    grad: Number
+    parts: Number  # what is reduced: losses of elements (sigmoid) or rows (softmax), sample weights included
 
 
 def exact_binary(
@@ -313,52 +358,36 @@ def exact_binary(
     Softmax: 1-p is the share of the other classes, -log(1-p) = log1p(p/(1-p))."""
     sigmoid = activation == "sigmoid"
     with np.errstate(all="ignore"):
-        x, c = (np.moveaxis(np.asarray(v), axis, -1).astype(LD, order="C") for v in (logits, targets))
+        x, c = _classes_last(logits, axis), _classes_last(targets, axis)
         one = np.ones(x.shape[-1], LD)
         w = one if weight is None else np.asarray(weight).astype(LD)
         a = w * c * (one if pos_weight is None else np.asarray(pos_weight).astype(LD))
         b = w * (1 - c)
-        if sigmoid:
-            parts, size, extra, grad, grad_size, grad_extra = _sigmoid_terms(x, a, b)
-        else:
-            parts, size, extra, grad, grad_size, grad_extra = _softmax_terms(x, a, b)
+        parts, size, extra, grad, grad_size, grad_extra = (_sigmoid_terms if sigmoid else _softmax_terms)(x, a, b)
         sample = LD(1) if sample_weight is None else np.asarray(sample_weight).astype(LD)[..., None]
         parts, size, extra = parts * sample, size * sample, extra * sample
 
-        factor, loss = LD(1), np.moveaxis(parts, -1, axis) if sigmoid else parts[..., 0]
         if reduction == "mean":
             denominator = LD(parts.size) if sigmoid else (np.ones(parts.shape, LD) * sample).sum()
             denominator = denominator if normalizer is None else LD(normalizer)
-            loss, factor = parts.sum() / denominator, 1 / denominator if denominator else LD(0)
-        elif reduction == "sum":
-            loss = parts.sum()
+            loss_factor, factor = 1 / denominator, 1 / denominator if denominator else LD(0)
+        else:
+            loss_factor = factor = LD(1)
         up = np.asarray(upstream).astype(LD)
         if up.ndim:
             up = np.moveaxis(up, axis, -1) if sigmoid else up[..., None]
         scale = factor * up * sample
-        grad, grad_size, grad_extra = grad * scale, grad_size * np.abs(scale), grad_extra * np.abs(scale)
-        if not factor:
-            grad = np.zeros_like(grad)
+        grad = grad * scale if factor else np.zeros_like(grad)
+        heaviest = max(1.0, *(float(np.max(np.abs(v), initial=1)) for v in (a, b, sample, scale)))
+        floor = 2 + 2 * heaviest * (1 if sigmoid else x.shape[-1])  # a step for each class that a sum runs over
+        ulps = CONTRACT_ULPS if sigmoid else TWO_TERM_ULPS
 
         def whole(v: np.ndarray) -> np.ndarray:
             return np.moveaxis(v, -1, axis)
 
-        def part(v: np.ndarray) -> np.ndarray:
-            return whole(v) if sigmoid else v[..., 0]
-
-        heaviest = max(1.0, *(float(np.max(np.abs(v), initial=1)) for v in (a, b, sample, scale)))
-        return ExactBinary(
-            loss,
-            part(parts),
-            part(size),
-            part(extra),
-            whole(grad),
-            whole(grad_size),
-            whole(grad_extra),
-            # softmax: four more for the odds p/(1-p), and for their sum over the classes
-            CONTRACT_ULPS if sigmoid else CONTRACT_ULPS + 4,
-            2 + 2 * heaviest * (1 if sigmoid else x.shape[-1]),
-        )
+        part = Number(parts, size, extra, floor, ulps).rearranged(whole if sigmoid else lambda v: v[..., 0])
+        elements = Number(grad, grad_size * np.abs(scale), grad_extra * np.abs(scale), floor, ulps).rearranged(whole)
+        return ExactBinary(part if reduction == "none" else part.reduced(loss_factor, logits.dtype), elements, part)
 
 
 def _product(factor: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -376,7 +405,7 @@ def _sigmoid_terms(z: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     loss = terms[0] + terms[1]
     size = np.abs(terms[0]) + np.abs(terms[1])
     grad_size = np.abs(b) * p + np.abs(a) * not_p
-    reach = np.where(np.isfinite(z), np.abs(z), 0)
+    reach = _finite(np.abs(z))
     # a term that is |z| plus something smaller has no error of exp; one that is exp(-|z|) has
     tiny = np.abs(_product(np.where(z > 0, a, b), rest))
     return loss, size, reach * tiny, b * p - a * not_p, grad_size, reach * grad_size
@@ -397,8 +426,7 @@ def _softmax_terms(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     terms = _product(a, minus_log_p), _product(b, minus_log_not_p)
     parts = (terms[0] + terms[1]).sum(axis=-1, keepdims=True)
     sizes = np.abs(terms[0]) + np.abs(terms[1])
-    reach = np.where(np.isfinite(distance), distance, 0)
-    reach = np.where(distance == 0, gap, reach)
+    reach = np.where(distance == 0, gap, _finite(distance))
     # log p away from the maximum is mostly the distance itself, which is exact; the others are as inexact as exp
     extra = np.where(np.arange(x.shape[-1]) == top, sizes, np.abs(terms[1]))
 
@@ -418,9 +446,9 @@ def _softmax_terms(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndar
     np.put_along_axis(grad, top, (b_top - a_top * tail - others) / s, -1)
     np.put_along_axis(grad_size, top, (np.abs(b_top) + np.abs(a_top) * tail + others_size) / s, -1)
 
-    bad = ~np.isfinite(m) | np.isnan(x).any(axis=-1, keepdims=True)
+    bad = _without_number(x, m)
     parts[bad] = np.nan
-    grad[(bad | ((tail == 0) & (b_top != 0)))[..., 0]] = np.nan
+    grad[bad | ((tail == 0) & (b_top != 0))[..., 0]] = np.nan
     return (
         parts,
         sizes.sum(axis=-1, keepdims=True),
@@ -459,60 +487,3 @@ def exact_binary_row(
             losses = [mpmath.fsum(losses)]
         by_p = [w[j] * (-positive[j] * c[j] / p[j] + (1 - c[j]) / (1 - p[j])) for j in n]
         return losses, [mpmath.fsum(by_p[j] * jacobian[j][k] for j in n) for k in n]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What the contract allows
-# ---------------------------------------------------------------------------------------------------------------------
-
-CONTRACT_ULPS = 4  # the constant of the accuracy contract: errors are at most (4 + gap) eps
-OPTION_ULPS = 4  # q = w*((1-eps)*c + eps/C) takes four more roundings, each at most eps/2; sample weight, denominator,
-# upstream and their product take four more
-
-
-def assert_losses(got: Any, want: Exact, *, ulps: float = CONTRACT_ULPS, gap: Any = None) -> None:
-    """Per-row losses within (ulps + gap)*eps of the exact ones; underflow is gradual."""
-    got = np.asarray(got)
-    gap = want.gap if gap is None else gap
-    _assert_within(got, want.rows, (ulps + gap) * want.row_scale, want.row_floor, "loss of row")
-
-
-def assert_gradient(got: Any, want: Exact, *, ulps: float = CONTRACT_ULPS, gap: Any = None, axis: int = -1) -> None:
-    """Every element within (ulps + distance)*eps of the exact one, relative to the terms that it is made of. An
-    element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead."""
-    gap = np.expand_dims(want.gap if gap is None else gap, axis)
-    distance = np.where(want.distance == 0, gap, want.distance)
-    _assert_within(np.asarray(got), want.grad, (ulps + distance) * want.grad_scale, want.grad_floor, "gradient")
-
-
-def _assert_within(got: np.ndarray, want: np.ndarray, ulps: np.ndarray, floor: np.ndarray, what: str) -> None:
-    assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
-    info = np.finfo(got.dtype)
-    allowed = ulps * LD(info.eps) + floor * LD(info.smallest_subnormal)
-    with np.errstate(all="ignore"):
-        same = (got == want.astype(got.dtype)) | (np.isnan(got) & np.isnan(want))
-        error = np.abs(got.astype(LD) - want)
-        wrong = ~same & ~(error <= allowed)
-    if wrong.any():
-        ratio = np.where(wrong, error / allowed, -1)
-        worst = np.unravel_index(np.argmax(np.where(np.isnan(ratio), np.inf, ratio)), got.shape)
-        raise AssertionError(
-            f"{what} {tuple(map(int, worst))}: {got[worst]!r}, expected {want[worst]!r}; the error is "
-            f"{float(ratio[worst]):.3g} times what is allowed ({int(wrong.sum())} of {wrong.size} wrong)"
-        )
-
-
-def assert_room(got: Any, want: np.ndarray, room: np.ndarray, what: str, *, floor: float = 2) -> None:
-    """Every number within `room` eps of the exact one, or so many steps of the subnormal grid."""
-    _assert_within(np.asarray(got), np.asarray(want), np.asarray(room), np.asarray(floor), what)
-
-
-def assert_binary(loss: Any, grad: Any, want: ExactBinary, *, more: float = 0) -> None:
-    """Unreduced losses and the gradient, with so many ulps more for options. Either may be None."""
-    ulps = want.ulps + more
-    if loss is not None:
-        room = ulps * want.parts_size + want.parts_extra
-        assert_room(loss, want.parts, room, "two-term loss of", floor=want.floor)
-    if grad is not None:
-        room = ulps * want.grad_size + want.grad_extra
-        assert_room(grad, want.grad, room, "two-term gradient", floor=want.floor)
