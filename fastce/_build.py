@@ -25,6 +25,9 @@ from setuptools import Extension
 
 FOLDER = Path(__file__).resolve().parent
 
+# What the module is made of besides _kernels.pyx; it is built again when one of these changes.
+SOURCES = ("*.h", "_simd/*", "*.pxd", "_build.py")
+
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,  # every index and stride is checked in Python, before a kernel runs
@@ -112,9 +115,7 @@ def extension(package: str, *, compiler: str | None = None, abi3: bool = False) 
     ext = Extension(
         f"{package}._kernels",
         [(folder / "_kernels.pyx").as_posix()],
-        depends=sorted(
-            path.as_posix() for pattern in ("*.h", "*.pxd", "*.pxi", "_build.py") for path in folder.glob(pattern)
-        ),
+        depends=sorted(path.as_posix() for pattern in SOURCES for path in folder.glob(pattern)),
         include_dirs=[folder.as_posix()],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

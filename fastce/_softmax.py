@@ -1,87 +1,48 @@
-"""softmax and its relatives, one-hot rows, predictions: checks, then one call of the kernels. Errors are raised here,
-before anything is written; see _api.py."""
+"""Softmax and its relatives: their signatures and docstrings. _kernels.pyx runs the calls."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
 
-from . import _kernels
-from ._api import _targets_of, _threads
-from ._arrays import Array, Order, as_array, as_axis, as_logits, at_index, check_out, native, order_of, same_memory
+from . import _checks
+from ._kernels import function, set_ones
+from ._stats import Array
 
-_softmax = {dtype: _kernels.softmax[name] for dtype, name in ((np.float32, "float"), (np.float64, "double"))}
-_vjp = {dtype: _kernels.vector_jacobian[name] for dtype, name in ((np.float32, "float"), (np.float64, "double"))}
-
-
-def _classes(name: str, x: Array, axis: Any) -> Order:
-    if not x.ndim:
-        raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
-    axis = as_axis(axis, x.ndim)
-    if not x.shape[axis]:
-        raise ValueError(f"{name} has shape {x.shape}: no classes on axis {axis}")
-    return order_of(x, axis)
+ONE = np.ones((), np.float32)
 
 
-def _write(out: Any, x: Array, what: str, others: tuple[Array, ...], compute: Callable[[Array], None]) -> Array:
-    """Computes into `out` or a new array; by way of another where `out` overlaps an input other than exactly."""
-    if out is None:
-        result = np.empty_like(x, subok=False)
-    else:
-        check_out(out, x, what)
-        result = out
-        if any(np.may_share_memory(out, a) and not same_memory(out, a) for a in (x, *others)):
-            result = np.empty_like(x, subok=False)
-    if x.size:
-        compute(result)
-    if out is not None and result is not out:
-        out[...] = result
-    return result if out is None else out
-
-
-def _normalized(x: Any, axis: Any, out: Any, num_threads: Any, log: bool) -> Array:
-    x = as_logits(x, "x")
-    order = _classes("x", x, axis)
-    threads = _threads(num_threads)
-
-    def compute(y: Array) -> None:
-        positions = x.size // x.shape[order.axis]
-        _softmax[x.dtype.type](*order.rows(x), positions, log, *order.rows(y), None, threads)
-
-    return _write(out, x, "x", (), compute)
-
-
-def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Array:
+@function("softmax", "array")
+def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
     """Probabilities ``exp(x) / sum(exp(x))``.
 
     Parameters
     ----------
     x : array_like
-        Logits of one dimension or more, classes on `axis`; float32 and float64 in their own precision, integers and
-        bools as float64. -inf gives 0; NaN, +inf or nothing but -inf makes that row NaN.
+        Logits of one or more dimensions, with the classes on `axis`; float32 and float64 in their own precision,
+        integers and bools as float64. -inf gives 0. A row that contains NaN or +inf, or only -inf, gives NaN.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
-        Buffer of the shape of `x` and the dtype of the result, writeable, aligned, native byte order. It may be `x`
-        itself; any other overlap is computed as if there were none.
+        Buffer of the shape of `x` and the dtype of the result, writeable, aligned, in native byte order. It may be `x`
+        itself. If it overlaps an input in any other way, the result is the same as without overlap.
     num_threads : int, optional
         As in `cross_entropy`.
 
     Returns
     -------
     p : ndarray
-        Shape and memory order of `x`, and its dtype (float64 for integers and bools); `out` if given.
+        Of the shape and memory order of `x`, and its dtype (float64 for integers and bools); `out` if it is given.
 
     Raises
     ------
     TypeError
-        `x` is None or a masked array, or has a dtype that is not accepted; `axis` is no int; `out` is no ndarray.
+        `x` is None or a masked array, or its dtype is not accepted; `axis` is not an int; `out` is not an ndarray.
     ValueError
-        `x` is a scalar or has no classes; `axis` is out of range; `out` or `num_threads` does not fit. Before anything
-        is written.
+        `x` is a scalar or has no classes; `axis` is out of range; `out` or `num_threads` does not fit. Nothing has
+        been written then.
 
     See Also
     --------
@@ -99,11 +60,11 @@ def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: in
     >>> fastce.softmax(np.log([1.0, 3.0])).round(6)
     array([0.25, 0.75])
     """
-    return _normalized(x, axis, out, num_threads, False)
 
 
-def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Array:
-    """Log-probabilities ``x - logsumexp(x)``, not rounded to 0 where a row is confident.
+@function("log_softmax", "array")
+def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
+    """Log-probabilities ``x - logsumexp(x)``, which are not rounded to 0 where a row is confident.
 
     Parameters
     ----------
@@ -119,7 +80,8 @@ def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads
     Returns
     -------
     logp : ndarray
-        In nats. Shape and memory order of `x`, and its dtype (float64 for integers and bools); `out` if given.
+        In nats. Of the shape and memory order of `x`, and its dtype (float64 for integers and bools); `out` if it is
+        given.
 
     Raises
     ------
@@ -141,28 +103,28 @@ def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads
     >>> print(f"{fastce.log_softmax(np.float32([20, 0, 0, 0]))[0]:.5e}")  # SciPy: 0
     -6.18346e-09
     """
-    return _normalized(x, axis, out, num_threads, True)
 
 
+@function("logsumexp", "loss")
 def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
     """``log(sum(exp(x)))``.
 
     Parameters
     ----------
     x : array_like
-        Logits, as in `softmax`; but nothing but -inf gives -inf, and +inf without NaN gives +inf.
+        Logits, as in `softmax`; but a row of only -inf gives -inf, and +inf without NaN gives +inf.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
-        Buffer of the shape of `x` without `axis` and the dtype of the result; else as in `softmax`.
+        Buffer of the shape of `x` without `axis` and the dtype of the result; otherwise as in `softmax`.
     num_threads : int, optional
         As in `cross_entropy`.
 
     Returns
     -------
     lse : scalar or ndarray
-        In nats. Shape of `x` without `axis`, a scalar where no dimension is left; dtype of `x` (float64 for integers
-        and bools). `out` if given.
+        In nats. Of the shape of `x` without `axis`, a scalar if no dimension is left; in the dtype of `x` (float64 for
+        integers and bools). `out` if it is given.
 
     Raises
     ------
@@ -171,7 +133,7 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
 
     Notes
     -----
-    ``max + log1p(tail)``, with ``tail`` as in `SoftmaxStats`, finished in float64: Blanchard, Higham and Higham (2021),
+    ``max + log1p(tail)``, with ``tail`` as in `SoftmaxStats`, added in float64: Blanchard, Higham and Higham (2021),
     "Accurately computing the log-sum-exp and softmax functions".
 
     Examples
@@ -180,54 +142,20 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
     >>> round(float(fastce.logsumexp(np.array([1e6, 1e6]))), 6)  # 1e6 + log(2)
     1000000.693147
     """
-    x = as_logits(x, "x")
-    order = _classes("x", x, axis)
-    shape = x.shape[: order.axis] + x.shape[order.axis + 1 :]
-    threads = _threads(num_threads)
-    if out is not None:
-        check_out(out, np.broadcast_to(x.dtype.type(0), shape), "x without its class axis")
-    positions = x.size // x.shape[order.axis]
-    flat = np.empty(positions, x.dtype)
-    if positions:
-        _softmax[x.dtype.type](*order.rows(x), positions, False, None, None, flat, threads)
-    result = order.to_caller(flat, shape)
-    if out is None:
-        return result if shape else result[()]
-    out[...] = result
-    return out
 
 
-def _pulled_back(upstream: Any, y: Any, axis: Any, out: Any, num_threads: Any, log: bool) -> Array:
-    y = as_logits(y, "y")
-    order = _classes("y", y, axis)
-    u = as_array("upstream", upstream)
-    if u.shape != y.shape:
-        raise ValueError(f"upstream has shape {u.shape}, expected {y.shape} to match y")
-    if u.dtype != y.dtype:
-        with np.errstate(over="ignore"):  # infinite in the dtype of y, without a warning, as the kernels' own overflow
-            u = u.astype(y.dtype)
-    u = native(u)
-    threads = _threads(num_threads)
-
-    def compute(g: Array) -> None:
-        positions = y.size // y.shape[order.axis]
-        operand = _targets_of[u.dtype](*order.rows(u))
-        _vjp[y.dtype.type](*order.rows(y), positions, operand, log, *order.rows(g), threads)
-
-    return _write(out, y, "y", (u,), compute)
-
-
+@function("softmax_grad", "array")
 def softmax_grad(
     upstream: Any, y: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None
-) -> Array:
+) -> Any:
     """Gradient with respect to x, given the gradient with respect to ``y = softmax(x)``.
 
     Parameters
     ----------
     upstream : array_like
-        Gradient with respect to `y`, of its shape; any real dtype, converted to that of `y`.
+        Gradient with respect to `y`, of its shape and any real dtype; it is converted to the dtype of `y`.
     y : array_like
-        What `softmax` returned; dtypes as in `softmax`. It is not checked to be probabilities.
+        What `softmax` returned; dtypes as in `softmax`. Whether these are probabilities is not checked.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -238,12 +166,12 @@ def softmax_grad(
     Returns
     -------
     grad : ndarray
-        Shape and memory order of `y`, and its dtype (float64 for integers and bools); `out` if given.
+        Of the shape and memory order of `y`, and its dtype (float64 for integers and bools); `out` if it is given.
 
     Raises
     ------
     TypeError, ValueError
-        As in `softmax`; `upstream` of another shape.
+        As in `softmax`; `upstream` is of another shape.
 
     Notes
     -----
@@ -256,20 +184,20 @@ def softmax_grad(
     >>> fastce.softmax_grad([1.0, 0.0], np.array([0.5, 0.5]))
     array([ 0.25, -0.25])
     """
-    return _pulled_back(upstream, y, axis, out, num_threads, False)
 
 
+@function("log_softmax_grad", "array")
 def log_softmax_grad(
     upstream: Any, y: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None
-) -> Array:
+) -> Any:
     """Gradient with respect to x, given the gradient with respect to ``y = log_softmax(x)``.
 
     Parameters
     ----------
     upstream : array_like
-        Gradient with respect to `y`, of its shape; any real dtype, converted to that of `y`.
+        Gradient with respect to `y`, as in `softmax_grad`.
     y : array_like
-        What `log_softmax` returned; dtypes as in `softmax`. It is not checked to be log-probabilities.
+        What `log_softmax` returned, as in `softmax_grad`.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -280,7 +208,7 @@ def log_softmax_grad(
     Returns
     -------
     grad : ndarray
-        Shape and memory order of `y`, and its dtype (float64 for integers and bools); `out` if given.
+        As `softmax_grad` returns it.
 
     Raises
     ------
@@ -289,8 +217,8 @@ def log_softmax_grad(
 
     Notes
     -----
-    The product of `upstream` with the Jacobian ``I - 1 exp(y)^T``: ``upstream - exp(y)*sum(upstream)``, which follows
-    from that of `softmax_grad` and ``d log(p) = dp/p``.
+    The product of `upstream` with the Jacobian ``I - 1 exp(y)^T``: ``upstream - exp(y)*sum(upstream)``. It follows
+    from the Jacobian of `softmax_grad` and ``d log(p) = dp/p``.
 
     Examples
     --------
@@ -298,7 +226,6 @@ def log_softmax_grad(
     >>> fastce.log_softmax_grad([1.0, 0.0], np.log([0.5, 0.5]))
     array([ 0.5, -0.5])
     """
-    return _pulled_back(upstream, y, axis, out, num_threads, True)
 
 
 def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int = -1) -> Array:
@@ -307,27 +234,27 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     Parameters
     ----------
     labels : array_like
-        Class indices of any integer dtype, any shape.
+        Class indices, of any integer dtype and any shape.
     num_classes : int
-        How many classes there are, >= 1.
+        The number of classes, >= 1.
     dtype : dtype, default float32
-        Of the result: any of numbers or bools.
+        The dtype of the result: numbers or bool.
     axis : int, default -1
-        Where the result has its classes.
+        The axis of the result that contains the classes.
 
     Returns
     -------
     rows : ndarray
-        Shape of `labels` with `num_classes` inserted at `axis`.
+        Of the shape of `labels` with `num_classes` inserted at `axis`.
 
     Raises
     ------
     TypeError
-        Labels that are not integers; `num_classes` or `axis` no int; a `dtype` of something else.
+        `labels` are not integers; `num_classes` or `axis` is not an int; `dtype` is neither numbers nor bool.
     ValueError
-        `num_classes` < 1; `axis` out of range.
+        `num_classes` < 1; `axis` is out of range.
     IndexError
-        A label outside ``[0, num_classes)``. There is no `ignore_index`.
+        A label is outside ``[0, num_classes)``. There is no `ignore_index`.
 
     Notes
     -----
@@ -341,46 +268,35 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
     array([[0., 0., 1.],
            [1., 0., 0.]], dtype=float32)
     """
-    indices = as_array("labels", labels)
-    if not indices.size and not isinstance(labels, np.ndarray):
-        indices = indices.astype(np.int64)  # an empty list has no dtype to speak of
-    if indices.dtype.kind not in "iu":
-        raise TypeError(f"labels has dtype {indices.dtype}, expected integers; cast them: labels.astype(np.int64)")
-    try:
-        if isinstance(num_classes, (bool, np.bool_)):
-            raise TypeError
-        classes = operator.index(num_classes)
-    except TypeError:
-        raise TypeError(f"num_classes is {num_classes!r}, expected an int >= 1") from None
-    if classes < 1:
-        raise ValueError(f"num_classes is {classes}, expected an int >= 1")
-    if np.dtype(dtype).kind not in "biufc":
-        raise TypeError(f"dtype is {np.dtype(dtype)}, expected one of numbers or bools")
-    at = as_axis(axis, indices.ndim + 1)
-    wrong = (indices < 0) | (indices >= classes)
-    if wrong.any():
-        first = tuple(np.argwhere(wrong)[0].tolist())
-        raise IndexError(f"{at_index('labels', first)} is {indices[first]}, out of range for {classes} classes")
-    rows = np.zeros((*indices.shape[:at], classes, *indices.shape[at:]), dtype)
-    np.put_along_axis(rows, np.expand_dims(indices.astype(np.intp), at), 1, at)
+    indices = _checks.as_labels("labels", labels)
+    classes = _checks.as_count("num_classes", num_classes)
+    one = ONE if dtype is np.float32 else np.array(1, dtype)
+    if one.dtype.kind not in "biufc":
+        raise TypeError(f"dtype is {one.dtype}, expected one of numbers or bools")
+    at = _checks.as_axis(axis, indices.ndim + 1)
+    shape = indices.shape
+    rows = np.zeros((*shape[:at], classes, *shape[at:]), one.dtype)
+    if not set_ones(rows, indices, classes, math.prod(shape[at:]), one):
+        raise _checks.label_error(indices, classes, None, "labels")
     return rows
 
 
+@function("predict")
 def predict(logits: Any, *, axis: int = -1) -> Any:
     """The most probable class of each row: the first index of its maximum.
 
     Parameters
     ----------
     logits : array_like
-        Logits or probabilities, classes on `axis`; dtypes as in `softmax`. NaN counts as a maximum, as in
-        `numpy.argmax`.
+        Logits or probabilities, with the classes on `axis`; dtypes as in `softmax`, but integers are compared as they
+        are. NaN counts as a maximum, as in `numpy.argmax`.
     axis : int, default -1
         The axis of the classes.
 
     Returns
     -------
     labels : intp or ndarray of intp
-        Shape of `logits` without `axis`.
+        Of the shape of `logits` without `axis`.
 
     Raises
     ------
@@ -389,8 +305,8 @@ def predict(logits: Any, *, axis: int = -1) -> Any:
 
     Notes
     -----
-    ``argmax(x) = argmax(softmax(x))``, which makes the fewest errors: Bishop (2006), "Pattern recognition and machine
-    learning", section 1.5.1.
+    ``argmax(x) = argmax(softmax(x))``, which minimises the expected number of errors: Bishop (2006), "Pattern
+    recognition and machine learning", section 1.5.1.
 
     Examples
     --------
@@ -398,5 +314,3 @@ def predict(logits: Any, *, axis: int = -1) -> Any:
     >>> fastce.predict([[0.1, 2.0, 0.3], [1.0, 0.0, 1.0]])
     array([1, 0])
     """
-    x = as_logits(logits)
-    return np.argmax(x, axis=_classes("logits", x, axis).axis)

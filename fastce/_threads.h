@@ -55,9 +55,13 @@ static int ce_affinity(void)
 
 static int ce_must_be_serial(void) { return ce_is_forked_child || omp_in_parallel(); }
 
-/* The automatic number: OMP_NUM_THREADS, omp_set_num_threads and threadpoolctl speak through omp_get_max_threads,
- * which belongs to the calling thread and is therefore asked at every call; `quota` is the control group's, 0 if none. */
-static int ce_automatic_threads(int quota)
+/* The CPUs that the control group's quota amounts to; 0: no limit. Set once, when the package is imported. */
+static int ce_quota = 0;
+static void ce_limit_threads(int quota) { ce_quota = quota; }
+
+/* The automatic number. OMP_NUM_THREADS, omp_set_num_threads and threadpoolctl change what omp_get_max_threads returns in
+ * the calling thread, so it is called each time. */
+static int ce_automatic_threads(void)
 {
     int threads, cpus;
     if (ce_must_be_serial())
@@ -66,8 +70,8 @@ static int ce_automatic_threads(int quota)
     cpus = ce_affinity();
     if (cpus > 0 && cpus < threads)
         threads = cpus;
-    if (quota > 0 && quota < threads)
-        threads = quota;
+    if (ce_quota > 0 && ce_quota < threads)
+        threads = ce_quota;
     return threads < 1 ? 1 : threads;
 }
 

@@ -25,14 +25,12 @@ EXAMPLE = Path(__file__).resolve().parent / "cython_example"
 PACKAGE = Path(fastce.__file__).resolve().parent
 EPS = np.finfo(np.float64).eps
 
-BATCH = (
-    "int ({T} const *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, int64_t const *, int64_t, double const *, "
-    "double const *, double, double, "
-)
+STRUCT = "struct __pyx_t_6fastce_8_request_"
 SIGNATURES = {
+    "run": f"int ({STRUCT}Request const *)",
+    "count_labels": f"Py_ssize_t ({STRUCT}Matrix const *, Py_ssize_t, Py_ssize_t, int64_t, int)",
     "merge_stats": "void (double *, double *, double, double)",
     "loss_from_stats": "double (double, double, double)",
-    "count_labels": "Py_ssize_t (int64_t const *, Py_ssize_t, Py_ssize_t, int64_t)",
 }
 for suffix, T in (("f32", "float"), ("f64", "double")):
     SIGNATURES |= {
@@ -40,12 +38,55 @@ for suffix, T in (("f32", "float"), ("f64", "double")):
         f"row_loss_{suffix}": f"double ({T} const *, Py_ssize_t, int64_t)",
         f"row_loss_and_grad_{suffix}": f"double ({T} const *, Py_ssize_t, int64_t, double, {T} *)",
         f"row_grad_{suffix}": f"void ({T} const *, Py_ssize_t, int64_t, double, double, double, {T} *)",
-        f"cross_entropy_{suffix}": BATCH.format(T=T) + f"double *, {T} *, {T} *, {T} *, int)",
-        f"cross_entropy_with_grad_{suffix}": BATCH.format(T=T)
-        + f"double, double const *, {T} *, Py_ssize_t, Py_ssize_t, double *, {T} *, int)",
-        f"cross_entropy_grad_{suffix}": BATCH.format(T=T)
-        + f"double, double const *, {T} const *, {T} const *, {T} *, Py_ssize_t, Py_ssize_t, int)",
     }
+
+# _request.pxd, the fields in their order.
+OPERATIONS = [
+    "CROSS_ENTROPY", "SOFTMAX", "LOG_SOFTMAX", "LOGSUMEXP", "SOFTMAX_GRAD", "LOG_SOFTMAX_GRAD", "SIGMOID_TWO_TERM",
+    "SOFTMAX_TWO_TERM",
+]  # fmt: skip
+DTYPES = ["NO_DTYPE", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F32", "F64"]
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("row_stride", ctypes.c_ssize_t),
+        ("class_stride", ctypes.c_ssize_t),
+        ("blocks", ctypes.c_void_p),
+        ("rows_per_block", ctypes.c_ssize_t),
+        ("dtype", ctypes.c_int),
+    ]
+
+
+class Request(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("operation", ctypes.c_int),
+        ("rows", ctypes.c_ssize_t),
+        ("classes", ctypes.c_ssize_t),
+        ("logits", Matrix),
+        ("labels", Matrix),
+        ("targets", Matrix),
+        ("y", Matrix),
+        ("upstream", Matrix),
+        ("ignore_index", ctypes.c_int64),
+        ("has_ignore_index", ctypes.c_int),
+        ("counted", ctypes.c_ssize_t),
+        ("weight", ctypes.c_void_p),
+        ("pos_weight", ctypes.c_void_p),
+        ("sample_weight", ctypes.c_void_p),
+        ("label_smoothing", ctypes.c_double),
+        ("z_loss", ctypes.c_double),
+        ("scale", ctypes.c_double),
+        ("stats_given", ctypes.c_int),
+        ("num_threads", ctypes.c_int),
+        ("grad", Matrix),
+        ("total", ctypes.c_void_p),
+        ("losses", ctypes.c_void_p),
+        ("row_max", ctypes.c_void_p),
+        ("tail", ctypes.c_void_p),
+    ]
 
 
 def exported() -> dict[str, str]:
@@ -64,6 +105,27 @@ def test_the_pxd_declares_what_is_exported_and_nothing_else() -> None:
     declared = re.findall(r"^cdef \w+ (\w+)\(", text, flags=re.MULTILINE)
     assert sorted(declared) == sorted(SIGNATURES)
     assert text.count("noexcept nogil") == len(declared), "errors are returned, and the GIL is not needed"
+
+
+def test_requests_are_laid_out_as_others_compiled_them() -> None:
+    text = (PACKAGE / "_request.pxd").read_text(encoding="utf-8")
+    for struct in (Matrix, Request):
+        body = re.search(rf"^cdef struct {struct.__name__}:\n(.*?)\n\n\n", text, flags=re.MULTILINE | re.DOTALL)
+        assert body is not None
+        declared = re.findall(r"^    (?:const )?(\w+) (\**)(\w+)", re.sub(r"#.*", "", body[1]), flags=re.MULTILINE)
+        kinds = {
+            "int": ctypes.c_int,
+            "bint": ctypes.c_int,
+            "size_t": ctypes.c_size_t,
+            "Py_ssize_t": ctypes.c_ssize_t,
+            "int64_t": ctypes.c_int64,
+            "double": ctypes.c_double,
+            "Matrix": Matrix,
+        }
+        found = [(name, ctypes.c_void_p if pointer else kinds[kind]) for kind, pointer, name in declared]
+        assert found == struct._fields_
+    names = re.findall(r"\b[A-Z][A-Z0-9_]{1,}\b", re.sub(r"#.*", "", text.split("cdef struct")[0]))
+    assert names == OPERATIONS + DTYPES
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +245,10 @@ def test_forward_with_every_option_then_backward(consumer: ModuleType, order: st
 # The functions themselves, called through their addresses: both dtypes, every output there or not
 # ---------------------------------------------------------------------------------------------------------------------
 
+FLOATS = {"f32": np.float32, "f64": np.float64}
+CODES = {np.dtype(f"{kind}{size}"): DTYPES.index(f"{kind.upper()}{8 * size}") for kind in "iu" for size in (1, 2, 4, 8)}
+CODES |= {np.dtype(dtype): DTYPES.index(name.upper()) for name, dtype in FLOATS.items()}
+
 
 def function(name: str) -> Callable[..., Any]:
     capsule = fastce._kernels.__pyx_capi__[name]
@@ -200,47 +266,168 @@ def address(a: np.ndarray | None) -> int | None:
     return None if a is None else a.ctypes.data
 
 
+def matrix(a: np.ndarray | None) -> Matrix:
+    if a is None:
+        return Matrix()
+    return Matrix(a.ctypes.data, a.strides[0], a.strides[1] if a.ndim > 1 else 0, None, 0, CODES[a.dtype])
+
+
+def run(**fields: Any) -> int:
+    """Runs a request with these fields, arrays by their addresses; the others are what `defaults` sets."""
+    logits = fields["logits"] if "logits" in fields else fields["y"]
+    request = Request(ctypes.sizeof(Request), 0, *logits.shape)
+    request.ignore_index, request.has_ignore_index, request.counted, request.scale = -100, 1, -1, 1
+    for name, value in fields.items():
+        is_matrix = isinstance(getattr(request, name), Matrix)
+        if is_matrix or value is None or isinstance(value, np.ndarray):
+            value = matrix(value) if is_matrix else address(value)
+        setattr(request, name, value)
+    return int(function("run")(ctypes.byref(request)))
+
+
 @pytest.mark.parametrize("classes", [5, 50, 300, 5000])
 @pytest.mark.parametrize(
     "options", [{}, {"label_smoothing": 0.1}, {"weight": True, "label_smoothing": 0.1}, {"z_loss": 0.01}]
 )
-@pytest.mark.parametrize("suffix", ["f32", "f64"])
+@pytest.mark.parametrize("suffix", FLOATS)
 def test_batches_with_and_without_each_output(suffix: str, options: dict[str, Any], classes: int) -> None:
-    rng, dtype, rows = np.random.default_rng(classes), {"f32": np.float32, "f64": np.float64}[suffix], 12
+    rng, dtype, rows = np.random.default_rng(classes), FLOATS[suffix], 12
     z, labels = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(0, classes, rows)
     labels[[0, 7, 11]] = -100
     z[7] = np.nan
     weight = rng.uniform(0.5, 2, classes) if "weight" in options else None
     sample, upstream = rng.uniform(0.5, 2, rows), rng.uniform(0.5, 2, rows)
-    options = options | {"weight": weight, "sample_weight": sample, "reduction": "none"}
+    inputs = options | {"weight": weight, "sample_weight": sample}
+    options = inputs | {"reduction": "none"}
     losses, stats = fastce.cross_entropy(z, labels, return_stats=True, **options)
     grad = fastce.cross_entropy_with_grad(z, labels, upstream=upstream, **options)[1]
     given = fastce.cross_entropy_grad(z, labels, upstream=upstream, stats=stats, **options)
     total = np.empty(1)
-
-    def inputs(logits: np.ndarray) -> tuple[Any, ...]:
-        numbers = options.get("label_smoothing", 0.0), options.get("z_loss", 0.0)
-        vectors = address(weight), address(sample)
-        return (address(logits), rows, classes, *logits.strides, address(labels), -100, *vectors, *numbers)
-
+    inputs |= {"labels": labels, "upstream": upstream}
     for n in range(16):
         wanted = [np.full(k, 7.0, kind) if n >> bit & 1 else None for bit, k, kind in ((0, 1, float), (1, rows, dtype))]
         states = [np.full(rows, 7.0, dtype) if n >> bit & 1 else None for bit in (2, 3)]
-        outputs = [address(a) for a in (*wanted, *states)]
-        assert function(f"cross_entropy_{suffix}")(*inputs(z), *outputs, 1 + n % 2) == 0
+        outputs = dict(zip(("total", "losses", "row_max", "tail"), (*wanted, *states), strict=True))
+        assert run(logits=z, **inputs, **outputs, num_threads=1 + n % 2) == 0
         for got, want in zip([wanted[1], *states], [losses, *stats], strict=True):
             assert got is None or np.array_equal(got, want, equal_nan=True)
         in_place = z.copy()
-        where = (address(in_place), *in_place.strides)
-        outputs = [address(a) for a in wanted]
-        assert function(f"cross_entropy_with_grad_{suffix}")(
-            *inputs(in_place), 1.0, address(upstream), *where, *outputs, 1 + n % 2
-        ) == 0  # fmt: skip
+        assert run(logits=in_place, grad=in_place, **inputs, **outputs, num_threads=1 + n % 2) == 0
         np.testing.assert_array_equal(in_place, grad)
+        for got, want in zip([wanted[1], *states], [losses, *stats], strict=True):
+            assert got is None or np.array_equal(got, want, equal_nan=True)
         if wanted[0] is not None:
             total = wanted[0]
     np.testing.assert_allclose(total, losses.sum(dtype=np.float64), rtol=1e-5 if suffix == "f32" else 1e-13)
     out = np.empty_like(z)
-    where = (*map(address, stats), address(out), *out.strides)
-    assert function(f"cross_entropy_grad_{suffix}")(*inputs(z), 1.0, address(upstream), *where, 0) == 0
+    row_max, tail = stats
+    assert run(logits=z, **inputs, row_max=row_max, tail=tail, stats_given=1, grad=out) == 0
     np.testing.assert_array_equal(out, given)
+
+
+@pytest.mark.parametrize("suffix", FLOATS)
+@pytest.mark.parametrize("classes", [5, 300])
+def test_labels_of_every_integer_dtype_and_stride(suffix: str, classes: int) -> None:
+    rng = np.random.default_rng(5)
+    z = rng.standard_normal((700, classes)).astype(FLOATS[suffix])
+    labels = rng.integers(0, 5, 700)
+    want = fastce.cross_entropy_with_grad(z, labels, reduction="sum", ignore_index=1)[1]
+    for dtype in (dtype for dtype in CODES if dtype.kind in "iu"):
+        for every in (
+            labels.astype(dtype),
+            np.repeat(labels, 3).astype(dtype)[::3],
+            labels.astype(dtype)[::-1].copy()[::-1],
+        ):
+            grad = np.full_like(z, 7.0)
+            assert run(logits=z, labels=every, ignore_index=1, grad=grad) == 0
+            np.testing.assert_array_equal(grad, want)
+
+
+@pytest.mark.parametrize("ignored", [-1, -2, -100, np.iinfo(np.int64).min])
+def test_a_label_beyond_int64_is_wrong_and_never_ignored(ignored: int) -> None:
+    z, grad, total = np.zeros((2, 3)), np.full((2, 3), 7.0), np.full(1, 7.0)
+    labels = np.array([1, ignored % 2**64], np.uint64)
+    assert run(logits=z, labels=labels, ignore_index=ignored, grad=grad, total=total) == 1
+    assert (grad == 7).all() and total == 7
+
+
+@pytest.mark.parametrize("suffix", FLOATS)
+@pytest.mark.parametrize("classes", [3, 20, 100, 300, 5000])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weight": True, "label_smoothing": 0.1}])
+def test_labels_that_change_after_they_were_counted_touch_no_other_memory(
+    suffix: str, classes: int, options: dict[str, Any]
+) -> None:
+    """`counted` says that they were checked, as if another thread had written to them since."""
+    rng, rows = np.random.default_rng(classes), 130
+    room = rng.standard_normal((rows + 2, classes)).astype(FLOATS[suffix])
+    z, labels = room[1:-1], rng.integers(0, classes, rows)
+    labels[::7] = np.resize([classes, -1, 2**62, -(2**62), classes + 1, np.iinfo(np.int64).min], labels[::7].size)
+    weight = rng.uniform(0.5, 2, classes) if "weight" in options else None
+    ignored = labels.copy()
+    ignored[::7] = -100
+    losses, want = np.empty((2, rows), z.dtype), np.full((rows + 2, classes), 7, z.dtype)
+    grad, inputs = want.copy(), options | {"logits": z, "weight": weight}
+    assert run(**inputs, labels=ignored, losses=losses[0], grad=want[1:-1]) == 0
+    assert run(**inputs, labels=labels, counted=rows, losses=losses[1], grad=grad[1:-1]) == 0
+    np.testing.assert_array_equal(grad, want)
+    np.testing.assert_array_equal(losses[0], losses[1])
+    assert not grad[1:-1][::7].any() and (grad[[0, -1]] == 7).all()
+
+
+@pytest.mark.parametrize("suffix", FLOATS)
+def test_every_operation(suffix: str) -> None:
+    rng, dtype = np.random.default_rng(2), FLOATS[suffix]
+    z, u, c = (rng.standard_normal((30, 9)).astype(dtype) for _ in range(3))
+    up, sample, weight = rng.standard_normal(30), rng.uniform(0.5, 2, 30), rng.uniform(0.5, 2, 9)
+    out, losses, by_element, total = np.empty_like(z), np.empty(30, dtype), np.empty_like(z), np.empty(1)
+    fields: dict[str, Any]
+    y = {"SOFTMAX": fastce.softmax(z), "LOG_SOFTMAX": fastce.log_softmax(z)}
+    for name in y:
+        assert run(operation=OPERATIONS.index(name), logits=z, grad=out) == 0
+        np.testing.assert_array_equal(out, y[name])
+        assert run(operation=OPERATIONS.index(f"{name}_GRAD"), y=y[name], upstream=u, grad=out) == 0
+        np.testing.assert_array_equal(out, getattr(fastce, f"{name.lower()}_grad")(u, y[name]))
+    assert run(operation=OPERATIONS.index("LOGSUMEXP"), logits=z, losses=losses) == 0
+    np.testing.assert_array_equal(losses, fastce.logsumexp(z))
+    options = {"sample_weight": sample, "weight": weight}
+    fields = options | {"logits": z, "targets": c, "grad": out, "total": total}
+    assert run(**fields, upstream=up, losses=losses) == 0
+    want = fastce.cross_entropy_with_grad(z, c, reduction="none", upstream=up, **options)
+    np.testing.assert_array_equal(losses, want[0])
+    np.testing.assert_array_equal(out, want[1])
+    for activation, written, upstream in (("softmax", losses, up), ("sigmoid", by_element, np.outer(up, weight))):
+        operation = OPERATIONS.index(f"{activation.upper()}_TWO_TERM")
+        assert run(operation=operation, **fields, upstream=upstream, losses=written) == 0
+        options |= {"activation": activation, "reduction": "none", "upstream": upstream}
+        want = fastce.binary_cross_entropy_with_grad(z, c, **options)
+        np.testing.assert_array_equal(written, want[0])
+        np.testing.assert_array_equal(out, want[1])
+        del options["activation"], options["reduction"], options["upstream"]
+
+
+def test_what_cannot_be_computed_is_refused_and_nothing_is_written() -> None:
+    z, labels = np.zeros((4, 3)), np.array([0, 1, 2, 0])
+    total, grad, losses = np.full(1, 7.0), np.full((4, 3), 7.0), np.full(4, 7.0)
+    good = {"logits": z, "labels": labels, "total": total, "grad": grad, "losses": losses}
+    wrong: list[dict[str, Any]] = [
+        {"size": ctypes.sizeof(Request) - 8},
+        {"size": 0},
+        {"operation": len(OPERATIONS)},
+        {"operation": -1},
+        {"logits": labels[:, None]},
+        {"labels": z[:, 0]},
+        {"labels": None},
+        {"grad": grad.astype(np.float32)},
+        {"upstream": np.ones(4, np.float32)},
+        {"stats_given": 1},
+        {"operation": OPERATIONS.index("SIGMOID_TWO_TERM")},
+        {"operation": OPERATIONS.index("SOFTMAX_GRAD")},
+    ]
+    for change in wrong:
+        assert run(**good | change) == 2, change
+    assert run(**good | {"labels": labels + 1}) == 1
+    assert run(**good | {"labels": labels - 1, "ignore_index": -1, "has_ignore_index": 0}) == 1
+    for untouched in (total, grad, losses):
+        assert (untouched == 7).all()
+    assert run(**good, rows=0) == 0 and total == 0
+    assert (grad == 7).all() and (losses == 7).all()

@@ -7,8 +7,8 @@ from libc.math cimport log1p
 from libc.stdint cimport int64_t
 
 from fastce._kernels cimport (
-    count_labels, cross_entropy_grad_f64, cross_entropy_f64, cross_entropy_with_grad_f64, loss_from_stats, merge_stats,
-    row_grad_f64, row_loss_and_grad_f64, row_loss_f64, softmax_stats_f64,
+    F64, I64, Matrix, Request, count_labels, defaults, loss_from_stats, matrix, merge_stats, row_grad_f64,
+    row_loss_and_grad_f64, row_loss_f64, run, softmax_stats_f64,
 )
 
 
@@ -35,16 +35,23 @@ def fit(const double[:, ::1] x, const int64_t[::1] labels, double[:, ::1] theta,
     """Takes losses.shape[0] steps, updates theta and fills losses; z is room for the scores (rows, classes)."""
     cdef Py_ssize_t rows = z.shape[0], classes = z.shape[1], t
     cdef int status = 0
+    cdef Request request = defaults()
     if not (x.shape[0] == labels.shape[0] == rows and theta.shape[0] == classes and theta.shape[1] == x.shape[1] + 1):
         raise ValueError("shapes do not fit")
     if rows == 0 or classes == 0:
         raise ValueError("nothing to fit")
+    request.rows, request.classes = rows, classes
+    request.logits = matrix(&z[0, 0], F64, z.strides[0], z.strides[1])
+    request.labels = matrix(&labels[0], I64, labels.strides[0], 0)
+    request.grad = request.logits           # in place: z becomes the gradient
+    request.has_ignore_index = False
+    request.scale = 1.0/rows                # of the mean
+    request.num_threads = threads
     with nogil:
         for t in range(losses.shape[0]):
             scores(x, theta, z)
-            status = cross_entropy_with_grad_f64(                       # in place: z becomes the gradient
-                &z[0, 0], rows, classes, z.strides[0], z.strides[1], &labels[0], -1, NULL, NULL, 0, 0, 1.0/rows, NULL,
-                &z[0, 0], z.strides[0], z.strides[1], &losses[t], NULL, threads)
+            request.total = &losses[t]
+            status = run(&request)
             if status != 0:
                 break
             losses[t] /= rows
@@ -59,7 +66,8 @@ def by_rows(const double[:, ::1] z, const int64_t[::1] labels, double[:, ::1] gr
     """The sum of the losses and its gradient, row by row."""
     cdef Py_ssize_t i
     cdef double total = 0
-    if count_labels(&labels[0], labels.shape[0], z.shape[1], -1) < 0:
+    cdef Matrix targets = matrix(&labels[0], I64, labels.strides[0], 0)
+    if count_labels(&targets, z.shape[0], z.shape[1], 0, False) < 0:
         raise IndexError("a label is out of range")
     with nogil:
         for i in range(z.shape[0]):
@@ -82,18 +90,23 @@ def in_two_parts(const double[::1] z, int64_t label, Py_ssize_t cut, double[::1]
 
 def forward_then_backward(const double[:, :] z, const int64_t[::1] labels, const double[::1] weight,
                           const double[::1] sample_weight, double[::1] row_max, double[::1] tail, double[:, :] grad):
-    """The sum of the weighted losses, label 0 ignored; then the gradient from the statistics that the forward kept."""
+    """The sum of the weighted losses, label 0 ignored; then the gradient from the statistics that the forward stored."""
     cdef double total = 0
     cdef int status
+    cdef Request request = defaults()
+    request.rows, request.classes = z.shape[0], z.shape[1]
+    request.logits = matrix(&z[0, 0], F64, z.strides[0], z.strides[1])
+    request.labels = matrix(&labels[0], I64, labels.strides[0], 0)
+    request.ignore_index = 0
+    request.weight, request.sample_weight = &weight[0], &sample_weight[0]
+    request.label_smoothing, request.z_loss = 0.1, 1e-3
+    request.row_max, request.tail, request.total = &row_max[0], &tail[0], &total
     with nogil:
-        status = cross_entropy_f64(
-            &z[0, 0], z.shape[0], z.shape[1], z.strides[0], z.strides[1], &labels[0], 0, &weight[0], &sample_weight[0],
-            0.1, 1e-3, &total, NULL, &row_max[0], &tail[0], 0)
+        status = run(&request)
         if status == 0:
-            status = cross_entropy_grad_f64(
-                &z[0, 0], z.shape[0], z.shape[1], z.strides[0], z.strides[1], &labels[0], 0, &weight[0],
-                &sample_weight[0], 0.1, 1e-3, 1.0, NULL, &row_max[0], &tail[0], &grad[0, 0], grad.strides[0],
-                grad.strides[1], 0)
+            request.total, request.stats_given = NULL, True
+            request.grad = matrix(&grad[0, 0], F64, grad.strides[0], grad.strides[1])
+            status = run(&request)
     if status != 0:
         raise IndexError("a label is out of range") if status == 1 else MemoryError()
     return total

@@ -1,4 +1,14 @@
-/* Ends the vocabulary of one (instruction set, dtype). */
+/* Ends what dtype.h compiled: undefines the dtype and every word of a vocabulary. */
+#undef CE_TAG
+#undef CE_F32
+#undef T
+#undef EXP_BIAS
+#undef EXP_ONE
+#undef EXP_UNSCALE
+#undef MM
+#undef MASK
+#undef EQUAL
+#undef LOW_BITS
 #undef VEC
 #undef LANES
 #undef LOAD
@@ -12,15 +22,14 @@
 #undef MAX
 #undef SELECT_EQ
 #undef ADD_BY_EQ
-#undef SQUARE
-#undef TRANSPOSE
 #undef EQ_BITS
+#undef LARGEST
+#undef TOTAL
+#undef SQUARE
+#undef ALIGN_FROM
 #undef ACC
 #undef ACC_ZERO
 #undef ACC_ADD
 #undef ACC_STORE
 #undef ACC_SUM
-#undef LARGEST
-#undef TOTAL
-#undef ALIGN_FROM
 #undef EXP_STEPS

@@ -1,16 +1,16 @@
-/* Squares transposed by AVX2 shuffles, for the vocabularies of AVX2 and of AVX-512. */
+/* Part of the vocabularies of AVX2 and AVX-512: squares of 8 x 8 float32 or 4 x 4 float64 numbers, transposed by AVX2
+ * shuffles. */
 #if CE_F32
 #define SQUARE 8
-/* 8 x 8 float32 by AVX2 shuffles; steps in bytes */
-CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, Py_ssize_t dst_step)
+CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst, Py_ssize_t dst_stride)
 {
 #define HALVES(i) \
-    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)((const char *)src + (i) * src_step))), \
-                         _mm_loadu_ps((const T *)((const char *)src + ((i) + 4) * src_step)), 1)
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride))), \
+                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride)), 1)
 #define HIGHS(i) \
-    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)((const char *)src + (i) * src_step) + 4)), \
-                         _mm_loadu_ps((const T *)((const char *)src + ((i) + 4) * src_step) + 4), 1)
-#define OUT(i, v) _mm256_storeu_ps((T *)((char *)dst + (i) * dst_step), v)
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride) + 4)), \
+                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride) + 4), 1)
+#define OUT(i, v) _mm256_storeu_ps((T *)ce_at(dst, (i) * dst_stride), v)
 #define QUARTER(r0, r1, r2, r3, first)                                                                           \
     do {                                                                                                         \
         const __m256 a_ = r0, b_ = r1, c_ = r2, d_ = r3;                                                         \
@@ -30,13 +30,12 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, P
 }
 #else
 #define SQUARE 4
-/* 4 x 4 float64 by AVX2 shuffles; steps in bytes */
-CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, Py_ssize_t dst_step)
+CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst, Py_ssize_t dst_stride)
 {
 #define HALVES(i, k) \
-    _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd((const T *)((const char *)src + (i) * src_step) + (k))), \
-                         _mm_loadu_pd((const T *)((const char *)src + ((i) + 2) * src_step) + (k)), 1)
-#define OUT(i, v) _mm256_storeu_pd((T *)((char *)dst + (i) * dst_step), v)
+    _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd((const T *)ce_at(src, (i) * src_stride) + (k))), \
+                         _mm_loadu_pd((const T *)ce_at(src, ((i) + 2) * src_stride) + (k)), 1)
+#define OUT(i, v) _mm256_storeu_pd((T *)ce_at(dst, (i) * dst_stride), v)
     const __m256d a = HALVES(0, 0), b = HALVES(1, 0), c = HALVES(0, 2), d = HALVES(1, 2);
     OUT(0, _mm256_unpacklo_pd(a, b));
     OUT(1, _mm256_unpackhi_pd(a, b));
@@ -46,4 +45,3 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_step, T *dst, P
 #undef OUT
 }
 #endif
-#define TRANSPOSE(src, src_step, dst, dst_step) FN(transpose_square)(src, src_step, dst, dst_step)

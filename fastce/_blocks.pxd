@@ -1,0 +1,255 @@
+# Between arrays and scratch: blocks of rows, tiles, labels.
+from cython cimport floating
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from ._job cimport BLOCK, Job, State, Sum, add, own_dtype, set_sum, value
+from ._primitives cimport CE_BY_CLASS, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
+from ._request cimport F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request
+
+
+cdef fused number:
+    int8_t
+    int16_t
+    int32_t
+    int64_t
+    uint8_t
+    uint16_t
+    uint32_t
+    uint64_t
+    float
+    double
+
+cdef fused scratch_number:
+    int64_t
+    float
+    double
+
+
+cdef inline char *row_at(const Matrix *a, Py_ssize_t i) noexcept nogil:
+    if a.blocks == NULL:
+        return a.data + i*a.row_stride
+    return a.data + a.blocks[i / a.rows_per_block] + (i % a.rows_per_block)*a.row_stride
+
+
+cdef inline Py_ssize_t evenly_spaced(const Matrix *a, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """How many of n rows from i on are row_stride apart."""
+    return n if a.blocks == NULL else min(n, a.rows_per_block - i % a.rows_per_block)
+
+
+cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
+                           Py_ssize_t step) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
+
+
+cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
+                        Py_ssize_t step) noexcept nogil:
+    """dst[k*step] = the k-th number of that dtype at src."""
+    if dtype == F32:
+        gather_as(<const float *>NULL, src, stride, n, dst, step)
+    elif dtype == F64:
+        gather_as(<const double *>NULL, src, stride, n, dst, step)
+    elif dtype == I8:
+        gather_as(<const int8_t *>NULL, src, stride, n, dst, step)
+    elif dtype == I16:
+        gather_as(<const int16_t *>NULL, src, stride, n, dst, step)
+    elif dtype == I32:
+        gather_as(<const int32_t *>NULL, src, stride, n, dst, step)
+    elif dtype == I64:
+        gather_as(<const int64_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U8:
+        gather_as(<const uint8_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U16:
+        gather_as(<const uint16_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U32:
+        gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U64:
+        gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
+
+
+# --- Rows --------------------------------------------------------------------------------------------------------------
+
+cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
+                                  floating *scratch) noexcept nogil:
+    """n numbers of row i from class j on, contiguous: where they lie, or gathered into scratch."""
+    cdef const char *src = row_at(a, i) + j*a.class_stride
+    if a.class_stride == sizeof(floating) and a.dtype == own_dtype(scratch):
+        return <const floating *>src
+    gather(a.dtype, src, a.class_stride, n, scratch, 1)
+    return scratch
+
+
+cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
+    """The logits that are read after the block x of row i, which ends before class j; x if they are not contiguous."""
+    cdef const Matrix *logits = &job.request.logits
+    if logits.class_stride != sizeof(floating):
+        return x
+    if j < job.request.classes:
+        return <const floating *>row_at(logits, i) + j
+    return <const floating *>row_at(logits, i + 1) if i + 1 < job.request.rows else x
+
+
+cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
+                                       floating *scratch) noexcept nogil:
+    """base of row i, n classes from class j on, contiguous; NULL for ones."""
+    cdef const Matrix *targets = &job.request.targets
+    cdef const char *src
+    cdef const floating *weight = NULL
+    if job.plan.base_kind == CE_ONES:
+        return NULL
+    if job.plan.base_kind == CE_BY_CLASS:
+        return (<const floating *>job.smoothing) + j
+    src = row_at(targets, i) + j*targets.class_stride
+    if job.plan.targets_ready:
+        return <const floating *>src
+    gather(targets.dtype, src, targets.class_stride, n, scratch, 1)
+    if job.weight != NULL:
+        weight = (<const floating *>job.weight) + j
+    if job.plan.hot != 1 or job.plan.uniform != 0 or weight != NULL:
+        job.plan.primitives.row_affine(scratch, weight, n, job.plan.hot, job.plan.uniform)
+    return scratch
+
+
+cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
+    """Where a block of row i of the gradient, from class j on, is computed: in its place, or in scratch."""
+    if job.request.grad.class_stride == sizeof(floating):
+        return <floating *>row_at(&job.request.grad, i) + j
+    return scratch
+
+
+cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
+                             const floating *src) noexcept nogil:
+    """grad[i, j:j + n] = src, unless it is there already."""
+    cdef const Matrix *grad = &job.request.grad
+    cdef char *dst = row_at(grad, i) + j*grad.class_stride
+    cdef Py_ssize_t k
+    if <const char *>src != dst:
+        for k in range(n):
+            (<floating *>(dst + k*grad.class_stride))[0] = src[k]
+
+
+# --- Tiles -------------------------------------------------------------------------------------------------------------
+
+cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
+                           Py_ssize_t classes, Py_ssize_t width, floating *tile) noexcept nogil:
+    """tile[k, p] = a[i + p, j + k], and 0 for count <= p < width."""
+    cdef Py_ssize_t p = 0, k, run, size = sizeof(floating)
+    cdef bint own = a.dtype == own_dtype(tile)
+    cdef const char *src
+    while p < count:
+        src = row_at(a, i + p) + j*a.class_stride
+        run = evenly_spaced(a, i + p, count - p)
+        if own and a.row_stride == size:
+            f.copy_runs(src, a.class_stride, classes, run, tile + p, width*size)
+        elif own and a.class_stride == size:
+            f.transpose(src, a.row_stride, run, classes, tile + p, width*size)
+        elif 0 < a.row_stride < a.class_stride:
+            for k in range(classes):
+                gather(a.dtype, src + k*a.class_stride, a.row_stride, run, tile + k*width + p, 1)
+        else:
+            for k in range(run):
+                gather(a.dtype, src + k*a.row_stride, a.class_stride, classes, tile + p + k, width)
+        p += run
+    if count < width:
+        for k in range(classes):
+            memset(tile + k*width + count, 0, (width - count)*size)
+
+
+cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
+                            Py_ssize_t classes, Py_ssize_t width, const floating *tile) noexcept nogil:
+    """a[i + p, j + k] = tile[k, p]"""
+    cdef Py_ssize_t p = 0, k, r, run, size = sizeof(floating)
+    cdef char *dst
+    while p < count:
+        dst = row_at(a, i + p) + j*a.class_stride
+        run = evenly_spaced(a, i + p, count - p)
+        if a.row_stride == size:
+            f.copy_runs(tile + p, width*size, classes, run, dst, a.class_stride)
+        elif a.class_stride == size:
+            f.transpose(tile + p, width*size, classes, run, dst, a.row_stride)
+        else:
+            for r in range(run):
+                for k in range(classes):
+                    (<floating *>(dst + r*a.row_stride + k*a.class_stride))[0] = tile[k*width + p + r]
+        p += run
+
+
+# --- Labels ------------------------------------------------------------------------------------------------------------
+
+cdef inline bint labels_lie_ready(const Matrix *labels) noexcept nogil:
+    return labels.dtype == I64 and labels.row_stride == sizeof(int64_t) and labels.blocks == NULL
+
+
+cdef inline const int64_t *labels_at(const Matrix *labels, Py_ssize_t i, Py_ssize_t n, int64_t ignore_index,
+                                     int64_t *scratch) noexcept nogil:
+    """n labels from row i on, as contiguous int64: where they lie, or converted into scratch."""
+    cdef Py_ssize_t p = 0, run
+    if labels_lie_ready(labels):
+        return <const int64_t *>labels.data + i
+    while p < n:
+        run = evenly_spaced(labels, i + p, n - p)
+        gather(labels.dtype, row_at(labels, i + p), labels.row_stride, run, scratch + p, 1)
+        p += run
+    if labels.dtype == U64:
+        for p in range(n):
+            if scratch[p] < 0:      # more than int64 holds: no class, and not ignored either
+                scratch[p] = -2 if ignore_index == -1 else -1
+    return scratch
+
+
+cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t classes, int64_t ignore_index,
+                                      bint has_ignore_index) noexcept nogil:
+    """How many labels are not ignored; -1 if one of those is outside [0, classes)."""
+    cdef int64_t scratch[512]
+    cdef Py_ssize_t i = 0, n, count, counted = 0
+    while i < rows:
+        n = rows - i if labels_lie_ready(labels) else min(rows - i, 512)
+        count = ce_chosen_f32.count_labels(labels_at(labels, i, n, ignore_index, scratch), n, classes, ignore_index,
+                                           has_ignore_index)
+        if count < 0:
+            return -1
+        counted += count
+        i += n
+    return counted
+
+
+cdef inline void settle_group(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
+    """Reads the labels of a group, once. They were checked before, but another thread may write to them meanwhile: what
+    is no class counts as ignored. Only s.label is used as an index, so nothing is read or written out of bounds."""
+    cdef const Request *request = job.request
+    s.ignored = 0
+    if job.plan.with_labels:
+        s.ignored = count - job.plan.primitives.settle_labels(
+            labels_at(&request.labels, start, count, request.ignore_index, s.label), count, request.classes,
+            request.ignore_index, request.has_ignore_index, s.label)
+
+
+cdef inline double mean_weight(const Request *request) noexcept nogil:
+    """What the mean of a request's losses divides by."""
+    cdef double weight[512]
+    cdef int64_t scratch[512]
+    cdef const int64_t *label
+    cdef Py_ssize_t i = 0, n, p
+    cdef Sum total
+    if request.operation == SIGMOID_TWO_TERM:
+        return <double>request.rows*request.classes
+    if request.sample_weight == NULL and (request.labels.data == NULL or request.weight == NULL):
+        return request.rows if request.labels.data == NULL else request.counted
+    set_sum(&total, 0)
+    while i < request.rows:
+        n = min(request.rows - i, 512)
+        for p in range(n):
+            weight[p] = 1 if request.sample_weight == NULL else request.sample_weight[i + p]
+        if request.labels.data != NULL:
+            label = labels_at(&request.labels, i, n, request.ignore_index, scratch)
+            ce_chosen_f32.settle_labels(label, n, request.classes, request.ignore_index, request.has_ignore_index, scratch)
+            for p in range(n):
+                if scratch[p] < 0:
+                    weight[p] = 0
+                elif request.weight != NULL:
+                    weight[p] *= request.weight[scratch[p]]
+        add(&total, ce_chosen_f64.row_sum(weight, n))
+        i += n
+    return value(&total)

@@ -1,0 +1,262 @@
+"""Conversions of arguments that the frame cannot use as they are, and the errors that it raises.
+
+Called by _kernels.pyx. Nothing here writes to an array that it was given.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+F32, F64, I64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+MaskedArray = np.ma.MaskedArray
+LARGEST_INT64 = np.iinfo(np.int64).max
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def bound(face: Any, names: tuple[str, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+    """All positional arguments of a call, where some are given by keyword, and the options. Raises what Python raises
+    for a call that the signature of `face` does not allow."""
+    face(*arguments, **options)
+    options = dict(options)
+    return arguments + tuple(options.pop(name) for name in names[len(arguments) :]), options
+
+
+def as_array(name: str, value: Any) -> Array:
+    """`value` as a plain ndarray of real numbers or bools."""
+    if type(value) is np.ndarray:
+        array = value
+    elif value is None:
+        raise TypeError(f"{name} is None, expected an array")
+    elif isinstance(value, MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
+        )
+    else:
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError) as error:  # ragged lists; tensors that NumPy cannot read
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name} cannot be made an array: {error}") from None
+    if array.dtype.kind not in "fiub":
+        if array.dtype.kind == "O" and not array.ndim:  # NumPy found nothing to iterate over
+            raise TypeError(f"{name} is {type(value).__name__}, expected an array of real numbers")
+        raise TypeError(f"{name} has dtype {array.dtype}, expected real numbers")
+    return array
+
+
+def converted(array: Array, dtype: Any) -> Array:
+    if np.can_cast(array.dtype, dtype):
+        return array.astype(dtype, copy=False)
+    with np.errstate(all="ignore"):  # infinite in the narrower dtype, as in the kernels, without a warning
+        return array.astype(dtype)
+
+
+def contiguous(array: Array, dtype: Any) -> Array:
+    """The numbers of an array in C order, in one dimension."""
+    return np.ascontiguousarray(converted(array, dtype)).reshape(-1)
+
+
+def as_real(name: str, value: Any) -> Array:
+    """`value` as an aligned native array of a dtype that the kernels read."""
+    array = as_array(name, value)
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return converted(array, F64)
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()
+
+
+def as_logits(name: str, value: Any, keep_integers: bool) -> Array:
+    """`value` as float32 or float64, aligned and native; integers and bools as float64 unless they are kept."""
+    array = as_array(name, value)
+    dtype = array.dtype
+    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
+        raise TypeError(
+            f"{name} has dtype {dtype}, expected float32 or float64 (computed as they are), or integers or bools "
+            f"(computed as float64); cast it: {name}.astype(np.float32)"
+        )
+    if dtype.kind != "f" and not keep_integers:
+        return array.astype(F64)
+    return as_real(name, array)
+
+
+def as_targets(value: Any, shape: tuple[int, ...]) -> Array:
+    """Targets as an aligned native array; a float dtype that the kernels do not read only where they are probabilities."""
+    array = as_array("targets", value)
+    if not array.size and not isinstance(value, np.ndarray):
+        array = array.astype(I64)  # NumPy makes an empty list float64
+    if array.dtype.kind == "f" and array.shape != shape:
+        return array
+    return as_real("targets", array)
+
+
+def as_axis(axis: Any, ndim: int) -> int:
+    """`axis` counted from the first."""
+    try:
+        if isinstance(axis, bool):  # an int to Python, but a slip here; NumPy's bool has no index
+            raise TypeError
+        at = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis is {axis!r}, expected an int") from None
+    if not -ndim <= at < ndim:
+        raise ValueError(f"axis is {at}, out of range for {ndim} dimension{'s' * (ndim != 1)}")
+    return at % ndim
+
+
+def as_index(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected an int or None") from None
+
+
+def as_number(name: str, value: Any) -> float:
+    """A real scalar."""
+    if isinstance(value, (float, int)):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is too large for a float64") from None
+    if value is None:
+        raise TypeError(f"{name} is None, expected a number")
+    array = as_array(name, value)
+    if array.ndim:
+        raise ValueError(f"{name} has shape {array.shape}, expected a scalar")
+    return float(array)
+
+
+def as_threads(value: Any) -> int:
+    try:
+        return min(as_count("num_threads", value), 2**31 - 1)
+    except (TypeError, ValueError):
+        raise ValueError(f"num_threads is {value!r}, expected None (automatic) or an int >= 1") from None
+
+
+def as_count(name: str, value: Any) -> int:
+    """An int >= 1."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected an int >= 1") from None
+    if count < 1:
+        raise ValueError(f"{name} is {value}, expected an int >= 1")
+    return count
+
+
+def as_labels(name: str, value: Any) -> Array:
+    """Integers in C order, aligned and native."""
+    array = as_array(name, value)
+    if not array.size and not isinstance(value, np.ndarray):
+        array = array.astype(I64)  # NumPy makes an empty list float64
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {array.dtype}, expected integers; cast them: {name}.astype(np.int64)")
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+        return array
+    return np.ascontiguousarray(as_real(name, array))
+
+
+def as_int64(labels: Array, ignored: int) -> Array:
+    """uint64 labels as int64: -1 where they are ignored, the largest int64 where int64 cannot hold them."""
+    wide = np.where(labels > np.uint64(LARGEST_INT64), LARGEST_INT64, labels.astype(I64))
+    return wide if ignored < 0 or ignored >= 2**64 else np.where(labels == np.uint64(ignored), -1, wide)
+
+
+def place(name: str, wrong: Array) -> tuple[str, tuple[int, ...]]:
+    """The first place where an array is wrong, as it is written and as an index."""
+    at = tuple(np.argwhere(wrong)[0].tolist())
+    return (f"{name}[{', '.join(map(str, at))}]" if at else name), at
+
+
+def label_error(labels: Array, classes: int, ignored: int | None, name: str = "targets") -> IndexError:
+    wrong = (labels < 0) | (labels >= classes)
+    if ignored is not None:
+        wrong &= labels != ignored
+    if not wrong.any():  # another thread has written to them meanwhile
+        return IndexError(f"{name} were out of range for {classes} classes while they were checked")
+    where, at = place(name, wrong)
+    note = "" if name == "labels" else f" (ignore_index is {ignored})"
+    return IndexError(f"{where} is {labels[at]}, out of range for {classes} classes{note}")
+
+
+def targets_error(targets: Array, shape: tuple[int, ...], axis: int, may_be_labels: bool) -> Exception:
+    row_shape = shape[:axis] + shape[axis + 1 :]
+    if not may_be_labels:
+        hint = "; class indices become such rows with one_hot" if targets.shape == row_shape else ""
+        return ValueError(f"targets has shape {targets.shape}, expected {shape} to match logits{hint}")
+    if targets.shape == row_shape:
+        return TypeError(
+            f"targets has dtype {targets.dtype} and the shape of class indices, which are integers; "
+            "cast them: targets.astype(np.int64)"
+        )
+    return ValueError(
+        f"targets has shape {targets.shape}, expected {row_shape} (class indices) or {shape} (probabilities) "
+        f"for logits of shape {shape} with classes on axis {axis}"
+    )
+
+
+def upstream_error(upstream: Array, expected: tuple[int, ...], of_product: bool) -> ValueError:
+    if of_product:
+        return ValueError(f"upstream has shape {upstream.shape}, expected {expected} to match y")
+    return ValueError(f"upstream has shape {upstream.shape}, expected a scalar or {expected}")
+
+
+def weight_shape_error(name: str, weight: Array, expected: tuple[int, ...], by_row: bool) -> ValueError:
+    meaning = "one for each row" if by_row else "one for each class"
+    return ValueError(f"{name} has shape {weight.shape}, expected {expected}: {meaning}")
+
+
+def weight_error(name: str, weight: Any, dtype: Any) -> ValueError:
+    weight = as_real(name, weight).astype(F64)
+    where, at = place(name, ~((weight >= 0) & (weight <= float(np.finfo(dtype).max))))
+    finite = "finite numbers" if dtype is np.float64 else "numbers finite in float32"
+    return ValueError(f"{where} is {weight[at]}, expected {finite} >= 0")
+
+
+def stats_error(name: str, array: Array, shape: tuple[int, ...], logits: Array) -> ValueError:
+    if array.shape != shape:
+        return ValueError(f"{name} has shape {array.shape}, expected {shape} for logits of shape {logits.shape}")
+    return ValueError(f"{name} has dtype {array.dtype}, expected {logits.dtype} to match logits")
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+    """`out` can take a result of that shape and dtype, which are those of `what`."""
+    if not isinstance(out, np.ndarray) or isinstance(out, MaskedArray):
+        raise TypeError(f"out is {type(out).__name__}, expected numpy.ndarray")
+    if out.dtype != dtype:
+        raise ValueError(f"out has dtype {out.dtype}, expected {dtype} to match {what}")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, expected {shape} to match {what}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if not out.dtype.isnative:
+        raise ValueError(f"out has dtype {out.dtype.str}, expected native byte order")
+    if not out.flags.aligned:
+        raise ValueError("out is not aligned in memory")
+    if overlaps_itself(out):
+        raise ValueError(f"out overlaps itself: its strides are {out.strides} for shape {out.shape}")
+
+
+def overlaps_itself(array: Array) -> bool:
+    """Whether two elements share memory."""
+    if array.size <= 1:
+        return False
+    reach = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            break
+        reach += stride * (length - 1)
+    else:
+        return False
+    # Strides that interleave: only the addresses themselves can tell.
+    addresses = np.zeros(array.shape, dtype=np.int64)
+    for k, (stride, length) in enumerate(zip(array.strides, array.shape, strict=True)):
+        addresses += (np.arange(length) * stride).reshape((-1,) + (1,) * (array.ndim - 1 - k))
+    gaps = np.diff(np.sort(addresses, axis=None))
+    return bool((gaps < array.itemsize).any())

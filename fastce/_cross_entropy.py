@@ -1,0 +1,357 @@
+"""Softmax cross-entropy: the signatures and docstrings of its functions, and the layer. _kernels.pyx runs the calls."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ._kernels import function
+from ._stats import Array, SoftmaxStats
+
+
+@function("cross_entropy", "loss")
+def cross_entropy(
+    logits: Any,
+    targets: Any,
+    *,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    return_stats: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """Softmax cross-entropy of logits and targets, without gradient.
+
+    Parameters
+    ----------
+    logits : array_like
+        Scores x of one or more dimensions, with the classes on `axis`. float32 and float64 are computed in their own
+        precision, integers and bools as float64. A logit of -inf masks its class. A row that contains NaN or +inf, or
+        only -inf, has loss NaN.
+    targets : array_like
+        Class indices, of any integer dtype and the shape of `logits` without `axis`; or probabilities c, of any real
+        dtype or bool and the shape of `logits`. Rows of probabilities need not sum to 1.
+    weight : array_like of shape (classes,), optional
+        The weight w of each class, finite and >= 0. Default: ones.
+    sample_weight : array_like of the rows' shape, optional
+        A factor of each row's loss, finite and >= 0. Default: ones.
+    ignore_index : int or None, default -100
+        Rows with this class index have loss 0 and gradient 0, whatever their logits are, and are excluded from the
+        mean. It may be a class. It has no meaning for probabilities.
+    label_smoothing : float, default 0.0
+        Smoothing eps in [0, 1]: targets become ``(1 - eps)*c + eps/classes``. To give each of the other classes
+        eps/(classes - 1) instead, pass ``eps*classes/(classes - 1)``.
+    z_loss : float, default 0.0
+        A factor >= 0; ``z_loss*logsumexp(x)**2`` is added to each row's loss.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum of the losses by `normalizer`; "none" returns the loss of each row.
+    normalizer : float, optional
+        What "mean" divides by, > 0: for gradients that are accumulated over parts of a batch. Default: for class
+        indices the sum of ``weight[target]*sample_weight`` over the rows that are not ignored, for probabilities the
+        sum of `sample_weight`; without these options, the number of rows. If it is 0, the mean is NaN and the gradient
+        is 0.
+    axis : int, default -1
+        The axis of `logits` that contains the classes.
+    return_stats : bool, default False
+        Whether to return a `SoftmaxStats` too. It saves `cross_entropy_grad` half its work.
+    num_threads : int, optional
+        The number of threads, >= 1; no more than 256 and one for each 30,000 logits are used. Default: one for small
+        arrays, else as many as OpenMP, the CPU affinity and the quota of the process allow. The results are
+        bitwise the same for every number of threads.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        In nats, in the dtype of the logits (float64 for integers). Sums over rows are accumulated in float64. With
+        ``reduction="none"``, an array of the rows' shape.
+    stats : SoftmaxStats
+        With `return_stats`.
+
+    Raises
+    ------
+    TypeError
+        An argument is None or a masked array, or its dtype is not accepted; class indices are not integers.
+    ValueError
+        A shape does not fit; an option is out of its range; there are no classes.
+    IndexError
+        A class index is outside ``[0, classes)`` and is not `ignore_index`.
+
+    See Also
+    --------
+    cross_entropy_with_grad : Loss and gradient in one pass.
+    cross_entropy_grad : The gradient alone.
+    CrossEntropyLoss : Both as a layer.
+    binary_cross_entropy : The two-term form.
+
+    Notes
+    -----
+    With ``q = w*((1 - eps)*c + eps/classes)``, where c is one-hot for class indices, ``logp = x - logsumexp(x)`` and
+    0*inf = 0::
+
+        loss = -sum(q*logp) + z_loss*logsumexp(x)**2
+
+    It is computed as ``sum(q)*log1p(tail) + sum(q*(row_max - x)) + z_loss*logsumexp(x)**2``, where ``tail`` is the sum
+    of ``exp(x - row_max)`` over all classes except the largest. Every term is >= 0, so nothing cancels, and the loss of
+    a confident row keeps its relative accuracy. For class indices without `sample_weight` and `z_loss` this is
+    PyTorch's ``cross_entropy``; but where an ignored row contains NaN, PyTorch's gradient is NaN and fastce's is 0. See
+    Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs"; Blanchard, Higham and
+    Higham (2021), "Accurately computing the log-sum-exp and softmax functions", for log1p; Szegedy et al. (2016),
+    "Rethinking the Inception architecture for computer vision", for label smoothing; Chowdhery et al. (2022), "PaLM:
+    scaling language modeling with pathways", for the z-loss.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> logits = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> labels = np.array([0, 2])
+    >>> round(float(fastce.cross_entropy(logits, labels)), 6)
+    0.669079
+    >>> fastce.cross_entropy(logits, labels, reduction="none").round(6)
+    array([0.239545, 1.098612])
+    >>> print(f"{fastce.cross_entropy(np.float32([[20, 0, 0, 0]]), [0]):.5e}")  # log(1 + 3*exp(-20)), not 0
+    6.18346e-09
+    """
+
+
+@function("cross_entropy", "loss", "array")
+def cross_entropy_with_grad(
+    logits: Any,
+    targets: Any,
+    *,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    num_threads: int | None = None,
+    upstream: Any = 1.0,
+    out: Array | None = None,
+) -> Any:
+    """`cross_entropy` and its gradient with respect to the logits, in one pass.
+
+    Parameters
+    ----------
+    logits, targets : array_like
+        As in `cross_entropy`.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
+        As in `cross_entropy`.
+    upstream : float or array_like, default 1.0
+        Gradient of the final objective with respect to the loss, a factor of the result: a scalar, or with
+        ``reduction="none"`` a scalar or an array of the rows' shape.
+    out : ndarray, optional
+        Buffer for the gradient: of the shape and dtype of the logits, writeable, aligned, in native byte order. It may
+        be `logits` itself. If it overlaps an input in any other way, the result is the same as without overlap.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As `cross_entropy` returns it.
+    grad : ndarray
+        Of the shape and memory order of the logits, and their dtype (float64 for integers); `out` if it is given.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As in `cross_entropy`; `upstream` or `out` does not fit. Nothing has been written to `out` then.
+
+    Notes
+    -----
+    With p = softmax(x), q as in `cross_entropy`, and Q = sum(q)::
+
+        grad = sample_weight * upstream / denominator * ((Q + 2*z_loss*logsumexp(x))*p - q)
+
+    This is ``p - c`` of Bishop (2006), "Pattern recognition and machine learning", equation 4.109, with every option.
+    At the largest logit ``p - 1`` is computed as ``-tail/(1 + tail)``, so that the gradient of a confident row is not
+    rounded to 0.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> logits = np.array([[0.0, 0.0], [0.0, 0.0]])
+    >>> loss, grad = fastce.cross_entropy_with_grad(logits, np.array([0, 1]))
+    >>> round(float(loss), 6)  # log(2)
+    0.693147
+    >>> grad
+    array([[-0.25,  0.25],
+           [ 0.25, -0.25]])
+    """
+
+
+@function("cross_entropy", "array")
+def cross_entropy_grad(
+    logits: Any,
+    targets: Any,
+    *,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    axis: int = -1,
+    num_threads: int | None = None,
+    upstream: Any = 1.0,
+    out: Array | None = None,
+    stats: SoftmaxStats | None = None,
+) -> Any:
+    """The gradient of `cross_entropy` with respect to the logits.
+
+    Parameters
+    ----------
+    logits, targets : array_like
+        As in `cross_entropy`.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
+        As in `cross_entropy`.
+    upstream : float or array_like, default 1.0
+        As in `cross_entropy_with_grad`.
+    out : ndarray, optional
+        As in `cross_entropy_with_grad`.
+    stats : SoftmaxStats, optional
+        What ``cross_entropy(logits, ..., return_stats=True)`` returned for the same logits and axis. It saves the pass
+        that finds each row's maximum and sum. It is not compared with the logits.
+
+    Returns
+    -------
+    grad : ndarray
+        As `cross_entropy_with_grad` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As in `cross_entropy_with_grad`; `stats` is of another shape or dtype.
+
+    Notes
+    -----
+    The formula is that of `cross_entropy_with_grad`, where `stats` gives the maximum and ``tail``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> logits, labels = np.array([[0.0, 0.0]]), np.array([0])
+    >>> loss, stats = fastce.cross_entropy(logits, labels, return_stats=True)
+    >>> fastce.cross_entropy_grad(logits, labels, stats=stats)
+    array([[-0.5,  0.5]])
+    """
+
+
+_SIGNATURE = inspect.signature(cross_entropy)
+_OPTIONS = {name: p for name, p in _SIGNATURE.parameters.items() if p.kind is p.KEYWORD_ONLY and name != "return_stats"}
+
+
+class CrossEntropyLoss:
+    """`cross_entropy` as a layer: call it for the loss, then call `backward` for the gradient.
+
+    Parameters
+    ----------
+    **options
+        Those of `cross_entropy` except `return_stats`.
+
+    Raises
+    ------
+    TypeError
+        There is no option of that name.
+
+    Notes
+    -----
+    The layer keeps references to the logits and targets of its last call, not copies. Modifying them before
+    `backward` gives a wrong gradient.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> ce = fastce.CrossEntropyLoss(reduction="sum")
+    >>> round(float(ce(np.zeros((1, 2)), np.array([1]))), 6)
+    0.693147
+    >>> ce.backward()
+    array([[ 0.5, -0.5]])
+    """
+
+    __signature__ = inspect.Signature(list(_OPTIONS.values()))
+
+    def __init__(self, **options: Any) -> None:
+        self._options = self._checked(options)
+        self._saved: tuple[Any, ...] | None = None
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        if unknown := options.keys() - _OPTIONS:
+            raise TypeError(f"CrossEntropyLoss has no option {min(unknown)!r}; it has {', '.join(sorted(_OPTIONS))}")
+        return options
+
+    def __repr__(self) -> str:
+        return f"CrossEntropyLoss({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
+
+    def __call__(self, logits: Any, targets: Any, **options: Any) -> Any:
+        """The loss.
+
+        Parameters
+        ----------
+        logits, targets : array_like
+            As in `cross_entropy`.
+        **options
+            Replace the layer's options for this call and its `backward`.
+
+        Returns
+        -------
+        loss : scalar or ndarray
+            As `cross_entropy` returns it.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As in `cross_entropy`; there is no option of that name.
+
+        Examples
+        --------
+        >>> import numpy as np, fastce
+        >>> ce = fastce.CrossEntropyLoss()
+        >>> ce(np.zeros((1, 2)), [1], reduction="none").round(6)
+        array([0.693147])
+        """
+        options = self._options | self._checked(options) if options else self._options
+        loss, stats = cross_entropy(logits, targets, return_stats=True, **options)
+        self._saved = logits, targets, options, stats
+        return loss
+
+    def backward(self, upstream: Any = 1.0, *, out: Array | None = None) -> Array:
+        """The gradient of the last call's loss with respect to its logits.
+
+        Parameters
+        ----------
+        upstream : float or array_like, default 1.0
+            As in `cross_entropy_with_grad`.
+        out : ndarray, optional
+            As in `cross_entropy_with_grad`.
+
+        Returns
+        -------
+        grad : ndarray
+            As `cross_entropy_with_grad` returns it.
+
+        Raises
+        ------
+        RuntimeError
+            The layer has not been called yet.
+        TypeError, ValueError
+            As in `cross_entropy_with_grad`.
+
+        Examples
+        --------
+        >>> import numpy as np, fastce
+        >>> ce = fastce.CrossEntropyLoss()
+        >>> loss = ce(np.zeros((1, 2)), [1])
+        >>> ce.backward(upstream=3.0)
+        array([[ 1.5, -1.5]])
+        """
+        if self._saved is None:
+            raise RuntimeError("backward called before the loss was computed")
+        logits, targets, options, stats = self._saved
+        return cross_entropy_grad(logits, targets, upstream=upstream, out=out, stats=stats, **options)

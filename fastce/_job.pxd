@@ -1,0 +1,189 @@
+# What the three ways to compute have in common: the plan, the state of rows, and the formulas for both.
+#
+# A row has `classes` logits x. Its state is row_max = max x and tail = sum over j != argmax of exp(x_j - row_max). The
+# maximum's own term, 1, is left out of the sum, so that log1p(tail) and tail/(1 + tail) keep their relative accuracy when
+# the row is confident. Let q be the row's targets (weights and smoothing included), mass = sum q and lse = logsumexp(x):
+#
+#     loss   = mass*log1p(tail) + sum_j q_j*(row_max - x_j) + z_loss*lse^2            every term is >= 0
+#     grad_j = scale * ((mass + 2*z_loss*lse)*p_j - q_j),   p_j = exp(x_j - row_max)/(1 + tail)
+#            = a*exp(x_j - row_max) - b*base_j
+#
+# q_j is base_scale*base_j, plus hot*weight_j where j is the row's label. base is nothing, ones, one number for each class,
+# or the target row. Where p_j - q_j may cancel (exact_class: the label or the maximum), the gradient is computed apart.
+from cython cimport floating
+from libc.math cimport INFINITY, exp, isfinite
+from libc.stdint cimport int64_t
+
+from ._primitives cimport ce_primitives
+from ._request cimport F32, F64, LOG_SOFTMAX, Request
+
+
+cdef enum:
+    GROUP = 112         # rows whose state is held at a time, at most
+    BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
+    TILE_SIZE = 8192    # numbers in a tile
+
+cdef enum:              # paths: each is one way to compute
+    BY_ROWS             # vectors along the classes (_rows.pxd)
+    BY_TILES            # vectors across rows (_tiles.pxd)
+    BY_ELEMENTS         # the operations of _elements.pxd, row by row
+
+
+cdef struct Plan:
+    # How a request is computed. _run.pxd chooses.
+    const ce_primitives *primitives # for the dtype of the logits
+    int path
+    bint rows_take_turns            # short rows are computed several at a time
+    bint stream                     # the gradient is written past the caches
+    bint with_labels
+    bint with_loss
+    bint with_grad
+    bint targets_ready              # targets are used as base where they lie
+    bint weighted_smoothing         # labels with smoothing and weights: base is uniform*weight
+    double hot                      # 1 - label_smoothing
+    double uniform                  # label_smoothing/classes
+    int base_kind                   # CE_ONES, CE_BY_CLASS or CE_BY_ELEMENT
+    double base_scale               # 0: there is no base
+    Py_ssize_t group                # rows worked on at a time: the width of a tile
+    Py_ssize_t unit                 # rows in a unit of work
+    Py_ssize_t units
+    int threads
+    Py_ssize_t scratch              # numbers of the logits' dtype for each thread
+
+
+cdef struct Job:
+    # What the kernels get.
+    const Request *request
+    Plan plan
+    const void *weight              # for targets: weight in the dtype of the logits
+    const void *smoothing           # weighted_smoothing: uniform*weight in the dtype of the logits; else NULL
+    const double *other_weights     # weighted_smoothing: for each class, the sum of the other classes' weights
+    double smoothing_mass           # for labels: sum over j of uniform*weight_j
+    double *unit_sums               # of the losses
+
+
+cdef struct Sum:
+    # A float64 sum and what its additions lost.
+    double total
+    double lost
+
+
+cdef struct State:
+    # The state of a group's rows and what follows from it. It is written only as far as it is needed.
+    int64_t label[GROUP]            # -1 where the row is ignored
+    Py_ssize_t ignored              # how many rows are
+    double row_max[GROUP]
+    double tail[GROUP]
+    double mass[GROUP]              # sum q
+    double linear[GROUP]            # sum_j q_j*(row_max - x_j)
+    double q[GROUP]                 # of exact_class,
+    double rest[GROUP]              # mass - q, not formed by subtraction,
+    double e[GROUP]                 # and exp(x - row_max)
+    bint same_targets               # mass, q and rest are set already: they are the same for every label
+    double scale[GROUP]             # of the gradient
+    double a[GROUP]
+    double b[GROUP]
+    double log_total[GROUP]         # log(1 + tail)
+    double loss[GROUP]
+    double exact_grad[GROUP]        # the gradient of exact_class
+    # BY_ROWS only:
+    Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label, or the maximum; -1: nowhere
+    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
+    double x_label[GROUP]           # the label's logit
+
+
+cdef inline int own_dtype(const floating *dtype) noexcept nogil:
+    if floating is float:
+        return F32
+    else:
+        return F64
+
+
+# --- Sums ------------------------------------------------------------------------------------------------------------
+
+cdef inline void set_sum(Sum *s, double total) noexcept nogil:
+    s.total, s.lost = total, 0
+
+
+cdef inline void add(Sum *s, double term) noexcept nogil:
+    cdef double total = s.total + term, z = total - s.total
+    s.lost += (s.total - (total - z)) + (term - z)
+    s.total = total
+
+
+cdef inline double value(const Sum *s) noexcept nogil:
+    return s.total + s.lost if isfinite(s.total) else s.total
+
+
+# --- States of parts of a row ------------------------------------------------------------------------------------------
+
+cdef inline double times(double q, double gap) noexcept nogil:
+    # 0 * inf is 0: a class that does not count adds nothing, however improbable it is.
+    return 0.0 if q == 0 else q*gap
+
+
+cdef inline double shift_of(double row_max) noexcept nogil:
+    """What logits are compared with. A maximum of -inf counts as 0: -inf - 0 is -inf, where -inf - -inf would be NaN."""
+    return row_max if row_max > -INFINITY else 0
+
+
+cdef inline double rescaled(double sum_exp, double row_max, double larger) noexcept nogil:
+    """A sum of exp(x - row_max) as the same sum of exp(x - larger)."""
+    return sum_exp*exp(row_max - larger) if row_max > -INFINITY else sum_exp*0
+
+
+cdef inline double moved(double mass, double row_max, double larger) noexcept nogil:
+    """What is added to sum q*(row_max - x) when the maximum becomes larger."""
+    return times(mass, larger - shift_of(row_max))
+
+
+# --- From state to loss and gradient -------------------------------------------------------------------------------------
+
+cdef inline double weight_of(const Job *job, Py_ssize_t j) noexcept nogil:
+    return 1.0 if job.request.weight == NULL else job.request.weight[j]
+
+
+cdef inline void add_label(const Job *job, double x_label, double e_label, State *s, Py_ssize_t r) noexcept nogil:
+    """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max)."""
+    cdef const Plan *plan = &job.plan
+    cdef Py_ssize_t label = s.label[r]
+    cdef double weight = weight_of(job, label)
+    s.exact_class[r] = label
+    s.q[r] = (plan.hot + plan.uniform)*weight
+    if plan.weighted_smoothing:
+        s.rest[r] = plan.uniform*job.other_weights[label]
+    else:
+        s.rest[r] = job.smoothing_mass - plan.uniform*weight
+    s.mass[r] = job.smoothing_mass + plan.hot*weight
+    s.linear[r] += times(plan.hot*weight, s.row_max[r] - x_label)
+    s.e[r] = e_label
+
+
+cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
+    """Computes loss, a, b and exact_grad of n states from r on, which are complete."""
+    cdef Py_ssize_t p
+    job.plan.primitives.coefficients(
+        n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, s.q + r, s.rest + r, s.e + r,
+        s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.exact_grad + r)
+    if job.request.operation == LOG_SOFTMAX:
+        for p in range(r, r + n):
+            s.a[p], s.b[p] = 1, s.log_total[p]
+    elif job.plan.base_scale != 0:
+        for p in range(r, r + n):
+            s.b[p] = s.scale[p]*job.plan.base_scale
+
+
+cdef inline bint cancels_at_maximum(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
+    """Whether p - q may cancel at a maximum that is not the label: weighted smoothing can make its q large too."""
+    return job.plan.weighted_smoothing and s.tail[r] < 1 and s.e[r] < 1
+
+
+cdef inline double grad_at_maximum(const Job *job, const State *s, Py_ssize_t r, Py_ssize_t j) noexcept nogil:
+    """The gradient of class j, which is that maximum."""
+    cdef double uniform = job.plan.uniform, q = uniform*job.request.weight[j]
+    cdef double rest = uniform*job.other_weights[j] + job.plan.hot*job.request.weight[s.label[r]]
+    cdef double e = 1, log_total, loss, a, exact_grad
+    job.plan.primitives.coefficients(
+        1, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, &q, &rest, &e, s.scale + r,
+        &log_total, &loss, &a, &exact_grad)
+    return exact_grad

@@ -1,0 +1,83 @@
+# What a call asks for. Nothing here depends on how it is computed, so other modules can cimport it (through _kernels.pxd).
+#
+# A request is made by `defaults()`, which also stores its size: `run` refuses a request that was compiled against another
+# version of this file. Then set `operation`, `rows`, `classes` and the matrices that the operation reads and writes.
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+
+cdef enum:              # operations
+    CROSS_ENTROPY       # -sum q*log(softmax(x)), of labels or targets
+    SOFTMAX             # softmax(x), written to grad
+    LOG_SOFTMAX         # log(softmax(x)), written to grad
+    LOGSUMEXP           # log(sum(exp(x))) of each row, written to losses
+    SOFTMAX_GRAD        # upstream times the Jacobian of y = softmax(x)
+    LOG_SOFTMAX_GRAD    # the same for y = log(softmax(x))
+    SIGMOID_TWO_TERM    # -sum c*log(p) + (1 - c)*log(1 - p) with p = 1/(1 + exp(-x))
+    SOFTMAX_TWO_TERM    # the same with p = softmax(x)
+
+cdef enum:              # dtypes
+    NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
+
+
+cdef struct Matrix:
+    # Row i, class j lies at data + i*row_stride + j*class_stride (bytes; strides may be negative or 0). With blocks, at
+    # data + blocks[i / rows_per_block] + (i % rows_per_block)*row_stride + j*class_stride.
+    char *data
+    Py_ssize_t row_stride
+    Py_ssize_t class_stride
+    const Py_ssize_t *blocks        # NULL: all rows are one block
+    Py_ssize_t rows_per_block
+    int dtype
+
+
+cdef struct Request:
+    size_t size                     # sizeof(Request)
+    int operation
+    Py_ssize_t rows
+    Py_ssize_t classes
+    # Inputs. The dtype of the logits, F32 or F64, is that of every output except total.
+    Matrix logits
+    Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
+    Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
+    Matrix y                        # *_GRAD: what the forward returned, in place of the logits
+    # Gradient of the objective with respect to the result; NULL stands for ones. One F64 for each row; for
+    # SIGMOID_TWO_TERM one F64 for each element, and for *_GRAD one number of the dtype of y for each element.
+    Matrix upstream
+    int64_t ignore_index            # rows with this label have loss 0 and gradient 0
+    bint has_ignore_index
+    Py_ssize_t counted              # what count_labels returned for these labels, or -1: `run` calls it
+    const double *weight            # by class; NULL stands for ones
+    const double *pos_weight        # by class, a factor of the targets of SIGMOID_TWO_TERM; NULL stands for ones
+    const double *sample_weight     # by row; NULL stands for ones
+    double label_smoothing
+    double z_loss
+    double scale                    # a factor of every gradient
+    bint stats_given                # row_max and tail are inputs: what a forward wrote for these logits
+    int num_threads                 # 0: automatic
+    # Outputs; NULL where they are not wanted. All but grad are contiguous.
+    Matrix grad
+    double *total                   # the sum of sample_weight*loss
+    void *losses                    # sample_weight*loss by row (SIGMOID_TWO_TERM: by element)
+    void *row_max                   # by row: max x
+    void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
+
+
+cdef inline Request defaults() noexcept nogil:
+    """A request with the default options of fastce.cross_entropy, for the sum of the losses: no inputs, no outputs."""
+    cdef Request request
+    memset(&request, 0, sizeof(request))
+    request.size = sizeof(request)
+    request.operation = CROSS_ENTROPY
+    request.ignore_index, request.has_ignore_index, request.counted = -100, True, -1
+    request.scale = 1
+    return request
+
+
+cdef inline Matrix matrix(const void *data, int dtype, Py_ssize_t row_stride, Py_ssize_t class_stride) noexcept nogil:
+    """Rows and classes at fixed distances in bytes, as in memoryviews. Labels have a class_stride of 0."""
+    cdef Matrix a
+    a.data, a.dtype = <char *>data, dtype
+    a.row_stride, a.class_stride = row_stride, class_stride
+    a.blocks, a.rows_per_block = NULL, 0
+    return a

@@ -1,0 +1,64 @@
+/* Vocabulary: AVX2 and FMA. */
+#if CE_F32
+#define VEC __m256
+#define LANES 8
+#define MM(name) _mm256_##name##_ps
+#else
+#define VEC __m256d
+#define LANES 4
+#define MM(name) _mm256_##name##_pd
+#endif
+#define LOAD(p) MM(loadu)(p)
+#define STORE(p, v) MM(storeu)(p, v)
+#define STREAM(p, v) MM(stream)(p, v)
+#define SET1(s) MM(set1)(s)
+#define FMA(a, b, c) MM(fmadd)(a, b, c)
+#define FMSUB(a, b, c) MM(fmsub)(a, b, c)
+#define MAX(x, m) MM(max)(x, m)
+#define SELECT_EQ(a, b, x, y) MM(blendv)(y, x, MM(cmp)(a, b, _CMP_EQ_OQ))
+#define ADD_BY_EQ(a, b, x, where, y, unless)               \
+    do {                                                   \
+        const VEC equal_ = MM(cmp)(a, b, _CMP_EQ_OQ);      \
+        where = where + MM(and)(equal_, x);                \
+        unless = unless + MM(andnot)(equal_, y);           \
+    } while (0)
+#define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmp)(a, b, _CMP_EQ_OQ)))
+
+#if CE_F32
+typedef struct {
+    __m256d low, high;
+} FN(acc);
+#define ACC FN(acc)
+#define ACC_ZERO {_mm256_setzero_pd(), _mm256_setzero_pd()}
+#define ACC_ADD(acc, v)                                             \
+    do {                                                            \
+        const VEC v_ = (v);                                         \
+        acc.low += _mm256_cvtps_pd(_mm256_castps256_ps128(v_));     \
+        acc.high += _mm256_cvtps_pd(_mm256_extractf128_ps(v_, 1));  \
+    } while (0)
+#define ACC_STORE(p, acc) (_mm256_storeu_pd(p, acc.low), _mm256_storeu_pd((p) + 4, acc.high))
+
+#define EXP_STEPS 8
+/* The bits of EXP_ONE * 2^(k/8), minus k << 20. n * EXP_STEPS << 20 is added, whose low bits are k. */
+static const uint32_t FN(roots)[EXP_STEPS] = {
+    0x5f800000u, 0x5f7b95c2u, 0x5f7837f0u, 0x5f75fed7u, 0x5f7504f3u, 0x5f75672au, 0x5f7744fdu, 0x5f7ac0c7u,
+};
+CE_ASSERT(EXP_BIAS == 64, "the first of the roots is EXP_ONE");
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
+{
+    const __m256i steps = _mm256_castps_si256(z);
+    const __m256i root = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)FN(roots)), steps);
+    const VEC scale = _mm256_castsi256_ps(_mm256_add_epi32(root, _mm256_slli_epi32(steps, 20)));
+    return _mm256_andnot_ps(_mm256_cmp_ps(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
+}
+#else
+#define EXP_STEPS 1
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
+{
+    const __m256i bits = _mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(z), 52),
+                                          _mm256_set1_epi64x((long long)(1023 + EXP_BIAS) << 52));
+    const VEC scale = _mm256_castsi256_pd(bits);
+    return _mm256_andnot_pd(_mm256_cmp_pd(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
+}
+#endif
+#include "transpose.h"

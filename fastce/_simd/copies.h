@@ -1,0 +1,89 @@
+/* Primitives that copy: between arrays and tiles, and between the dtype and float64. */
+
+/* Squares of SQUARE x SQUARE numbers are transposed in registers. The last squares of a row or column overlap those before
+ * them. */
+static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
+                          Py_ssize_t dst_stride)
+{
+#define SRC(r, k) ((const T *)ce_at(src, (r) * src_stride) + (k))
+#define DST(r, k) ((T *)ce_at(dst, (k) * dst_stride) + (r))
+#ifdef SQUARE
+    if (rows >= SQUARE && columns >= SQUARE) {
+        for (Py_ssize_t r = 0; r < rows; r += SQUARE) {
+            const Py_ssize_t row = r + SQUARE <= rows ? r : rows - SQUARE;
+            for (Py_ssize_t k = 0; k < columns; k += SQUARE) {
+                const Py_ssize_t column = k + SQUARE <= columns ? k : columns - SQUARE;
+                FN(transpose_square)(SRC(row, column), src_stride, DST(row, column), dst_stride);
+            }
+        }
+        return;
+    }
+#endif
+    if (columns < rows) {
+        for (Py_ssize_t k = 0; k < columns; k++) {
+            Py_ssize_t r = 0;
+            for (; r + 4 <= rows; r += 4) {
+                const T a = *SRC(r, k), b = *SRC(r + 1, k), c = *SRC(r + 2, k), d = *SRC(r + 3, k);
+                *DST(r, k) = a;
+                *DST(r + 1, k) = b;
+                *DST(r + 2, k) = c;
+                *DST(r + 3, k) = d;
+            }
+            for (; r < rows; r++)
+                *DST(r, k) = *SRC(r, k);
+        }
+    } else {
+        for (Py_ssize_t r = 0; r < rows; r++)
+            for (Py_ssize_t k = 0; k < columns; k++)
+                *DST(r, k) = *SRC(r, k);
+    }
+#undef SRC
+#undef DST
+}
+
+static void FN(copy_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst_,
+                          Py_ssize_t dst_stride)
+{
+    for (Py_ssize_t k = 0; k < runs; k++) {
+        const T *src = ce_at(src_, k * src_stride);
+        T *dst = ce_at(dst_, k * dst_stride);
+        Py_ssize_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            STORE(dst + i, LOAD(src + i));
+        for (; i < n; i++)
+            dst[i] = src[i];
+    }
+}
+
+static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *lanes_)
+{
+    T *lanes = lanes_;
+    for (Py_ssize_t r = 0; r < n; r++)
+        lanes[r] = (T)(labels[r] - first);
+}
+
+static void FN(narrow)(const double *src, Py_ssize_t n, void *dst_)
+{
+    T *dst = dst_;
+    for (Py_ssize_t r = 0; r < n; r++)
+        dst[r] = (T)src[r];
+}
+
+static void FN(widen)(const void *src_, Py_ssize_t n, double *dst)
+{
+    const T *src = src_;
+    for (Py_ssize_t r = 0; r < n; r++)
+        dst[r] = src[r];
+}
+
+static void FN(widen_state)(const void *src_, Py_ssize_t n, double *restrict row_max, double *restrict tail,
+                            double *restrict linear, double hot, const double *restrict d_label)
+{
+    const T *src = src_;
+    for (Py_ssize_t r = 0; r < n; r++) {
+        row_max[r] = src[r];
+        tail[r] = ce_tail_if_finite(tail[r], row_max[r]);
+    }
+    for (Py_ssize_t r = 0; d_label && r < n; r++)
+        linear[r] -= hot * d_label[r];
+}

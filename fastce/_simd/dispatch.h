@@ -1,0 +1,171 @@
+/* The vector primitives for every instruction set of this build, and the choice of one set. Cython includes this file.
+ *
+ * The primitives (primitives.inc) are loops over contiguous numbers; the algorithm is in the Cython files. The loops are
+ * written once, in terms of a small vocabulary of vector operations. They are compiled for each instruction set and
+ * dtype, with the vocabulary of that set (scalar.h explains the words). The set is chosen when the module is imported.
+ *
+ * Everything is static, so that two copies of fastce can live in one process.
+ */
+#ifndef FASTCE_DISPATCH_H
+#define FASTCE_DISPATCH_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+#ifdef __SSE2__
+#define CE_SSE2 1
+#endif
+#ifndef _MSC_VER /* not clang-cl: its immintrin.h has only the intrinsics that the command line's flags allow */
+#define CE_X86 1
+#endif
+#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#define CE_NEON 1
+#include <arm_neon.h>
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define CE_INLINE static inline __attribute__((always_inline, unused))
+#define CE_PREFETCH(p) __builtin_prefetch(p)
+#define CE_PREFETCH_WRITE(p) __builtin_prefetch(p, 1)
+#define CE_FIRST_BIT(bits) __builtin_ctz(bits)
+#define CE_ASSERT(condition, message) _Static_assert(condition, message)
+#else
+#define CE_INLINE static __inline
+#define CE_PREFETCH(p) ((void)(p))
+#define CE_PREFETCH_WRITE(p) ((void)(p))
+CE_INLINE int CE_FIRST_BIT(unsigned bits)
+{
+    int k = 0;
+    while (!(bits >> k & 1))
+        k++;
+    return k;
+}
+/* A declaration may be repeated and makes no symbol. Its array would have a negative size. */
+#define CE_ASSERT(condition, message) extern char ce_assert[(condition) ? 1 : -1]
+#endif
+#ifdef _MSC_VER
+#define restrict __restrict
+#endif
+
+#define CE_FN_(name, isa, tag) name##_##isa##_##tag
+#define CE_FN(name, isa, tag) CE_FN_(name, isa, tag)
+#define FN(name) CE_FN(name, CE_ISA, CE_TAG) /* the name of a function in one compilation of the loops */
+
+#if defined(__clang__)
+#define CE_PRAGMA(x) _Pragma(#x)
+#define CE_TARGET_BEGIN(features) \
+    CE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define CE_TARGET_END _Pragma("clang attribute pop")
+#elif defined(__GNUC__)
+#define CE_PRAGMA(x) _Pragma(#x)
+#define CE_TARGET_BEGIN(features) _Pragma("GCC push_options") CE_PRAGMA(GCC target(features))
+#define CE_TARGET_END _Pragma("GCC pop_options")
+#endif
+
+enum { CE_CACHE_LINE = 64 };
+
+#include "primitives.h"
+
+/* p + offset, in bytes. */
+CE_INLINE void *ce_at(const void *p, Py_ssize_t offset)
+{
+    return (char *)p + offset;
+}
+
+/* tail, or NaN if row_max is infinite: then every class is masked, or a logit is +inf. */
+CE_INLINE double ce_tail_if_finite(double tail, double row_max)
+{
+    return tail + 0 * row_max;
+}
+
+/* total + lost += term: rounds into total and adds the exact rounding error to lost (Knuth's TwoSum). VEC is the type of
+ * all three: a number or a vector of them. */
+#define CE_ADD_COMPENSATED(VEC, total, lost, term)                      \
+    do {                                                                \
+        const VEC v_ = (term), t_ = (total) + v_, z_ = t_ - (total);    \
+        (lost) = (lost) + (((total) - (t_ - z_)) + (v_ - z_));          \
+        (total) = t_;                                                   \
+    } while (0)
+
+/* The baseline: what the compiler may assume of every processor. */
+#if defined(CE_SSE2)
+#define CE_BASELINE_VOCABULARY "sse2.h"
+#elif defined(CE_NEON)
+#define CE_BASELINE_VOCABULARY "neon.h"
+#else
+#define CE_BASELINE_VOCABULARY "scalar.h"
+#endif
+
+#define CE_ISA baseline
+#define CE_VOCABULARY CE_BASELINE_VOCABULARY
+#include "both.h"
+#undef CE_VOCABULARY
+#undef CE_ISA
+
+#ifdef CE_X86
+#define CE_ISA avx2
+#define CE_VOCABULARY "avx2.h"
+CE_TARGET_BEGIN("avx2,fma")
+#include "both.h"
+CE_TARGET_END
+#undef CE_VOCABULARY
+#undef CE_ISA
+
+#define CE_ISA avx512
+#define CE_VOCABULARY "avx512.h"
+CE_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#include "both.h"
+CE_TARGET_END
+#undef CE_VOCABULARY
+#undef CE_ISA
+#endif
+
+/* Whether this processor and its operating system run an instruction set. */
+static int ce_always(void) { return 1; }
+#ifdef CE_X86
+static int ce_has_avx2(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+static int ce_has_avx512(void)
+{
+    return ce_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+typedef struct {
+    const char *name;
+    int (*runs_here)(void);
+    const ce_primitives *f32;
+    const ce_primitives *f64;
+} ce_isa;
+
+/* The instruction sets of this build, best first. */
+static const ce_isa ce_isas[] = {
+#ifdef CE_X86
+    {"avx512", ce_has_avx512, &table_avx512_f32, &table_avx512_f64},
+    {"avx2", ce_has_avx2, &table_avx2_f32, &table_avx2_f64},
+#endif
+    {"baseline", ce_always, &table_baseline_f32, &table_baseline_f64},
+};
+enum { CE_ISA_COUNT = sizeof ce_isas / sizeof *ce_isas };
+
+/* The tables in use. NULL until ce_choose was called, once, when the module is imported. */
+static const ce_primitives *ce_chosen_f32, *ce_chosen_f64;
+
+/* Chooses ce_isas[isa]. Returns 0, or -1 if there is no such set or it does not run here. */
+CE_INLINE int ce_choose(int isa)
+{
+    if (isa < 0 || isa >= (int)CE_ISA_COUNT || !ce_isas[isa].runs_here())
+        return -1;
+    ce_chosen_f32 = ce_isas[isa].f32;
+    ce_chosen_f64 = ce_isas[isa].f64;
+    return 0;
+}
+
+#endif

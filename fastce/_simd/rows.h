@@ -1,0 +1,218 @@
+/* Primitives of rows: the vectors run along the classes. */
+
+static void FN(rows_max)(const void *x_, Py_ssize_t x_row_stride, Py_ssize_t rows, Py_ssize_t n, double *row_max)
+{
+    const T none = (T)-INFINITY;
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *x = ce_at(x_, r * x_row_stride);
+        VEC m0 = SET1(none), m1 = m0, m2 = m0, m3 = m0;
+        if (n < LANES) {
+            m0 = MAX(LOAD_PART(x, n, none), m0);
+        } else {
+            Py_ssize_t i = FN(to_aligned)(x, n);
+            m0 = MAX(LOAD(x), m0); /* the first and last vector may overlap the others */
+            m1 = MAX(LOAD(x + n - LANES), m1);
+            for (; i + 4 * LANES <= n; i += 4 * LANES) {
+                m0 = MAX(LOAD(x + i), m0);
+                m1 = MAX(LOAD(x + i + LANES), m1);
+                m2 = MAX(LOAD(x + i + 2 * LANES), m2);
+                m3 = MAX(LOAD(x + i + 3 * LANES), m3);
+            }
+            for (; i + LANES <= n; i += LANES)
+                m2 = MAX(LOAD(x + i), m2);
+        }
+        row_max[r] = 0.0 + LARGEST(MAX(MAX(m1, m0), MAX(m2, m3))); /* never -0, whose choice over +0 would be chance */
+    }
+}
+
+static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
+{
+    const T *x = x_;
+    const VEC wanted = SET1((T)value);
+    Py_ssize_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const unsigned bits = EQ_BITS(LOAD(x + i), wanted);
+        if (bits)
+            return i + CE_FIRST_BIT(bits);
+    }
+    for (; i < n; i++)
+        if (x[i] == (T)value)
+            return i;
+    return -1;
+}
+
+CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int excluded, const T *next, const int form)
+{
+    const VEC shift = SET1(shift_), zero = SET1(0);
+    VEC ones = zero; /* the terms exp(0) are counted apart, because the others may be tiny */
+    VEC even = zero, odd = zero;
+    ACC acc = ACC_ZERO;
+#define TERM(sum, load, store, weight, weighted)             \
+    do {                                                     \
+        const VEC d = (load) - shift, v = FN(exp)(d);        \
+        if (e) {                                             \
+            const VEC stored = form == CE_STORED ? v : d;    \
+            store;                                           \
+        }                                                    \
+        ADD_BY_EQ(d, zero, weight, ones, weighted, sum);     \
+    } while (0)
+#define WHOLE(sum, k) TERM(sum, LOAD(x + i + (k) * LANES), STORE(e + i + (k) * LANES, stored), SET1(1), v)
+#define END(sum, loaded, at, edge) TERM(sum, loaded, STORE(e + (at), stored), edge, v * (edge))
+    if (n < LANES) {
+        TERM(even, LOAD_PART(x, n, (T)-INFINITY), STORE_PART(e, stored, n), SET1(1), v);
+    } else {
+        /* The last vector overlaps the one before it. It is loaded now, because e may be x. */
+        const VEC last = LOAD(x + n - LANES);
+        Py_ssize_t i = 0;
+        for (; i + 8 * LANES <= n; i += 8 * LANES) {
+            for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
+                CE_PREFETCH(next + i + k);
+            WHOLE(even, 0); WHOLE(odd, 1); WHOLE(even, 2); WHOLE(odd, 3);
+            WHOLE(even, 4); WHOLE(odd, 5); WHOLE(even, 6); WHOLE(odd, 7);
+            ACC_ADD(acc, even + odd); /* `even` and `odd` have at most five terms each */
+            even = odd = zero;
+        }
+        for (; i + LANES <= n; i += LANES) {
+            WHOLE(even, 0);
+            const VEC sum = odd; /* the two take turns */
+            odd = even;
+            even = sum;
+        }
+        if (i < n)
+            END(even, last, n - LANES, LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i));
+    }
+    ACC_ADD(acc, even + odd);
+#undef TERM
+#undef WHOLE
+#undef END
+    return ACC_SUM(acc) * EXP_UNSCALE + (TOTAL(ones) - excluded);
+}
+
+static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride, Py_ssize_t rows,
+                             Py_ssize_t n, int form, const double *shift, int excluded, const void *next, double *sum)
+{
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *row = ce_at(x, r * x_row_stride), *next_row = ce_at(next, r * x_row_stride);
+        T *e_row = e ? ce_at(e, r * e_row_stride) : NULL;
+        if (!e)
+            sum[r] = FN(row_exp_sum)(row, NULL, n, (T)shift[r], excluded, next_row, CE_STORED);
+        else if (form == CE_STORED)
+            sum[r] = FN(row_exp_sum)(row, e_row, n, (T)shift[r], excluded, next_row, CE_STORED);
+        else
+            sum[r] = FN(row_exp_sum)(row, e_row, n, (T)shift[r], excluded, next_row, CE_DIFFERENCE);
+    }
+}
+
+/* Returns the sum of a term for each of n numbers. `term` is an expression for the terms i, i + 1, ...: LANES of them, or
+ * the first m if m < LANES, and then the other lanes are 0. Eight vectors are added as a tree: three roundings. */
+#define RETURN_SUM(n, term)                                                                     \
+    ACC acc = ACC_ZERO;                                                                         \
+    Py_ssize_t i = 0;                                                                           \
+    while (i + 8 * LANES <= (n)) {                                                              \
+        const Py_ssize_t m = LANES;                                                             \
+        VEC t[8];                                                                               \
+        for (int k = 0; k < 8; k++, i += m)                                                     \
+            t[k] = (term);                                                                      \
+        ACC_ADD(acc, ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7])));        \
+    }                                                                                           \
+    for (; i < (n); i += LANES) {                                                               \
+        const Py_ssize_t m = (n) - i;                                                           \
+        ACC_ADD(acc, term);                                                                     \
+    }                                                                                           \
+    return ACC_SUM(acc)
+
+static double FN(row_sum)(const void *x_, Py_ssize_t n)
+{
+    const T *x = x_;
+    RETURN_SUM(n, FN(load_upto)(x + i, m));
+}
+
+static double FN(row_dot)(const void *x_, const void *y_, Py_ssize_t n)
+{
+    const T *x = x_, *y = y_;
+    RETURN_SUM(n, FN(load_upto)(x + i, m) * FN(load_upto)(y + i, m));
+}
+
+static double FN(row_gap_dot)(const void *x_, const void *base_, Py_ssize_t n, double shift_)
+{
+    const T *x = x_, *base = base_;
+    const VEC shift = SET1((T)shift_);
+#define GAP (shift - FN(load_upto)(x + i, m))
+    RETURN_SUM(n, base ? FN(gap_term)(FN(load_upto)(base + i, m), GAP) : FN(first_lanes)(GAP, m));
+#undef GAP
+}
+#undef RETURN_SUM
+
+/* a*e - b, with e made of s as `form` says. */
+CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
+{
+    if (form == CE_EXP)
+        return FMSUB(a, FN(exp)(s - shift) * SET1(EXP_UNSCALE), b);
+    if (form == CE_DIFFERENCE)
+        return FMSUB(a, s - shift, b);
+    return FMSUB(a, s * SET1(EXP_UNSCALE), b);
+}
+
+CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *base,
+                            Py_ssize_t exact_class, T exact_grad, const int stream)
+{
+    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_);
+#define GRAD(load, load_base) FN(grad)(load, form, shift, a, b * (base ? (load_base) : SET1(1)))
+    if (stream || n < LANES) {
+        Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
+        const int in_head = exact_class < i;
+        if (i)
+            STORE_PART(grad, GRAD(LOAD_PART(src, i, 0), LOAD_PART(base, i, 0)), i);
+        for (; i + LANES <= n; i += LANES) {
+            VEC t = GRAD(LOAD(src + i), LOAD(base + i));
+            /* Storing it afterwards would fetch the line back from memory. */
+            if ((size_t)(exact_class - i) < LANES)
+                t = SELECT_EQ(LOAD(FN(iota)), SET1((T)(exact_class - i)), SET1(exact_grad), t);
+            STREAM(grad + i, t);
+        }
+        if (i < n)
+            STORE_PART(grad + i, GRAD(LOAD_PART(src + i, n - i, 0), LOAD_PART(base + i, n - i, 0)), n - i);
+        if (exact_class >= 0 && (in_head || exact_class >= i))
+            grad[exact_class] = exact_grad;
+    } else {
+        /* The first and last vector overlap the aligned ones and are stored after them. They are computed now, because
+         * grad may be src or base. */
+        const VEC first = GRAD(LOAD(src), LOAD(base)), last = GRAD(LOAD(src + n - LANES), LOAD(base + n - LANES));
+        const Py_ssize_t head = FN(to_aligned)(grad, n);
+        Py_ssize_t i = head;
+        for (; i + LANES <= n; i += LANES)
+            STORE(grad + i, GRAD(LOAD(src + i), LOAD(base + i)));
+        if (i < n)
+            STORE(grad + n - LANES, last);
+        if (head)
+            STORE(grad, first);
+        if (exact_class >= 0)
+            grad[exact_class] = exact_grad;
+    }
+#undef GRAD
+}
+
+static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
+                          Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a,
+                          const double *b, const void *base, const Py_ssize_t *exact_class, const double *exact_grad,
+                          int stream)
+{
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *src_row = ce_at(src, r * src_row_stride);
+        T *grad_row = ce_at(grad, r * grad_row_stride);
+        const Py_ssize_t at = exact_class ? exact_class[r] : -1;
+        const T exact = exact_class ? (T)exact_grad[r] : 0;
+#define ROW_GRAD(form, base, stream) \
+    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, exact, stream)
+#define ROW_GRAD_BY_FORM(base, stream)                         \
+    (form == CE_EXP      ? ROW_GRAD(CE_EXP, base, stream)      \
+     : form == CE_STORED ? ROW_GRAD(CE_STORED, base, stream)   \
+                         : ROW_GRAD(CE_DIFFERENCE, base, stream))
+        if (base)
+            stream ? ROW_GRAD_BY_FORM(base, 1) : ROW_GRAD_BY_FORM(base, 0);
+        else
+            stream ? ROW_GRAD_BY_FORM(NULL, 1) : ROW_GRAD_BY_FORM(NULL, 0);
+#undef ROW_GRAD_BY_FORM
+#undef ROW_GRAD
+    }
+}

@@ -1,0 +1,46 @@
+/* Vocabulary: a vector of one number, in plain C. For processors and compilers that have no vocabulary of their own.
+ *
+ * What the words of a vocabulary mean is written here. It is compiled twice, with CE_F32 1 (T is float) and 0 (double).
+ * Optional words, which vector_math.h replaces where they are missing:
+ *     ADD_BY_EQ(a, b, x, where, y, unless)    add x to `where` in the lanes where a == b, y to `unless` in the others
+ *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, without touching the memory after them
+ *     LARGEST(v), TOTAL(v), ACC_SUM(acc)      over the lanes
+ *     ALIGN_FROM      the length from which rows are worked on in aligned vectors
+ *     SQUARE          with transpose_square(src, src_stride, dst, dst_stride), which transposes SQUARE x SQUARE numbers */
+#define VEC T /* must know + - * / */
+#define LANES 1
+#define LOAD(p) (*(p))
+#define STORE(p, v) (*(p) = (v))
+#define STREAM(p, v) STORE(p, v) /* past the caches; p is aligned to a vector */
+#define SET1(s) ((T)(s))
+#define FMA(a, b, c) ((a) * (b) + (c)) /* fused where that is fast */
+#define FMSUB(a, b, c) ((a) * (b) - (c))
+#define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
+#define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y))
+#define EQ_BITS(a, b) ((unsigned)((a) == (b))) /* bit k: lane k */
+#if CE_F32 /* the float64 sum of each lane; the accumulator of float64 is in vector_math.h */
+#define ACC double
+#define ACC_ZERO 0
+#define ACC_ADD(acc, v) (acc += (v))
+#define ACC_STORE(p, acc) (*(p) = (acc))
+#endif
+
+#define EXP_STEPS 1 /* a power of 2 for which vector_math.h has a polynomial */
+
+/* EXP_ONE * 2^n * (1 + p), or 0 where d < cut; NaN where d is NaN. The low bits of z are n * EXP_STEPS, in two's complement.
+ * It is called for every n; where d >= cut, EXP_ONE * 2^n is normal. */
+CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
+{
+#if CE_F32
+    uint32_t bits;
+    memcpy(&bits, &z, sizeof bits);
+    bits = (bits << 23) + ((127u + EXP_BIAS) << 23);
+#else
+    uint64_t bits;
+    memcpy(&bits, &z, sizeof bits);
+    bits = (bits << 52) + ((uint64_t)(1023 + EXP_BIAS) << 52);
+#endif
+    T scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return d < cut ? (T)0 : FMA(scale, p, scale);
+}

@@ -1,0 +1,102 @@
+/* Primitives on one float64 number, or one label, for each row: plain loops that compilers vectorise. */
+
+static void FN(add_compensated)(double *restrict total, double *restrict lost, const double *restrict term,
+                                Py_ssize_t n)
+{
+    for (Py_ssize_t r = 0; r < n; r++)
+        CE_ADD_COMPENSATED(double, total[r], lost[r], term[r]);
+}
+
+/* log(1 + t) for t >= 0, with an error below 1.5 ulp; and *share = 1 / (1 + t).
+ *
+ * u = 1 + t is 2^k * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), and c is the rounding error of u. Then
+ * log(1 + t) = k*ln(2) + log(1 + f) + c/u, where log(1 + f) is computed as in FreeBSD's e_log.c. */
+CE_INLINE double FN(log1p)(double t, double *share)
+{
+    const uint64_t sqrt_half = 0x3fe6a09e667f3bcdu, two52 = 0x4330000000000000u;
+    const double u = 1.0 + t;
+    uint64_t bits, k, mantissa;
+    double kd, f;
+    memcpy(&bits, &u, sizeof bits);
+    k = (bits - sqrt_half) >> 52;
+    mantissa = bits - (k << 52);
+    k |= two52; /* the bits of the float64 number 2^52 + k */
+    memcpy(&f, &mantissa, sizeof f);
+    memcpy(&kd, &k, sizeof kd);
+    kd -= 0x1p52;
+    f -= 1.0;
+    /* One division serves all quotients: r = 1/(d*u), so about = d*r is 1/u and u*r is 1/d. */
+    const double d = 2.0 + f, r = 1.0 / (d * u), about = d * r;
+    const double c = (t - (u - 1.0)) * about;
+    const double s = f * (u * r), z = s * s, w = z * z, half = 0.5 * f * f;
+    const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+    const double odd = z * (6.666666666666735130e-01 +
+                            w * (2.857142874366239149e-01 +
+                                 w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    *share = about + about * (1.0 - u * about);
+    return kd * 6.93147180369123816490e-01 -
+           ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
+}
+
+CE_INLINE double FN(loss)(double log_total, double row_max, double mass, double linear, double z_loss)
+{
+    const double lse = row_max + log_total;
+    return mass * log_total + linear + (z_loss ? z_loss * lse * lse : 0);
+}
+
+static void FN(losses)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
+                       const double *restrict mass, const double *restrict linear, double z_loss,
+                       double *restrict log_total, double *restrict loss)
+{
+    for (Py_ssize_t r = 0; r < n; r++) {
+        double share;
+        log_total[r] = FN(log1p)(tail[r], &share);
+        loss[r] = FN(loss)(log_total[r], row_max[r], mass[r], linear[r], z_loss);
+    }
+}
+
+static void FN(coefficients)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
+                             const double *restrict mass, const double *restrict linear, double z_loss,
+                             const double *restrict q, const double *restrict rest, const double *restrict e,
+                             const double *restrict scale, double *restrict log_total, double *restrict loss,
+                             double *restrict a, double *restrict exact_grad)
+{
+    for (Py_ssize_t r = 0; r < n; r++) {
+        double share;
+        const double log_r = FN(log1p)(tail[r], &share);
+        const double slope = z_loss ? 2 * z_loss * (row_max[r] + log_r) : 0; /* the derivative of z_loss * lse^2 by lse */
+        /* (mass + slope)*p - q with p = 1 - tail*share */
+        const double grad_if_p_near_1 = (rest[r] - mass[r] * (tail[r] * share)) + slope * share;
+        const double grad_otherwise = (mass[r] + slope) * (e[r] * share) - q[r];
+        log_total[r] = log_r;
+        loss[r] = FN(loss)(log_r, row_max[r], mass[r], linear[r], z_loss);
+        a[r] = scale[r] * ((mass[r] + slope) * share);
+        /* The class is a maximum, and the only one: two or more maxima have p <= 1/2 each, and tail >= 1. */
+        exact_grad[r] = scale[r] * (((e[r] == 1.0) & (tail[r] < 1.0)) ? grad_if_p_near_1 : grad_otherwise);
+    }
+}
+
+static Py_ssize_t FN(count_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
+                                   int has_ignored)
+{
+    int64_t count = 0, wrong = 0;
+    for (Py_ssize_t r = 0; r < n; r++) {
+        const int64_t label = labels[r], counts = !has_ignored | (label != ignored);
+        count += counts;
+        wrong |= counts & ((label < 0) | (label >= classes));
+    }
+    return wrong ? -1 : (Py_ssize_t)count;
+}
+
+static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
+                                    int has_ignored, int64_t *settled)
+{
+    int64_t count = 0;
+    for (Py_ssize_t r = 0; r < n; r++) {
+        const int64_t label = labels[r], counts = !has_ignored | (label != ignored);
+        const int64_t is_class = counts & ((uint64_t)label < (uint64_t)classes);
+        settled[r] = label | (is_class - 1); /* all bits set: -1 */
+        count += is_class;
+    }
+    return count;
+}

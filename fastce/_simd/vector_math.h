@@ -1,0 +1,237 @@
+/* What the loops share: exp and log1p of vectors, parts of vectors, and sums whose error does not grow with their length. */
+
+#if CE_F32
+#define LOG2E 0x1.715476p+0f
+#define ROUNDER (0x1.8p+23f / EXP_STEPS) /* adding it rounds to a multiple of 1/EXP_STEPS, which its low bits then count */
+#define EXP_CUT -131
+CE_ASSERT(-EXP_CUT * 1443 / 1000 < EXP_BIAS + 126, "EXP_ONE * exp(EXP_CUT) is a normal number; 1.443 is log2(e)");
+#else
+#define LOG2E 0x1.71547652b82fep+0
+#define ROUNDER (0x1.8p+52 / EXP_STEPS)
+#define EXP_CUT -796
+CE_ASSERT(-EXP_CUT * 1443 / 1000 < EXP_BIAS + 1022, "EXP_ONE * exp(EXP_CUT) is a normal number; 1.443 is log2(e)");
+#endif
+
+/* EXP_ONE * exp(d) for d <= 0. NaN stays NaN.
+ *
+ * Let n be d*log2(e), rounded to a multiple of 1/EXP_STEPS, and r = d - n*ln(2). Then exp(d) = 2^n * exp(r), and exp(r) is
+ * computed as 1 + r + r^2*Q(r). The polynomial Q is minimax for |r| <= ln(2)/(2*EXP_STEPS); bench/minimax.py computes the
+ * coefficients and the errors given below. The vocabulary's exp_scale multiplies by 2^n and by EXP_ONE = 2^EXP_BIAS.
+ *
+ * That factor keeps the results normal down to d = EXP_CUT, so a sum of exponentials is accurate even where they are
+ * themselves subnormal. Multiplying the sum by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT the result is
+ * 0: 2^20 of these terms are less than the smallest subnormal number. No operation underflows, for many processors are slow
+ * at that; masked logits (-inf) therefore cost no more than others. */
+CE_INLINE VEC FN(exp)(VEC d)
+{
+    const VEC rounder = SET1(ROUNDER);
+    const VEC z = FMA(d, SET1(LOG2E), rounder);
+    const VEC n = z - rounder;
+#if CE_F32 && EXP_STEPS > 1
+    /* float32(ln 2) is ln 2 to 28.4 bits, so one step is enough, with a fused multiply-add. */
+    const VEC r = FMA(n, SET1(-0x1.62e43p-1f), d);
+#elif CE_F32
+    const VEC r = FMA(n, SET1(-0x1.7f7d1cp-20f), FMA(n, SET1(-0x1.62e4p-1f), d));
+#elif EXP_STEPS > 1
+    /* float64(ln 2) is ln 2 to 54.7 bits. d = x - row_max was rounded to 53 bits and loses little more here. */
+    const VEC r = FMA(n, SET1(-0x1.62e42fefa39efp-1), d);
+#else
+    const VEC r = FMA(n, SET1(-0x1.a39ef35793c76p-33), FMA(n, SET1(-0x1.62e42feep-1), d));
+#endif
+#if CE_F32 && EXP_STEPS == 16 /* error 0.013 eps (python bench/minimax.py) */
+    const VEC q = FMA(r, SET1(0x1.55564ap-3f), SET1(0x1.00022p-1f));
+#elif CE_F32 && EXP_STEPS == 8 /* error 0.22 eps */
+    const VEC q = FMA(r, SET1(0x1.5558a6p-3f), SET1(0x1.00087cp-1f));
+#elif CE_F32 && EXP_STEPS == 1 /* error 0.03 eps */
+    VEC q = FMA(r, SET1(0x1.6a2454p-10f), SET1(0x1.123a2p-7f));
+    q = FMA(r, q, SET1(0x1.5558f2p-5f));
+    q = FMA(r, q, SET1(0x1.555492p-3f));
+    q = FMA(r, q, SET1(0x1.fffffcp-2f));
+#elif !CE_F32 && EXP_STEPS == 16 /* error 0.05 eps */
+    VEC q = FMA(r, SET1(0x1.6c14c7ce4db17p-10), SET1(0x1.11123afcd49c0p-7));
+    q = FMA(r, q, SET1(0x1.55555558fcc27p-5));
+    q = FMA(r, q, SET1(0x1.555555548f1f4p-3));
+    q = FMA(r, q, SET1(0x1.fffffffffffb9p-2));
+#elif !CE_F32 && EXP_STEPS == 1 /* error 0.05 eps */
+    VEC q = FMA(r, SET1(0x1.ad9641515b7bap-26), SET1(0x1.28ad95ecdadedp-22));
+    q = FMA(r, q, SET1(0x1.71df170af496ep-19));
+    q = FMA(r, q, SET1(0x1.a01999e7b13e2p-16));
+    q = FMA(r, q, SET1(0x1.a01a01309a454p-13));
+    q = FMA(r, q, SET1(0x1.6c16c18436645p-10));
+    q = FMA(r, q, SET1(0x1.1111111126a2ep-7));
+    q = FMA(r, q, SET1(0x1.5555555550854p-5));
+    q = FMA(r, q, SET1(0x1.55555555554fep-3));
+    q = FMA(r, q, SET1(0x1.000000000000ap-1));
+#else
+#error "no polynomial for this EXP_STEPS"
+#endif
+    return FN(exp_scale)(d, SET1((T)EXP_CUT), z, FMA(r * r, q, r));
+}
+#undef LOG2E
+#undef ROUNDER
+#undef EXP_CUT
+
+/* log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps. It is 2*atanh(s) with s = e/(2 + e) <= 1/3, and atanh is
+ * computed as s + s^3*Q(s^2), with a minimax polynomial Q. */
+CE_INLINE VEC FN(log1p_unit)(VEC e)
+{
+    const VEC s = e / (SET1(2) + e), z = s * s;
+#if CE_F32 /* error 0.04 eps (python bench/minimax.py) */
+    VEC q = FMA(z, SET1(0x1.1ee10ap-3f), SET1(0x1.1ebb4ap-3f));
+    q = FMA(z, q, SET1(0x1.99d222p-3f));
+    q = FMA(z, q, SET1(0x1.555502p-2f));
+#else /* error 0.006 eps */
+    VEC q = FMA(z, SET1(0x1.5c737a5c60548p-4), SET1(0x1.55b73975871fbp-5));
+    q = FMA(z, q, SET1(0x1.efd6ce7e4ed6dp-5));
+    q = FMA(z, q, SET1(0x1.1067de9028d65p-4));
+    q = FMA(z, q, SET1(0x1.3b1dd961ff64ep-4));
+    q = FMA(z, q, SET1(0x1.745cb41abefe2p-4));
+    q = FMA(z, q, SET1(0x1.c71c741b9f079p-4));
+    q = FMA(z, q, SET1(0x1.249249208e466p-3));
+    q = FMA(z, q, SET1(0x1.99999999a0708p-3));
+    q = FMA(z, q, SET1(0x1.5555555555535p-2));
+#endif
+    return SET1(2) * FMA(s * z, q, s);
+}
+
+/* base * gap, where 0 * inf is 0. */
+CE_INLINE VEC FN(gap_term)(VEC base, VEC gap)
+{
+    return SELECT_EQ(base, SET1(0), SET1(0), base * gap);
+}
+
+/* ----- Defaults of the optional words of a vocabulary ----- */
+
+#ifndef ADD_BY_EQ
+#define ADD_BY_EQ(a, b, x, where, y, unless)                \
+    do {                                                    \
+        where = where + SELECT_EQ(a, b, x, SET1(0));        \
+        unless = unless + SELECT_EQ(a, b, SET1(0), y);      \
+    } while (0)
+#endif
+
+#ifndef ALIGN_FROM
+#define ALIGN_FROM PTRDIFF_MAX
+#endif
+
+#ifndef LOAD_PART
+CE_INLINE VEC FN(load_part)(const T *p, Py_ssize_t n, T fill)
+{
+    T buffer[LANES];
+    for (int k = 0; k < LANES; k++)
+        buffer[k] = k < n ? p[k] : fill;
+    return LOAD(buffer);
+}
+CE_INLINE void FN(store_part)(T *p, VEC v, Py_ssize_t n)
+{
+    T buffer[LANES];
+    STORE(buffer, v);
+    for (int k = 0; k < LANES && k < n; k++)
+        p[k] = buffer[k];
+}
+#define LOAD_PART(p, n, fill) FN(load_part)(p, n, fill)
+#define STORE_PART(p, v, n) FN(store_part)(p, v, n)
+#endif
+
+#ifndef LARGEST
+CE_INLINE T FN(largest)(VEC v)
+{
+    T part[LANES];
+    STORE(part, v);
+    for (int width = LANES / 2; width >= 1; width /= 2)
+        for (int k = 0; k < width; k++)
+            part[k] = part[k + width] > part[k] ? part[k + width] : part[k];
+    return part[0];
+}
+#define LARGEST(v) FN(largest)(v)
+#endif
+
+#ifndef TOTAL
+CE_INLINE T FN(total)(VEC v)
+{
+    T part[LANES], sum = 0;
+    STORE(part, v);
+    for (int k = 0; k < LANES; k++)
+        sum += part[k];
+    return sum;
+}
+#define TOTAL(v) FN(total)(v)
+#endif
+
+/* ----- Accumulators -----
+ * Both keep the error of a sum from growing with its length. float32 numbers are added in float64, by the vocabulary;
+ * sums of float64 numbers keep what each addition loses. */
+#if !CE_F32
+typedef struct {
+    VEC total, lost;
+} FN(acc);
+#define ACC FN(acc)
+#define ACC_ZERO {SET1(0), SET1(0)}
+#define ACC_ADD(acc, v) CE_ADD_COMPENSATED(VEC, acc.total, acc.lost, v)
+CE_INLINE void FN(acc_store)(double *p, ACC acc)
+{
+    double lost[LANES];
+    STORE(p, acc.total);
+    STORE(lost, acc.lost);
+    for (int k = 0; k < LANES; k++)
+        p[k] += lost[k] == lost[k] ? lost[k] : 0; /* NaN if the total is infinite */
+}
+#define ACC_STORE(p, acc) FN(acc_store)(p, acc)
+#endif
+
+#ifndef ACC_SUM
+CE_INLINE double FN(acc_sum)(ACC acc)
+{
+    double part[LANES];
+    ACC_STORE(part, acc);
+    for (int width = LANES / 2; width >= 1; width /= 2)
+        for (int k = 0; k < width; k++)
+            part[k] += part[k + width];
+    return part[0];
+}
+#define ACC_SUM(acc) FN(acc_sum)(acc)
+#endif
+
+/* ----- Ends of rows ----- */
+
+/* Load or store a vector, or only its first n numbers if n < LANES; the other lanes are 0. */
+CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n)
+{
+    return n >= LANES ? LOAD(p) : LOAD_PART(p, n, 0);
+}
+CE_INLINE void FN(store_upto)(T *p, VEC v, Py_ssize_t n)
+{
+    if (n >= LANES)
+        STORE(p, v);
+    else
+        STORE_PART(p, v, n);
+}
+CE_INLINE VEC FN(first_lanes)(VEC v, Py_ssize_t n)
+{
+    T part[LANES];
+    if (n >= LANES)
+        return v;
+    STORE(part, v);
+    return LOAD_PART(part, n, 0);
+}
+
+/* The number of elements, at most n, before the first aligned vector. */
+CE_INLINE Py_ssize_t FN(to_line)(const T *p, Py_ssize_t n)
+{
+    const Py_ssize_t head = (Py_ssize_t)(-(uintptr_t)p % sizeof(VEC) / sizeof(T));
+    return head < n ? head : n;
+}
+/* The same where alignment pays: a vector that straddles two cache lines takes two accesses, but for a short row the
+ * additional vector at its start costs more. */
+CE_INLINE Py_ssize_t FN(to_aligned)(const T *p, Py_ssize_t n)
+{
+    return n >= ALIGN_FROM ? FN(to_line)(p, n) : 0;
+}
+
+/* The number of each lane. */
+static const T FN(iota)[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+CE_ASSERT(sizeof FN(iota) == CE_MAX_LANES * sizeof(T), "iota numbers the lanes of the widest vector");
+
+/* A vector from here, CE_MAX_LANES - LANES + k numbers on, is 1 in its last k lanes and 0 in the others. */
+static const T FN(edge)[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+CE_ASSERT(sizeof FN(edge) == 2 * CE_MAX_LANES * sizeof(T), "edge has room for the widest vector, all 0 or all 1");
