@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
+from importlib.machinery import PathFinder
 
 
 def is_installed(module: str) -> bool:
-    with warnings.catch_warnings():  # setuptools' import hook warns when another test has imported distutils
-        warnings.simplefilter("ignore")
-        return importlib.util.find_spec(module) is not None
+    """Whether a top-level module is on sys.path.
+
+    `importlib.util.find_spec` would ask the import hook of setuptools too. When it is asked for pip it changes for the
+    whole process where distutils comes from, and a later import of setuptools warns."""
+    return PathFinder.find_spec(module) is not None
