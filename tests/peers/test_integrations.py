@@ -160,8 +160,8 @@ def test_torch_tensors_are_not_copied(monkeypatch: pytest.MonkeyPatch, rng: np.r
 
         return noting
 
-    for name in ("cross_entropy", "cross_entropy_grad"):
-        monkeypatch.setattr(module._api, name, note(name))
+    monkeypatch.setattr(module, "numpy_cross_entropy", note("cross_entropy"))
+    monkeypatch.setattr(module, "cross_entropy_grad", note("cross_entropy_grad"))
     whole = torch.from_numpy(rng.standard_normal((7, 12), dtype=np.float32))
     logits = whole[:, ::2].t().detach().requires_grad_()  # strided both ways
     targets = torch.from_numpy(rng.integers(0, 7, 6))
