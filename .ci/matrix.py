@@ -62,7 +62,7 @@ DROPPED = re.compile(
 # What depends on the compiler, the OpenMP runtime or the processor.
 NATIVE = "tests/process tests/numbers tests/calls/test_layouts.py tests/calls/test_shared_memory.py".split()
 # The same in the time that an emulator needs.
-EMULATED = "tests/process tests/numbers/test_values.py tests/numbers/test_special_values.py".split()
+EMULATED = "tests/process tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()
 EMULATED += ["tests/numbers/test_numerics.py", "-k", "instruction_set or by_hand or special or underflow"]
 APT_GET = ["apt-get", "-q", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20"]
 

@@ -61,6 +61,9 @@ WALKABLE: dict[str, Layout] = {
     "Fortran": np.asfortranarray,
     "every second row": lambda a: view_within(a, lambda s: ((2 * s[0], *s[1:]), np.s_[::2])),
     "every third column": lambda a: view_within(a, lambda s: ((*s[:-1], 3 * s[-1]), np.s_[..., ::3])),
+    "steps both ways": lambda a: (
+        view_within(a.T, lambda s: ((3 * s[0], *(2 * n for n in s[1:])), (np.s_[::3], *(np.s_[::2] for _ in s[1:])))).T
+    ),
     "a window": lambda a: view_within(a, lambda s: (tuple(n + 3 for n in s), tuple(slice(1, n + 1) for n in s))),
     "rows reversed": lambda a: a[::-1].copy()[::-1],
     "columns reversed": lambda a: a[..., ::-1].copy()[..., ::-1],

@@ -3,6 +3,7 @@ function."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,20 @@ def test_rows_without_a_common_stride(case: Case, layout: str, axis: int) -> Non
             flat = {name: np.reshape(a, flat_shape(case, name, shape)) for name, a in plain.items()}
             got = {name: np.reshape(part, case.shape_of(name, shape)) for name, part in case(flat).items()}
             case.assert_same(got, want, f"of a matrix, {shape}")
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+@each_case(lambda case: takes_out(case) and case.results[case.out] == "whole")
+def test_results_keep_the_order_of_the_axes_in_memory(case: Case, order: tuple[int, int, int]) -> None:
+    shape = (4, 5, 6)
+    for axis in (0, 1, 2, -1):
+        plain = case.make(shape, axis=axis)
+        want = case(plain, axis=axis)
+        inverse = np.argsort(order)
+        arguments = plain | {case.main: np.ascontiguousarray(plain[case.main].transpose(order)).transpose(inverse)}
+        got = case(arguments, axis=axis)
+        assert got[case.out].transpose(order).flags.c_contiguous
+        case.assert_same(got, want, f"axis={axis}")
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 3, 7), (2, 1, 2, 3, 7), (1,) * 6 + (7,)])
