@@ -4,8 +4,7 @@
  * written once, in terms of a small vocabulary of vector operations. They are compiled for each instruction set and
  * dtype, with the vocabulary of that set (scalar.h explains the words). The set is chosen when the module is imported.
  *
- * Everything is static, so that two copies of fastce can live in one process.
- */
+ * Everything is static, so that two copies of fastce can live in one process. */
 #ifndef FASTCE_DISPATCH_H
 #define FASTCE_DISPATCH_H
 
