@@ -225,9 +225,10 @@ def cross_entropy(
     floating[::1] row_max, floating[::1] tail, bint stats_given, int threads, floating[:, :] g,
     const Py_ssize_t[::1] g_blocks,
 ):
-    cdef Request request = defaults()
+    cdef Request request
     cdef double total = 0
     cdef int dtype = own_dtype(<floating *>NULL)
+    defaults(&request)
     request.rows, request.classes = positions, x.shape[1]
     set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if g is not None:
@@ -303,9 +304,10 @@ cdef inline bint is_of(const Py_buffer *a, char code, Py_ssize_t itemsize, int n
 
 cdef inline int run_plain(const floating *dtype, const Py_buffer *x, const Py_buffer *labels, const Py_buffer *g, bint mean,
                           int64_t ignored, int threads, double *loss) noexcept nogil:
-    cdef Request request = defaults()
+    cdef Request request
     cdef Py_ssize_t kept, n = x.shape[0]
     cdef int status
+    defaults(&request)
     request.labels = matrix(labels.buf, I64, sizeof(int64_t), 0)
     kept = count_labels(&request.labels, n, x.shape[1], ignored, True)
     if kept <= 0:
@@ -389,8 +391,9 @@ def softmax(
     const floating[:, :] x, const Py_ssize_t[::1] x_blocks, Py_ssize_t positions, bint log, floating[:, :] y,
     const Py_ssize_t[::1] y_blocks, floating[::1] lse, int threads,
 ):
-    cdef Request request = defaults()
+    cdef Request request
     cdef int dtype = own_dtype(<floating *>NULL)
+    defaults(&request)
     request.rows, request.classes, request.num_threads = positions, x.shape[1], threads
     set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
     if y is not None:
@@ -405,8 +408,9 @@ def vector_jacobian(
     const floating[:, :] y, const Py_ssize_t[::1] y_blocks, Py_ssize_t positions, Targets upstream, bint log,
     floating[:, :] g, const Py_ssize_t[::1] g_blocks, int threads,
 ):
-    cdef Request request = defaults()
+    cdef Request request
     cdef int dtype = own_dtype(<floating *>NULL)
+    defaults(&request)
     request.operation = LOG_SOFTMAX_GRAD if log else SOFTMAX_GRAD
     request.rows, request.classes, request.num_threads = positions, y.shape[1], threads
     set_matrix(&request.y, <void *>&y[0, 0], dtype, y_blocks, y.shape[0], y.strides[0], y.strides[1])
@@ -421,9 +425,10 @@ def two_term(
     const double[::1] weight, const double[::1] pos_weight, double factor, const double[::1] sample,
     const double[::1] upstream, floating[::1] losses, floating[:, :] g, const Py_ssize_t[::1] g_blocks, int threads,
 ):
-    cdef Request request = defaults()
+    cdef Request request
     cdef double total = 0
     cdef int dtype = own_dtype(<floating *>NULL)
+    defaults(&request)
     request.operation = SOFTMAX_TWO_TERM if softmax else SIGMOID_TWO_TERM
     request.rows, request.classes, request.scale, request.num_threads = positions, x.shape[1], factor, threads
     set_matrix(&request.logits, <void *>&x[0, 0], dtype, x_blocks, x.shape[0], x.strides[0], x.strides[1])
