@@ -25,18 +25,10 @@
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmp)(a, b, _CMP_EQ_OQ)))
 
 #if CE_F32
-typedef struct {
-    __m256d low, high;
-} FN(acc);
-#define ACC FN(acc)
-#define ACC_ZERO {_mm256_setzero_pd(), _mm256_setzero_pd()}
-#define ACC_ADD(acc, v)                                             \
-    do {                                                            \
-        const VEC v_ = (v);                                         \
-        acc.low += _mm256_cvtps_pd(_mm256_castps256_ps128(v_));     \
-        acc.high += _mm256_cvtps_pd(_mm256_extractf128_ps(v_, 1));  \
-    } while (0)
-#define ACC_STORE(p, acc) (_mm256_storeu_pd(p, acc.low), _mm256_storeu_pd((p) + 4, acc.high))
+#define WIDE __m256d
+#define WIDEN_LOW(v) _mm256_cvtps_pd(_mm256_castps256_ps128(v))
+#define WIDEN_HIGH(v) _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))
+#define WIDE_STORE(p, v) _mm256_storeu_pd(p, v)
 
 #define EXP_STEPS 8
 /* The bits of EXP_ONE * 2^(k/8), minus k << 20. n * EXP_STEPS << 20 is added, whose low bits are k. */

@@ -37,18 +37,10 @@
 
 #define EXP_STEPS 16
 #if CE_F32
-typedef struct {
-    __m512d low, high;
-} FN(acc);
-#define ACC FN(acc)
-#define ACC_ZERO {_mm512_setzero_pd(), _mm512_setzero_pd()}
-#define ACC_ADD(acc, v)                                             \
-    do {                                                            \
-        const VEC v_ = (v);                                         \
-        acc.low += _mm512_cvtps_pd(_mm512_castps512_ps256(v_));     \
-        acc.high += _mm512_cvtps_pd(_mm512_extractf32x8_ps(v_, 1)); \
-    } while (0)
-#define ACC_STORE(p, acc) (_mm512_storeu_pd(p, acc.low), _mm512_storeu_pd((p) + 8, acc.high))
+#define WIDE __m512d
+#define WIDEN_LOW(v) _mm512_cvtps_pd(_mm512_castps512_ps256(v))
+#define WIDEN_HIGH(v) _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))
+#define WIDE_STORE(p, v) _mm512_storeu_pd(p, v)
 #define ACC_SUM(acc) _mm512_reduce_add_pd(acc.low + acc.high)
 
 /* The bits of EXP_ONE * 2^(k/16), minus k << 19. n * EXP_STEPS << 19 is added, whose low bits are k. */

@@ -20,3 +20,6 @@
 #define EXP_ONE 0x1p+128
 #define EXP_UNSCALE 0x1p-128
 #include "dtype.h"
+
+#undef CE_VOCABULARY
+#undef CE_ISA

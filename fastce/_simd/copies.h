@@ -20,8 +20,7 @@ static CE_NOINLINE void FN(transpose_narrow)(const void *src, Py_ssize_t src_str
     }
 }
 
-/* Squares of SQUARE x SQUARE numbers are transposed in registers. The last squares of a row or column overlap those before
- * them. */
+/* Squares of SQUARE x SQUARE numbers are transposed in registers. The last ones of a row or column overlap those before. */
 static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                           Py_ssize_t dst_stride)
 {
@@ -62,25 +61,22 @@ static void FN(copy_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t ru
     }
 }
 
-static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *lanes_)
+static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *lanes)
 {
-    T *lanes = lanes_;
     for (Py_ssize_t r = 0; r < n; r++)
-        lanes[r] = (T)(labels[r] - first);
+        ((T *)lanes)[r] = (T)(labels[r] - first);
 }
 
-static void FN(narrow)(const double *src, Py_ssize_t n, void *dst_)
+static void FN(narrow)(const double *src, Py_ssize_t n, void *dst)
 {
-    T *dst = dst_;
     for (Py_ssize_t r = 0; r < n; r++)
-        dst[r] = (T)src[r];
+        ((T *)dst)[r] = (T)src[r];
 }
 
-static void FN(widen)(const void *src_, Py_ssize_t n, double *dst)
+static void FN(widen)(const void *src, Py_ssize_t n, double *dst)
 {
-    const T *src = src_;
     for (Py_ssize_t r = 0; r < n; r++)
-        dst[r] = src[r];
+        dst[r] = ((const T *)src)[r];
 }
 
 static void FN(widen_state)(const void *src_, Py_ssize_t n, double *restrict row_max, double *restrict tail,

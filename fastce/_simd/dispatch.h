@@ -4,8 +4,7 @@
  * written once, in terms of a small vocabulary of vector operations. They are compiled for each instruction set and
  * dtype, with the vocabulary of that set (scalar.h explains the words). The set is chosen when the module is imported.
  *
- * Everything is static, so that two copies of fastce can live in one process.
- */
+ * Everything is static, so that two copies of fastce can live in one process. */
 #ifndef FASTCE_DISPATCH_H
 #define FASTCE_DISPATCH_H
 
@@ -16,14 +15,17 @@
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
 #ifdef __SSE2__
-#define CE_SSE2 1
+#define CE_BASELINE "sse2.h" /* the vocabulary of what the compiler may assume of every processor */
 #endif
 #ifndef _MSC_VER /* not clang-cl: its immintrin.h has only the intrinsics that the command line's flags allow */
 #define CE_X86 1
 #endif
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
-#define CE_NEON 1
 #include <arm_neon.h>
+#define CE_BASELINE "neon.h"
+#endif
+#ifndef CE_BASELINE
+#define CE_BASELINE "scalar.h"
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -56,13 +58,12 @@ CE_INLINE int CE_FIRST_BIT(unsigned bits)
 #define CE_FN(name, isa, tag) CE_FN_(name, isa, tag)
 #define FN(name) CE_FN(name, CE_ISA, CE_TAG) /* the name of a function in one compilation of the loops */
 
-#if defined(__clang__)
 #define CE_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
 #define CE_TARGET_BEGIN(features) \
     CE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define CE_TARGET_END _Pragma("clang attribute pop")
 #elif defined(__GNUC__)
-#define CE_PRAGMA(x) _Pragma(#x)
 #define CE_TARGET_BEGIN(features) _Pragma("GCC push_options") CE_PRAGMA(GCC target(features))
 #define CE_TARGET_END _Pragma("GCC pop_options")
 #endif
@@ -72,40 +73,23 @@ enum { CE_CACHE_LINE = 64 };
 #include "primitives.h"
 
 /* p + offset, in bytes. */
-CE_INLINE void *ce_at(const void *p, Py_ssize_t offset)
-{
-    return (char *)p + offset;
-}
+CE_INLINE void *ce_at(const void *p, Py_ssize_t offset) { return (char *)p + offset; }
 
 /* tail, or NaN if row_max is infinite: then every class is masked, or a logit is +inf. */
-CE_INLINE double ce_tail_if_finite(double tail, double row_max)
-{
-    return tail + 0 * row_max;
-}
+CE_INLINE double ce_tail_if_finite(double tail, double row_max) { return tail + 0 * row_max; }
 
-/* total + lost += term: rounds into total and adds the exact rounding error to lost (Knuth's TwoSum). VEC is the type of
- * all three: a number or a vector of them. */
-#define CE_ADD_COMPENSATED(VEC, total, lost, term)                      \
+/* total + lost += term: adds term to total, and the rounding error of that to lost (Knuth's TwoSum). TYPE is the type of
+ * all three: a number or a vector. */
+#define CE_ADD_COMPENSATED(TYPE, total, lost, term)                     \
     do {                                                                \
-        const VEC v_ = (term), t_ = (total) + v_, z_ = t_ - (total);    \
+        const TYPE v_ = (term), t_ = (total) + v_, z_ = t_ - (total);   \
         (lost) = (lost) + (((total) - (t_ - z_)) + (v_ - z_));          \
         (total) = t_;                                                   \
     } while (0)
 
-/* The baseline: what the compiler may assume of every processor. */
-#if defined(CE_SSE2)
-#define CE_BASELINE_VOCABULARY "sse2.h"
-#elif defined(CE_NEON)
-#define CE_BASELINE_VOCABULARY "neon.h"
-#else
-#define CE_BASELINE_VOCABULARY "scalar.h"
-#endif
-
 #define CE_ISA baseline
-#define CE_VOCABULARY CE_BASELINE_VOCABULARY
+#define CE_VOCABULARY CE_BASELINE
 #include "both.h"
-#undef CE_VOCABULARY
-#undef CE_ISA
 
 #ifdef CE_X86
 #define CE_ISA avx2
@@ -113,16 +97,12 @@ CE_INLINE double ce_tail_if_finite(double tail, double row_max)
 CE_TARGET_BEGIN("avx2,fma")
 #include "both.h"
 CE_TARGET_END
-#undef CE_VOCABULARY
-#undef CE_ISA
 
 #define CE_ISA avx512
 #define CE_VOCABULARY "avx512.h"
 CE_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #include "both.h"
 CE_TARGET_END
-#undef CE_VOCABULARY
-#undef CE_ISA
 #endif
 
 /* Whether this processor and its operating system run an instruction set. */
@@ -143,8 +123,7 @@ static int ce_has_avx512(void)
 typedef struct {
     const char *name;
     int (*runs_here)(void);
-    const ce_primitives *f32;
-    const ce_primitives *f64;
+    const ce_primitives *f32, *f64;
 } ce_isa;
 
 /* The instruction sets of this build, best first. */

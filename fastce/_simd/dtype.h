@@ -1,11 +1,10 @@
-/* Compiles the primitives for one dtype and one instruction set, and makes their table. T is the dtype, VEC a vector of
- * LANES numbers of it. The result of a primitive depends on the instruction set, but not on the alignment of its arguments
- * and not on its caller. */
+/* Compiles the primitives for one dtype and one instruction set, and makes their table. T is the dtype, and VEC a vector of
+ * LANES numbers of it. The results depend on the instruction set, but never on the alignment of the arguments. */
 #include CE_VOCABULARY
 
 CE_ASSERT(LANES <= CE_MAX_LANES, "the width of a tile and the tables of lane numbers are made for CE_MAX_LANES");
 CE_ASSERT(LANES >= 1 && (LANES & (LANES - 1)) == 0, "LANES is a power of 2: lanes are added by halves");
-CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector holds its lanes and nothing else: arrays of T are aligned to it");
+CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector is LANES numbers of memory");
 
 #include "vector_math.h"
 #include "rows.h"

@@ -22,18 +22,10 @@
 static const uint32_t FN(lane_bits)[LANES] = {1, 2, 4, 8};
 #define EQ_BITS(a, b) ((unsigned)vaddvq_u32(vandq_u32(vceqq_f32(a, b), vld1q_u32(FN(lane_bits)))))
 
-typedef struct {
-    float64x2_t low, high;
-} FN(acc);
-#define ACC FN(acc)
-#define ACC_ZERO {vdupq_n_f64(0), vdupq_n_f64(0)}
-#define ACC_ADD(acc, v)                                     \
-    do {                                                    \
-        const VEC v_ = (v);                                 \
-        acc.low += vcvt_f64_f32(vget_low_f32(v_));          \
-        acc.high += vcvt_high_f64_f32(v_);                  \
-    } while (0)
-#define ACC_STORE(p, acc) (vst1q_f64(p, acc.low), vst1q_f64((p) + 2, acc.high))
+#define WIDE float64x2_t
+#define WIDEN_LOW(v) vcvt_f64_f32(vget_low_f32(v))
+#define WIDEN_HIGH(v) vcvt_high_f64_f32(v)
+#define WIDE_STORE(p, v) vst1q_f64(p, v)
 
 CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {

@@ -2,7 +2,7 @@
 #if CE_F32
 #define VEC __m128
 #define LANES 4
-#define MM(name) _mm_##name##_ps
+#define MM(name) _mm_##name##_ps /* the intrinsic for the dtype */
 #else
 #define VEC __m128d
 #define LANES 2
@@ -24,18 +24,10 @@ CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
 }
 
 #if CE_F32
-typedef struct {
-    __m128d low, high;
-} FN(acc);
-#define ACC FN(acc)
-#define ACC_ZERO {_mm_setzero_pd(), _mm_setzero_pd()}
-#define ACC_ADD(acc, v)                                      \
-    do {                                                     \
-        const VEC v_ = (v);                                  \
-        acc.low += _mm_cvtps_pd(v_);                         \
-        acc.high += _mm_cvtps_pd(_mm_movehl_ps(v_, v_));     \
-    } while (0)
-#define ACC_STORE(p, acc) (_mm_storeu_pd(p, acc.low), _mm_storeu_pd((p) + 2, acc.high))
+#define WIDE __m128d
+#define WIDEN_LOW(v) _mm_cvtps_pd(v)
+#define WIDEN_HIGH(v) _mm_cvtps_pd(_mm_movehl_ps(v, v))
+#define WIDE_STORE(p, v) _mm_storeu_pd(p, v)
 #endif
 
 #define EXP_STEPS 1

@@ -107,6 +107,7 @@ static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssiz
 #undef TILE_EXP_SUM
 }
 
+/* The numbers of base for class j; at is the index of the element. */
 CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py_ssize_t at)
 {
     return base_kind == CE_ONES ? SET1(1) : base_kind == CE_BY_CLASS ? SET1(base[j]) : LOAD(base + at);

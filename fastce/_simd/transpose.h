@@ -4,12 +4,9 @@
 #define SQUARE 8
 CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst, Py_ssize_t dst_stride)
 {
-#define HALVES(i) \
-    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride))), \
-                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride)), 1)
-#define HIGHS(i) \
-    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride) + 4)), \
-                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride) + 4), 1)
+#define HALVES(i, k) \
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const T *)ce_at(src, (i) * src_stride) + (k))), \
+                         _mm_loadu_ps((const T *)ce_at(src, ((i) + 4) * src_stride) + (k)), 1)
 #define OUT(i, v) _mm256_storeu_ps((T *)ce_at(dst, (i) * dst_stride), v)
 #define QUARTER(r0, r1, r2, r3, first)                                                                           \
     do {                                                                                                         \
@@ -21,10 +18,9 @@ CE_INLINE void FN(transpose_square)(const T *src, Py_ssize_t src_stride, T *dst,
         OUT(first + 2, _mm256_shuffle_ps(ab1, cd1, 0x44));                                                       \
         OUT(first + 3, _mm256_shuffle_ps(ab1, cd1, 0xee));                                                       \
     } while (0)
-    QUARTER(HALVES(0), HALVES(1), HALVES(2), HALVES(3), 0);
-    QUARTER(HIGHS(0), HIGHS(1), HIGHS(2), HIGHS(3), 4);
+    QUARTER(HALVES(0, 0), HALVES(1, 0), HALVES(2, 0), HALVES(3, 0), 0);
+    QUARTER(HALVES(0, 4), HALVES(1, 4), HALVES(2, 4), HALVES(3, 4), 4);
 #undef HALVES
-#undef HIGHS
 #undef OUT
 #undef QUARTER
 }

@@ -27,6 +27,10 @@
 #undef TOTAL
 #undef SQUARE
 #undef ALIGN_FROM
+#undef WIDE
+#undef WIDEN_LOW
+#undef WIDEN_HIGH
+#undef WIDE_STORE
 #undef ACC
 #undef ACC_ZERO
 #undef ACC_ADD

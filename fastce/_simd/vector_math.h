@@ -1,27 +1,28 @@
-/* What the loops share: exp and log1p of vectors, parts of vectors, and sums whose error does not grow with their length. */
+/* What the loops share: exp and log1p of vectors, accumulators, parts of vectors. */
 
 #if CE_F32
 #define LOG2E 0x1.715476p+0f
-#define ROUNDER (0x1.8p+23f / EXP_STEPS) /* adding it rounds to a multiple of 1/EXP_STEPS, which its low bits then count */
-#define EXP_CUT -131
-CE_ASSERT(-EXP_CUT * 1443 / 1000 < EXP_BIAS + 126, "EXP_ONE * exp(EXP_CUT) is a normal number; 1.443 is log2(e)");
+#define ROUNDER (0x1.8p+23f / EXP_STEPS) /* Adding it rounds to a multiple of 1/EXP_STEPS, counted in the low bits. */
+#define EXP_CUT (-131)
+#define SMALLEST_EXPONENT (-126)
 #else
 #define LOG2E 0x1.71547652b82fep+0
 #define ROUNDER (0x1.8p+52 / EXP_STEPS)
-#define EXP_CUT -796
-CE_ASSERT(-EXP_CUT * 1443 / 1000 < EXP_BIAS + 1022, "EXP_ONE * exp(EXP_CUT) is a normal number; 1.443 is log2(e)");
+#define EXP_CUT (-796)
+#define SMALLEST_EXPONENT (-1022)
 #endif
+CE_ASSERT(EXP_BIAS * 1000 + EXP_CUT * 1443 > SMALLEST_EXPONENT * 1000, "EXP_ONE * exp(EXP_CUT) is a normal number");
 
 /* EXP_ONE * exp(d) for d <= 0. NaN stays NaN.
  *
  * Let n be d*log2(e), rounded to a multiple of 1/EXP_STEPS, and r = d - n*ln(2). Then exp(d) = 2^n * exp(r), and exp(r) is
- * computed as 1 + r + r^2*Q(r). The polynomial Q is minimax for |r| <= ln(2)/(2*EXP_STEPS); bench/minimax.py computes the
- * coefficients and the errors given below. The vocabulary's exp_scale multiplies by 2^n and by EXP_ONE = 2^EXP_BIAS.
+ * computed as 1 + r + r^2*Q(r). The polynomial Q is nearly minimax for |r| <= ln(2)/(2*EXP_STEPS). bench/minimax.py
+ * measures the errors given below and finds such coefficients. The vocabulary's exp_scale multiplies by 2^n and EXP_ONE.
  *
- * That factor keeps the results normal down to d = EXP_CUT, so a sum of exponentials is accurate even where they are
- * themselves subnormal. Multiplying the sum by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT the result is
- * 0: 2^20 of these terms are less than the smallest subnormal number. No operation underflows, for many processors are slow
- * at that; masked logits (-inf) therefore cost no more than others. */
+ * EXP_ONE keeps the results normal down to d = EXP_CUT, so sums of exponentials are accurate even if the exponentials
+ * themselves would be subnormal. Multiplying by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT the result
+ * is 0: the sum of 2^20 such terms is less than the smallest subnormal number. No operation underflows there, because
+ * underflow is slow on many processors. Masked logits (-inf) therefore cost no more than others. */
 CE_INLINE VEC FN(exp)(VEC d)
 {
     const VEC rounder = SET1(ROUNDER);
@@ -38,16 +39,16 @@ CE_INLINE VEC FN(exp)(VEC d)
 #else
     const VEC r = FMA(n, SET1(-0x1.a39ef35793c76p-33), FMA(n, SET1(-0x1.62e42feep-1), d));
 #endif
-#if CE_F32 && EXP_STEPS == 16 /* error 0.013 eps (python bench/minimax.py) */
+#if CE_F32 && EXP_STEPS == 16 /* error 0.0135 eps (python bench/minimax.py) */
     const VEC q = FMA(r, SET1(0x1.55564ap-3f), SET1(0x1.00022p-1f));
-#elif CE_F32 && EXP_STEPS == 8 /* error 0.22 eps */
+#elif CE_F32 && EXP_STEPS == 8 /* error 0.217 eps */
     const VEC q = FMA(r, SET1(0x1.5558a6p-3f), SET1(0x1.00087cp-1f));
-#elif CE_F32 && EXP_STEPS == 1 /* error 0.03 eps */
+#elif CE_F32 && EXP_STEPS == 1 /* error 0.0305 eps */
     VEC q = FMA(r, SET1(0x1.6a2454p-10f), SET1(0x1.123a2p-7f));
     q = FMA(r, q, SET1(0x1.5558f2p-5f));
     q = FMA(r, q, SET1(0x1.555492p-3f));
     q = FMA(r, q, SET1(0x1.fffffcp-2f));
-#elif !CE_F32 && EXP_STEPS == 16 /* error 0.05 eps */
+#elif !CE_F32 && EXP_STEPS == 16 /* error 0.0525 eps */
     VEC q = FMA(r, SET1(0x1.6c14c7ce4db17p-10), SET1(0x1.11123afcd49c0p-7));
     q = FMA(r, q, SET1(0x1.55555558fcc27p-5));
     q = FMA(r, q, SET1(0x1.555555548f1f4p-3));
@@ -70,17 +71,18 @@ CE_INLINE VEC FN(exp)(VEC d)
 #undef LOG2E
 #undef ROUNDER
 #undef EXP_CUT
+#undef SMALLEST_EXPONENT
 
 /* log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps. It is 2*atanh(s) with s = e/(2 + e) <= 1/3, and atanh is
- * computed as s + s^3*Q(s^2), with a minimax polynomial Q. */
+ * computed as s + s^3*Q(s^2), with a nearly minimax polynomial Q. */
 CE_INLINE VEC FN(log1p_unit)(VEC e)
 {
     const VEC s = e / (SET1(2) + e), z = s * s;
-#if CE_F32 /* error 0.04 eps (python bench/minimax.py) */
+#if CE_F32 /* error 0.0484 eps (python bench/minimax.py) */
     VEC q = FMA(z, SET1(0x1.1ee10ap-3f), SET1(0x1.1ebb4ap-3f));
     q = FMA(z, q, SET1(0x1.99d222p-3f));
     q = FMA(z, q, SET1(0x1.555502p-2f));
-#else /* error 0.006 eps */
+#else /* error 0.008 eps */
     VEC q = FMA(z, SET1(0x1.5c737a5c60548p-4), SET1(0x1.55b73975871fbp-5));
     q = FMA(z, q, SET1(0x1.efd6ce7e4ed6dp-5));
     q = FMA(z, q, SET1(0x1.1067de9028d65p-4));
@@ -95,10 +97,7 @@ CE_INLINE VEC FN(log1p_unit)(VEC e)
 }
 
 /* base * gap, where 0 * inf is 0. */
-CE_INLINE VEC FN(gap_term)(VEC base, VEC gap)
-{
-    return SELECT_EQ(base, SET1(0), SET1(0), base * gap);
-}
+CE_INLINE VEC FN(gap_term)(VEC base, VEC gap) { return SELECT_EQ(base, SET1(0), SET1(0), base * gap); }
 
 /* ----- Defaults of the optional words of a vocabulary ----- */
 
@@ -159,9 +158,27 @@ CE_INLINE T FN(total)(VEC v)
 #endif
 
 /* ----- Accumulators -----
- * Both keep the error of a sum from growing with its length. float32 numbers are added in float64, by the vocabulary;
- * sums of float64 numbers keep what each addition loses. */
-#if !CE_F32
+ * Each lane has a float64 sum whose error does not grow with the number of terms: float32 numbers are added in float64, and
+ * float64 numbers together with what the additions lose. */
+#if CE_F32 && LANES > 1
+typedef struct {
+    WIDE low, high;
+} FN(acc);
+#define ACC FN(acc)
+#define ACC_ZERO {{0}, {0}}
+#define ACC_ADD(acc, v)             \
+    do {                            \
+        const VEC v_ = (v);         \
+        acc.low += WIDEN_LOW(v_);   \
+        acc.high += WIDEN_HIGH(v_); \
+    } while (0)
+#define ACC_STORE(p, acc) (WIDE_STORE(p, acc.low), WIDE_STORE((p) + LANES / 2, acc.high))
+#elif CE_F32
+#define ACC double
+#define ACC_ZERO 0
+#define ACC_ADD(acc, v) (acc += (v))
+#define ACC_STORE(p, acc) (*(p) = (acc))
+#else
 typedef struct {
     VEC total, lost;
 } FN(acc);
@@ -192,13 +209,9 @@ CE_INLINE double FN(acc_sum)(ACC acc)
 #define ACC_SUM(acc) FN(acc_sum)(acc)
 #endif
 
-/* ----- Ends of rows ----- */
-
-/* Load or store a vector, or only its first n numbers if n < LANES; the other lanes are 0. */
-CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n)
-{
-    return n >= LANES ? LOAD(p) : LOAD_PART(p, n, 0);
-}
+/* A whole vector, or only its first n numbers if n < LANES: loaded, stored, or taken from a vector. The other lanes become
+ * 0 and are not stored. */
+CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n) { return n >= LANES ? LOAD(p) : LOAD_PART(p, n, 0); }
 CE_INLINE void FN(store_upto)(T *p, VEC v, Py_ssize_t n)
 {
     if (n >= LANES)
@@ -215,23 +228,20 @@ CE_INLINE VEC FN(first_lanes)(VEC v, Py_ssize_t n)
     return LOAD_PART(part, n, 0);
 }
 
-/* The number of elements, at most n, before the first aligned vector. */
+/* The number of elements before the first aligned vector, at most n. */
 CE_INLINE Py_ssize_t FN(to_line)(const T *p, Py_ssize_t n)
 {
     const Py_ssize_t head = (Py_ssize_t)(-(uintptr_t)p % sizeof(VEC) / sizeof(T));
     return head < n ? head : n;
 }
-/* The same where alignment pays: a vector that straddles two cache lines takes two accesses, but for a short row the
- * additional vector at its start costs more. */
-CE_INLINE Py_ssize_t FN(to_aligned)(const T *p, Py_ssize_t n)
-{
-    return n >= ALIGN_FROM ? FN(to_line)(p, n) : 0;
-}
+/* The same if alignment pays, else 0. A vector that straddles two cache lines takes two accesses, but a short row loses
+ * more by the additional vector at its start. */
+CE_INLINE Py_ssize_t FN(to_aligned)(const T *p, Py_ssize_t n) { return n >= ALIGN_FROM ? FN(to_line)(p, n) : 0; }
 
 /* The number of each lane. */
 static const T FN(iota)[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 CE_ASSERT(sizeof FN(iota) == CE_MAX_LANES * sizeof(T), "iota numbers the lanes of the widest vector");
 
-/* A vector from here, CE_MAX_LANES - LANES + k numbers on, is 1 in its last k lanes and 0 in the others. */
+/* The vector that begins at edge[CE_MAX_LANES - LANES + k] is 1 in its last k lanes and 0 in the others. */
 static const T FN(edge)[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 CE_ASSERT(sizeof FN(edge) == 2 * CE_MAX_LANES * sizeof(T), "edge has room for the widest vector, all 0 or all 1");
