@@ -95,7 +95,7 @@ cdef class Call:
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == PREDICT
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
-        a.request = defaults()
+        defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
         set_input(a, second if a.is_product else first, given[AXIS])
         self.input = a.view[INPUT].obj
