@@ -90,7 +90,7 @@ def as_logits(name: str, value: Any, keep_integers: bool) -> Array:
 
 
 def as_targets(value: Any, shape: tuple[int, ...]) -> Array:
-    """Targets as an aligned native array; a float dtype that the kernels do not read only where they are probabilities."""
+    """Targets as an aligned native array. Floats that are no probabilities are left as they are, for the error."""
     array = as_array("targets", value)
     if not array.size and not isinstance(value, np.ndarray):
         array = array.astype(I64)  # NumPy makes an empty list float64
@@ -220,7 +220,7 @@ def weight_shape_error(name: str, weight: Array, expected: tuple[int, ...], by_r
 def weight_error(name: str, weight: Any, dtype: Any) -> ValueError:
     weight = as_real(name, weight).astype(F64)
     where, at = place(name, ~((weight >= 0) & (weight <= float(np.finfo(dtype).max))))
-    finite = "finite numbers" if dtype is np.float64 else "numbers finite in float32"
+    finite = "finite numbers" if dtype == F64 else "numbers finite in float32"
     return ValueError(f"{where} is {weight[at]}, expected {finite} >= 0")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _api
+from .. import cross_entropy, cross_entropy_grad
 
 
 def grad_and_hess(scores: Any, labels: Any, sample_weight: Any, hess_factor: float) -> Any:
@@ -27,8 +27,8 @@ def grad_and_hess(scores: Any, labels: Any, sample_weight: Any, hess_factor: flo
 
 
 def _computed(scores: Any, index: Any, sample_weight: Any, hess_factor: float) -> Any:
-    _, stats = _api.cross_entropy(scores, index, ignore_index=None, reduction="sum", return_stats=True)
-    grad = _api.cross_entropy_grad(scores, index, ignore_index=None, reduction="sum", stats=stats)
+    _, stats = cross_entropy(scores, index, ignore_index=None, reduction="sum", return_stats=True)
+    grad = cross_entropy_grad(scores, index, ignore_index=None, reduction="sum", stats=stats)
     # The gradient is p, but at the label it is p - 1. Where another class has p > 1/2, 1 - p would cancel.
     hess = grad - grad * grad
     rows = np.arange(len(index))

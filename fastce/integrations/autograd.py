@@ -10,7 +10,8 @@ from typing import Any
 from autograd.extend import defvjp, primitive
 from autograd.tracer import isbox
 
-from .. import _api
+from .. import cross_entropy as numpy_cross_entropy
+from .. import cross_entropy_grad
 
 __all__ = ["cross_entropy"]
 
@@ -61,13 +62,13 @@ def cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
 
 @primitive
 def _cross_entropy(logits: Any, targets: Any, **options: Any) -> Any:
-    return _api.cross_entropy(logits, targets, **options)
+    return numpy_cross_entropy(logits, targets, **options)
 
 
 def _vjp(loss: Any, logits: Any, targets: Any, **options: Any) -> Any:
     if isbox(logits):  # traced once more: the result would pass for a constant
         raise TypeError("cross_entropy is differentiated twice by autograd, but has first derivatives only")
-    return lambda upstream: _api.cross_entropy_grad(logits, targets, **options, upstream=upstream)
+    return lambda upstream: cross_entropy_grad(logits, targets, **options, upstream=upstream)
 
 
 defvjp(_cross_entropy, _vjp, argnums=(0,))

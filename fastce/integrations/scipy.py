@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _api
+from .. import CrossEntropyLoss, cross_entropy_with_grad
 
 __all__ = ["softmax_regression"]
 
@@ -72,7 +72,7 @@ def softmax_regression(
         raise ValueError(f"features has shape {features.shape}, expected (rows, columns)")
     if not 0 <= l2 < math.inf:
         raise ValueError(f"l2 is {l2}, expected a finite number >= 0")
-    _api.CrossEntropyLoss(**options)  # complains of unknown names
+    CrossEntropyLoss(**options)  # complains of unknown names
     if "axis" in options:
         raise TypeError("axis is not an option here: the classes are on the last")
     if options.get("reduction") == "none":
@@ -92,7 +92,7 @@ def softmax_regression(
         logits = np.asarray(features @ coef.T)
         if intercept:
             logits += theta[:, columns]
-        loss, residual = _api.cross_entropy_with_grad(logits, targets, **options, out=logits)
+        loss, residual = cross_entropy_with_grad(logits, targets, **options, out=logits)
         grad = np.empty_like(theta)
         grad[:, :columns] = (features.T @ residual).T
         if intercept:

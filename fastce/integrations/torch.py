@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from .. import _api
+from .. import CrossEntropyLoss as NumPyLoss
+from .. import SoftmaxStats, cross_entropy_grad
+from .. import cross_entropy as numpy_cross_entropy
 
 __all__ = ["CrossEntropyLoss", "cross_entropy"]
 
@@ -76,7 +78,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        loss, stats = _api.cross_entropy(logits.numpy(), targets.numpy(), **options, return_stats=True)
+        loss, stats = numpy_cross_entropy(logits.numpy(), targets.numpy(), **options, return_stats=True)
         ctx.options = options
         ctx.save_for_backward(logits, targets, *(torch.as_tensor(array) for array in stats))
         return torch.as_tensor(loss)
@@ -86,9 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the result would pass for a constant
             raise RuntimeError("fastce's cross_entropy has no second derivatives; use torch's where they are needed")
         logits, targets, *stats = (tensor.numpy() for tensor in ctx.saved_tensors)
-        grad = _api.cross_entropy_grad(
-            logits, targets, **ctx.options, upstream=upstream.numpy(), stats=_api.SoftmaxStats(*stats)
-        )
+        grad = cross_entropy_grad(logits, targets, **ctx.options, upstream=upstream.numpy(), stats=SoftmaxStats(*stats))
         return torch.from_numpy(grad), None, None
 
 
@@ -115,7 +115,7 @@ class CrossEntropyLoss(torch.nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        _api.CrossEntropyLoss(**options)  # complains of unknown names here, not at the first call
+        NumPyLoss(**options)  # complains of unknown names here, not at the first call
         self.options = options
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

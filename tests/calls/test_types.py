@@ -39,7 +39,6 @@ ALLOWED = r"""
 fastce\._kernels\.__test__
 fastce\._kernels\.\w+\.__(reduce|setstate)_cython__
 fastce\._kernels\.Targets
-fastce\._api\._float32
 fastce\.integrations\..*
 """
 

@@ -355,37 +355,6 @@ class TestOneHotAndPredictByHand:
         np.testing.assert_array_equal(package.one_hot([[0], [1]], 2), [[[1, 0]], [[0, 1]]])
         np.testing.assert_array_equal(package.one_hot(np.array([0, 0]), 1), [[1], [1]])
 
-    @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i1", "i8", "u1", "?"])
-    def test_rows_of_every_dtype(self, package, dtype):
-        hot = package.one_hot(np.array([1, 0]), 2, dtype=dtype)
-        assert hot.dtype == dtype
-        np.testing.assert_array_equal(hot, [[0, 1], [1, 0]])
-        assert package.one_hot(np.array([1, 0]), 2, dtype=np.dtype(dtype).type).dtype == dtype
-
-    @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
-    @pytest.mark.parametrize("shape", [(4, 5), (1, 5), (0, 5)])
-    def test_axis_is_that_of_the_rows(self, package, shape, axis):
-        labels = np.random.default_rng(1).integers(0, 6, shape)
-        hot = package.one_hot(labels, 6, axis=axis)
-        assert hot.shape == (*shape[: axis % 3], 6, *shape[axis % 3 :])
-        np.testing.assert_array_equal(np.moveaxis(hot, axis, -1), np.eye(6)[labels])
-
-    def test_rows_can_be_written_to(self, package):
-        for axis in (-1, 0):
-            hot = package.one_hot(np.array([1, 0]), 2, axis=axis)
-            hot += 1
-            assert hot.sum() == 6
-
-    @pytest.mark.parametrize("shape", [(0,), (3, 0)])
-    def test_no_labels(self, package, shape):
-        hot = package.one_hot(np.zeros(shape, int), 4)
-        assert hot.shape == (*shape, 4)
-        assert hot.dtype == F32
-
-    @pytest.mark.parametrize("labels, shape", [([], (0, 3)), ((), (0, 3)), ([[], []], (2, 0, 3))], ids=repr)
-    def test_no_labels_in_a_sequence_without_a_dtype(self, labels, shape):
-        assert fastce.one_hot(labels, 3).shape == shape
-
     def test_first_maximum_is_predicted(self, package):
         logits = np.array([[1, 3, 2], [5, 0, 5], [-1, -1, -1], [-INF, -2, -3], [0, -0.0, 0]])
         got = package.predict(logits)

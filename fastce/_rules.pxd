@@ -1,0 +1,163 @@
+# Rules: what each option does to a call. A rule runs only where its option is given; without it a call is what the default
+# in the signature says. _kernels.pyx lists the rules by the names of the options.
+from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO
+from cpython.object cimport PyObject
+from libc.float cimport DBL_MAX, FLT_MAX
+from libc.stdint cimport INT64_MAX, INT64_MIN
+
+from ._arguments cimport (
+    INPUT, MEAN, NONE, OUT, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks, hold,
+    input_dtype, row_shape, set_upstream, take_real,
+)
+from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
+from ._request cimport F32, F64, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+
+
+cdef inline double number(Arguments *a, str name, object value, double least, double most, str expected) except? -1:
+    cdef double x = value if type(value) is float else checks(a).as_number(name, value)
+    if not least <= x <= most:
+        raise ValueError(f"{name} is {x}, expected {expected}")
+    return x
+
+
+cdef inline const double *weights(Arguments *a, int at, object value, str name, bint of_rows) except? NULL:
+    """Finite numbers >= 0, one for each row or each class."""
+    cdef int dtype = take_real(a, at, value, name)
+    cdef const Py_buffer *view = &a.view[at]
+    cdef Py_ssize_t i, n = a.request.rows if of_rows else a.request.classes
+    cdef double largest = FLT_MAX if input_dtype(a) == F32 and not of_rows else DBL_MAX
+    cdef const double *numbers
+    if of_rows and same_shape(view, &a.view[INPUT], a.axes.class_axis):
+        numbers = <const double *>by_row(a, at, dtype, F64)
+    elif not of_rows and view.ndim == 1 and view.shape[0] == n:
+        if dtype != F64 or view.strides[0] != sizeof(double):
+            hold(a, at, checks(a).contiguous(view.obj, checks(a).F64), PyBUF_RECORDS_RO)
+        numbers = <const double *>view.buf
+    else:
+        raise checks(a).weight_shape_error(name, view.obj, row_shape(a) if of_rows else (n,), of_rows)
+    for i in range(n):
+        if not 0 <= numbers[i] <= largest:
+            raise checks(a).weight_error(name, value, checks(a).F32 if largest == FLT_MAX else checks(a).F64)
+    return numbers
+
+
+cdef inline int axis_rule(Arguments *a, object value) except -1:
+    return 0            # `set_input` reads it: the rules of other options need the shape of a row
+
+
+cdef inline int activation_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
+        raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
+    a.request.operation = SOFTMAX_TWO_TERM if value == "softmax" else SIGMOID_TWO_TERM
+    return 0
+
+
+cdef inline int reduction_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {value!r}, expected 'mean', 'sum' or 'none'")
+    a.reduction = MEAN if value == "mean" else SUM if value == "sum" else NONE
+    return 0
+
+
+cdef inline int num_threads_rule(Arguments *a, object value) except -1:
+    a.request.num_threads = 0 if value is None else checks(a).as_threads(value)
+    return 0
+
+
+cdef inline int weight_rule(Arguments *a, object value) except -1:
+    if value is not None:
+        a.request.weight = weights(a, WEIGHT, value, "weight", False)
+    return 0
+
+
+cdef inline int pos_weight_rule(Arguments *a, object value) except -1:
+    if value is not None:
+        if a.request.operation != SIGMOID_TWO_TERM:
+            raise ValueError("pos_weight belongs to activation='sigmoid'")
+        a.request.pos_weight = weights(a, POS_WEIGHT, value, "pos_weight", False)
+    return 0
+
+
+cdef inline int sample_weight_rule(Arguments *a, object value) except -1:
+    if value is not None:
+        a.request.sample_weight = weights(a, SAMPLE_WEIGHT, value, "sample_weight", True)
+    return 0
+
+
+cdef inline int ignore_index_rule(Arguments *a, object value) except -1:
+    if value is not None and type(value) is not int:
+        checks(a).as_index("ignore_index", value)
+    a.ignore_index = <PyObject *>value
+    a.request.has_ignore_index = value is not None and INT64_MIN <= value <= INT64_MAX
+    if a.request.has_ignore_index:
+        a.request.ignore_index = value
+    return 0
+
+
+cdef inline int label_smoothing_rule(Arguments *a, object value) except -1:
+    a.request.label_smoothing = number(a, "label_smoothing", value, 0, 1, "a number in [0, 1]")
+    return 0
+
+
+cdef inline int z_loss_rule(Arguments *a, object value) except -1:
+    a.request.z_loss = number(a, "z_loss", value, 0, DBL_MAX, "a finite number >= 0")
+    return 0
+
+
+cdef inline int normalizer_rule(Arguments *a, object value) except -1:
+    if value is not None:
+        if a.reduction != MEAN:
+            reduction = "sum" if a.reduction == SUM else "none"
+            raise ValueError(f"normalizer is what a mean divides by; reduction is {reduction!r}")
+        a.normalizer = number(a, "normalizer", value, 5e-324, DBL_MAX, "a finite number > 0")
+    return 0
+
+
+cdef inline int upstream_rule(Arguments *a, object value) except -1:
+    if a.reduction == NONE and not isinstance(value, (float, int)):
+        return set_upstream(a, value)
+    a.request.scale = value if type(value) is float else checks(a).as_number("upstream", value)
+    return 0
+
+
+cdef inline int stats_rule(Arguments *a, object value) except -1:
+    cdef int k, dtype
+    if value is None:
+        return 0
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"stats is {type(value).__name__}, expected the SoftmaxStats that the forward returned")
+    for k in range(2):
+        dtype = take_real(a, ROW_MAX + k, value[k], "stats.tail" if k else "stats.row_max")
+        if dtype != input_dtype(a) or not same_shape(&a.view[ROW_MAX + k], &a.view[INPUT], a.axes.class_axis):
+            raise checks(a).stats_error("stats.tail" if k else "stats.row_max", a.view[ROW_MAX + k].obj, row_shape(a),
+                                        a.view[INPUT].obj)
+        by_row(a, ROW_MAX + k, dtype, dtype)
+    a.request.stats_given = True
+    a.request.row_max, a.request.tail = a.view[ROW_MAX].buf, a.view[TAIL].buf
+    return 0
+
+
+cdef inline int out_rule(Arguments *a, object value) except -1:
+    cdef Py_buffer *view = &a.view[OUT]
+    cdef int without = a.axes.class_axis if a.request.operation == LOGSUMEXP else -1
+    cdef bint fits = False
+    if value is None:
+        return 0
+    if type(value) is <object>a.ndarray:
+        try:
+            hold(a, OUT, value, PyBUF_RECORDS)
+            fits = (dtype_of(view) == input_dtype(a) and is_aligned(view) and is_dense(view)
+                    and same_shape(view, &a.view[INPUT], without))
+        except (BufferError, TypeError, ValueError):
+            pass        # read-only, or a dtype that the buffer protocol does not know
+    if not fits:
+        name = <object>a.input_name
+        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a), a.view[INPUT].obj.dtype,
+                            name if without < 0 else f"{name} without its class axis")
+        hold(a, OUT, value, PyBUF_RECORDS)
+    return 0
+
+
+cdef inline int return_stats_rule(Arguments *a, object value) except -1:
+    a.return_stats = value
+    return 0
