@@ -49,16 +49,16 @@ def _problem() -> str | None:
         compiled = _files(sources, COMPILED) | {"_build.py": sources / "_build.py"}
         newer = sorted(name for name, path in compiled.items() if path.stat().st_mtime > built.stat().st_mtime)
         return f"{built} is older than {', '.join(newer)}. Build again:\n{EDITABLE}" if newer else None
-    theirs = _files(package, SOURCES)
+    here, there = _files(sources, SOURCES), _files(package, SOURCES)
+    both = here.keys() & there.keys()
     differ = sorted(
-        name
-        for name, path in _files(sources, SOURCES).items()
-        if name not in theirs or path.read_bytes() != theirs[name].read_bytes()
+        (here.keys() ^ there.keys()) | {name for name in both if here[name].read_bytes() != there[name].read_bytes()}
     )
     if differ:
+        clean = "" if there.keys() <= here.keys() else "    rm -r build  # which holds files of an earlier build\n"
         return (
             f"The fastce installed in {package} was made from other sources than those in {sources}. "
-            f"These files differ: {', '.join(differ)}. Run\n{INSTALL}"
+            f"These files differ: {', '.join(differ)}. Run\n{clean}{INSTALL}"
         )
     return None
 

@@ -81,7 +81,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def compiler_without_openmp(folder: Path) -> str:
-    """A compiler as on a machine without an OpenMP runtime: fails as soon as it is asked for one."""
+    """A compiler that fails when it is asked for OpenMP, as on a machine without an OpenMP runtime."""
     script = folder / "cc-without-openmp"
     script.write_text('#!/bin/sh\nfor arg; do [ "$arg" = -fopenmp ] && exit 1; done\nexec cc "$@"\n')
     script.chmod(0o755)
@@ -119,7 +119,7 @@ def test_build_is_refused_with_the_reason_before_anything_is_compiled(
         "-Ofast",
         "-g -Ofast -O2",
         "--optimize=fast",
-        "-ffast-math -fno-fast-math",  # gcc links crtfastmath.o for the first, whatever comes after it
+        "-ffast-math -fno-fast-math",  # gcc links crtfastmath.o in spite of the second
         "--fast-math",
         "-Wp,-ffast-math",
         "-Wl,-O1,-ffast-math",
@@ -185,7 +185,7 @@ def test_harmful_flags_from_the_interpreters_own_build_are_found(
         build.check_flags("fastce", Compiler())
 
 
-def test_own_flags_pass_the_own_check(build: ModuleType, clean_environment: pytest.MonkeyPatch) -> None:
+def test_the_flags_of_fastce_pass_its_check(build: ModuleType, clean_environment: pytest.MonkeyPatch) -> None:
     clean_environment.setenv("CFLAGS", " ".join(build.UNIX_FLAGS + build.MSVC_FLAGS))
     build.check_flags("fastce")
 
@@ -194,7 +194,7 @@ def test_own_flags_pass_the_own_check(build: ModuleType, clean_environment: pyte
 
 
 @unix_compiler
-def test_missing_openmp_is_an_error_where_it_is_insisted_on(copy: Path, tmp_path: Path) -> None:
+def test_missing_openmp_is_an_error_if_it_was_required(copy: Path, tmp_path: Path) -> None:
     out = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
     refused = setup_py(copy, "build_ext", *out, CC=compiler_without_openmp(tmp_path), FASTCE_OPENMP="1")
     assert refused.returncode != 0
@@ -219,7 +219,7 @@ def test_missing_openmp_gives_the_serial_build_and_one_message(
     assert "-fopenmp" not in found.extra_compile_args + found.extra_link_args
 
 
-# Touches what has its own path in the package: losses of both dtypes, gradients, masked and ignored rows, a wide row.
+# Different ways through the package: losses of both dtypes, gradients, masked and ignored rows, a wide row.
 RESULTS = """
 import hashlib, json, numpy as np, fastce
 digest = hashlib.sha256()
@@ -292,7 +292,7 @@ def test_extension_takes_any_package_name_and_is_rebuilt_when_a_header_changes(
     assert {Path(path).as_posix() for path in ext.depends} >= headers | {"fastce/_build.py"}
 
 
-# setup.py, stopped before it builds: what it passed to setuptools.
+# Prints what setup.py passes to setuptools, instead of building.
 PLAN = """
 import json, sysconfig
 if {free_threaded}:
@@ -353,5 +353,5 @@ def test_metadata_has_the_version_of_the_source_and_needs_only_numpy() -> None:
     assert [line.partition(">")[0] for line in required] == ["numpy"]
 
 
-def test_the_licence_travels_with_the_folder() -> None:
+def test_the_folder_has_its_own_copy_of_the_licence() -> None:
     assert (CHECKOUT / "fastce" / "LICENSE").read_bytes() == (CHECKOUT / "LICENSE").read_bytes()

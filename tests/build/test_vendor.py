@@ -29,7 +29,7 @@ README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def shown(language: str) -> str:
-    """README's block in that language, of which there is one."""
+    """The only block of the README in that language."""
     (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
     return block
 
@@ -88,7 +88,7 @@ def copy_folder(to: Path) -> None:
 
 @pytest.fixture(scope="module", params=list(PYPROJECT))
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a host is installed."""
+    """The folder in which a host is installed, built by each backend."""
     backend: str = request.param
     for module in ("pip", BACKEND[backend]):
         if not is_installed(module):
@@ -118,7 +118,7 @@ def python(site: Path, script: str, *, imports: str = IMPORTS, **environment: st
     return json.loads(out.splitlines()[-1])
 
 
-def test_the_installed_copy_is_the_folder_unchanged(site: Path) -> None:
+def test_the_installed_copy_is_the_same_folder(site: Path) -> None:
     mine = {path.relative_to(PACKAGE): path for path in PACKAGE.rglob("*") if path.is_file()}
     theirs = {path.relative_to(site / CE): path for path in (site / CE).rglob("*") if path.is_file()}
     sources = [name for name in mine if "__pycache__" not in name.parts and name.suffix not in (".so", ".pyd", ".c")]
@@ -186,7 +186,7 @@ def test_each_copy_obeys_the_environment(site: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork does not exist on this platform")
 def test_a_forked_child_uses_both(site: Path) -> None:
-    """Both have used OpenMP's pool before, which does not survive the fork. An alarm kills a child that hangs."""
+    """Both have used OpenMP's pool, which does not survive a fork. The alarm ends a child that hangs."""
     same = python(
         site,
         """
@@ -230,7 +230,7 @@ def test_core_tests_pass_through_the_copy(site: Path, file: str, tmp_path: Path)
     options = ["-q", "-p", "vendored", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull]
     options += ["--import-mode=importlib", "-o", f"pythonpath={TESTS}", "-W", "error", "--verbosity=0"]
     said = run(sys.executable, "-m", "pytest", *options, str(TESTS / file), cwd=tmp_path, PYTHONPATH=path)
-    assert str(site / CE) in said, "not the copy was tested"
+    assert str(site / CE) in said, "the tests did not test the copy"
     assert " passed" in said
 
 

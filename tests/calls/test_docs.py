@@ -1,4 +1,4 @@
-"""What the documentation promises: every example runs, and every public name says what it takes, returns and raises."""
+"""The documentation: every example runs, and every docstring says what the function takes, returns and raises."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ METHODS, REFERENCE_METHODS = (
 EXAMPLES = {**PUBLIC, **METHODS, **REFERENCE, **REFERENCE_METHODS}
 INTEGRATIONS = sorted(path.stem for path in (Path(fastce.__file__).parent / "integrations").glob("[!_]*.py"))
 
-# What numpydoc's validator is not asked for; all its other checks are.
+# Checks of numpydoc's validator that are left out, with the reason.
 NOT_CHECKED = {
-    "ES01": "no extended summary: what one line cannot say is in the parameters and the notes",
-    "SA01": "no See Also: it stands where there is a neighbour worth knowing, not everywhere",
-    "RT02": "results have names, because the formulas in the notes use them",
-    "SS05": "summaries are noun phrases as a rule, and the check takes a plural for a verb: Probabilities",
+    "ES01": "no extended summary: details are in the parameters and the notes",
+    "SA01": "no See Also: only some functions have related ones",
+    "RT02": "results have names, which the formulas in the notes use",
+    "SS05": "the check takes a plural noun, such as Probabilities, for a verb",
 }
-# fastce.reference is written to be read beside its twin, which describes the same parameters and results.
-SAID_BY_THE_TWIN = {"PR01", "RT01"}
+# The functions of fastce describe the same parameters and results as those of fastce.reference.
+DESCRIBED_IN_FASTCE = {"PR01", "RT01"}
 
 
 def documentation(thing: Any) -> str:
@@ -47,19 +47,19 @@ def documentation(thing: Any) -> str:
 
 
 def sections(thing: Any) -> dict[str, str]:
-    """numpydoc's: a title, underlined."""
+    """The sections of a docstring, by title."""
     parts = re.split(r"^(\w[\w ]*)\n-{3,}$", documentation(thing), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def documented_names(section: str) -> set[str]:
-    """`a, b : type` and `a` at the left margin."""
+    """The names at the left margin, as in `a, b : type` and `a`."""
     lines = [line.split(" : ")[0] for line in section.splitlines() if re.match(r"[*\w]", line)]
     return {name.strip().lstrip("*") for line in lines for name in line.split(",")}
 
 
 def python_blocks(text: str) -> list[tuple[int, str]]:
-    """The README's, with the number of lines before them, so that a traceback points there."""
+    """Each block with the number of lines before it, so that a traceback shows the right line."""
     found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
 
@@ -76,7 +76,7 @@ def test_examples_of_the_docstrings(name: str) -> None:
 
 
 def public_names(module: str) -> list[str]:
-    """Functions, classes and their methods, as numpydoc's validator looks them up."""
+    """The full names of functions, classes and methods, as numpydoc's validator takes them."""
     there = importlib.import_module(module)
     names = []
     for name in there.__all__:
@@ -97,7 +97,7 @@ def complaints(name: str, not_checked: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("module", ["fastce", "fastce.reference"])
 def test_docstrings_are_complete(module: str) -> None:
-    not_checked = {*NOT_CHECKED, *(SAID_BY_THE_TWIN if module == "fastce.reference" else ())}
+    not_checked = {*NOT_CHECKED, *(DESCRIBED_IN_FASTCE if module == "fastce.reference" else ())}
     names = public_names(module)
     assert len(names) >= 14
     assert [text for name in names for text in complaints(name, not_checked)] == []
@@ -105,8 +105,8 @@ def test_docstrings_are_complete(module: str) -> None:
 
 @pytest.mark.parametrize("name", INTEGRATIONS)
 def test_docstrings_of_integrations_are_complete(name: str) -> None:
-    """Their examples run in test_integrations.py."""
-    if name in ("autograd", "torch"):  # which import their library
+    """Their examples run in tests/peers/test_integrations.py."""
+    if name in ("autograd", "torch"):  # these import their library
         pytest.importorskip(name, reason=f"{name} is not installed")
     names = public_names(f"fastce.integrations.{name}")
     assert names
@@ -161,7 +161,7 @@ def test_the_reference_has_the_same_signatures() -> None:
 
 
 def test_readme_examples_run_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one session, as a reader would type them. Prompts (>>>) are compared with what the README shows."""
+    """In one session. Results of prompts (>>>) are compared with what the README shows."""
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks(README.read_text(encoding="utf-8"))
     assert blocks

@@ -23,7 +23,7 @@ import pytest
 import fastce
 
 HERE = Path(__file__).resolve().parent
-CHECKOUT = HERE.parent
+CHECKOUT = HERE.parents[1]
 PACKAGE = Path(fastce.__file__).resolve().parent
 SAMPLE = HERE / "typing_sample.py"
 TIME_LIMIT = 300  # seconds; about ten without mypy's cache

@@ -305,7 +305,7 @@ def test_gradient_and_hessian_are_exact_however_confident_the_scores(
     w = weight.astype(dtype).astype(LD)[:, None]
 
     found = sklearn_multiclass(labels.astype(np.float32), scores, weight if weighted else None)
-    # An exponential's error grows with its exponent, that of a sum of them with the one that weighs most.
+    # The error of an exponential grows with its exponent. The error of a sum is mostly that of its largest term.
     distance = x.max(axis=1, keepdims=True) - x
     runner_up = np.where(distance == 0, np.inf, distance).min(axis=1, keepdims=True)
     distance = np.where(distance == 0, np.where(np.isfinite(runner_up), runner_up, 0), distance)

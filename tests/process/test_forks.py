@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scripts import PRELUDE, needs_fork, needs_openmp, needs_proc
 
-# A child that hangs is killed by its alarm, which the parent sees in its exit status.
+# The alarm ends a child that hangs. The parent sees that in the exit status.
 FORK = f"""{PRELUDE}
 import signal
 
@@ -36,7 +36,7 @@ EXPECTED = result(num_threads=2)
 def test_forked_child_of_a_process_that_used_threads_computes_the_same(run: Callable[..., Any], options: str) -> None:
     threads, said = run(
         f"""
-        threads = os_threads()  # OpenMP's pool is alive, so a child that relied on it would wait for ever
+        threads = os_threads()  # OpenMP's pool is alive here. A child that relied on it would wait for ever.
         report([threads, in_child(lambda: result({options}))])
         """,
         prelude=FORK,

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from scripts import CONFIG
 
-# Errors against long double, as multiples of the contract's bounds: (4 + distance from the row's maximum) * eps for the
-# gradient off the label. The confident rows' loss is exp(-40) * 32, and would be 0 if it were formed by subtraction.
+# Reports the largest error against long double, as a multiple of the contract's bound. That bound is
+# (4 + distance from the row's maximum) * eps for the gradient at other classes than the label. The loss of the
+# confident rows is 32*exp(-40). A subtraction would give 0.
 ACCURACY = """
 worst = 0.0
 eps = np.finfo(np.float32).eps

@@ -1,6 +1,6 @@
-"""fastce beside libraries that bring an OpenMP runtime of their own: a wheel of fastce carries a copy of libgomp, so do
-those of scikit-learn and PyTorch, and all of them are alive in one process. Each test runs in a fresh interpreter with
-a time limit, since what goes wrong between runtimes is a hang, an abort, or silently wrong numbers."""
+"""fastce beside libraries that bring their own OpenMP runtime. A wheel of fastce carries a copy of libgomp. The wheels
+of scikit-learn and PyTorch carry copies too, and all of them run in one process. Runtimes that disturb each other hang,
+abort, or give wrong numbers, so each test runs in a fresh interpreter with a time limit."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ pytestmark = [
 needs_proc = pytest.mark.skipif(not os.path.isfile("/proc/self/maps"), reason="reads Linux's /proc/self/maps")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork does not exist on this platform")
 
-# Every use imports its library when first called and computes on two threads. fastce's results are the same to the bit
-# for every number of threads, so those of one thread, which opens no parallel region, are what is expected of it.
+# Each function imports its library when it is first called, and computes on two threads. The results of fastce are the
+# same to the bit for every number of threads. The expected ones are those of one thread, without a parallel region.
 PRELUDE = """
 import json, os, signal, sys, threading
 import numpy as np
@@ -70,7 +70,7 @@ def check(name, result):
 
 def in_child(function):
     if (pid := os.fork()) == 0:
-        signal.alarm(20)  # a child that hangs is killed, which its status tells
+        signal.alarm(20)  # ends a child that hangs
         try:
             function()
             os._exit(0)
@@ -107,7 +107,7 @@ def run(tmp_path: Path, order: tuple[str, ...], script: str) -> Any:
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
 def test_results_stay_right_whoever_comes_first(tmp_path: Path, order: tuple[str, ...]) -> None:
-    """In turns, all at once from Python's threads, in turns again; then, where there is fork, in a child."""
+    """In turns, then all at once from several threads of Python, then in a forked child, then in turns again."""
     script = """
         results = [(name, USE[name]()) for name in ORDER]  # each library is loaded here, in this order
         EXPECTED = use_fastce(threads=1)
@@ -145,7 +145,7 @@ def test_results_stay_right_whoever_comes_first(tmp_path: Path, order: tuple[str
     "order", [("fastce", "sklearn"), ("sklearn", "fastce"), ("torch", "sklearn", "fastce")], ids="-".join
 )
 def test_limits_set_from_outside_reach_the_runtime_that_fastce_uses(tmp_path: Path, order: tuple[str, ...]) -> None:
-    """threadpoolctl finds fastce's runtime among the others, sets its limit, and fastce's automatic choice follows."""
+    """threadpoolctl finds the runtime of fastce among the others and sets its limit. The automatic choice obeys it."""
     pytest.importorskip("threadpoolctl", reason="threadpoolctl is what sets the limits here")
     script = """
         import ctypes
@@ -155,7 +155,7 @@ def test_limits_set_from_outside_reach_the_runtime_that_fastce_uses(tmp_path: Pa
         import fastce
         from fastce import _kernels
 
-        # The runtime that this very module is linked to, whatever its file is called: dlsym looks there, dladdr tells.
+        # The file of the runtime that this module is linked to: dlsym finds the function, dladdr the file.
         function = ctypes.cast(ctypes.CDLL(_kernels.__file__).omp_get_max_threads, ctypes.c_void_p)
         answer = (ctypes.c_void_p * 4)()
         assert ctypes.CDLL(None).dladdr(function, answer)

@@ -26,7 +26,7 @@ new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(json.dumps(sorted(new - sys.stdlib_module_names)))
 """,
     )
-    # Cython registers modules of its own for the types that its extensions share; they are not imported from anywhere.
+    # Cython registers modules for the types that its extensions share. They have no files.
     assert [name for name in new if not re.fullmatch(r"_?cython_[\w.]+", name)] == ["fastce"]
 
 
@@ -94,7 +94,7 @@ import ctypes, mmap
 libc, PAGE = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
 
 def between(a, at_end):
-    \"""A copy that ends, or begins, where a page does beside which no access is allowed.\"""
+    \"""A copy at the end or at the begin of pages, between two pages that must not be accessed.\"""
     inside = max(1, -(-a.nbytes // PAGE)) * PAGE
     memory = mmap.mmap(-1, inside + 2 * PAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -139,5 +139,5 @@ report("kept within")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="sets the protection of pages by mprotect")
 @pytest.mark.parametrize("isa", CONFIG["isa_available"])
 def test_nothing_beside_the_arrays_is_touched(run: Callable[..., Any], isa: str) -> None:
-    """Vectors reach over the ends of rows; here an access beside an array would end the process."""
+    """Vectors may reach over the end of a row, but not over the end of the array: that would end the process."""
     assert run(PAGES, FASTCE_ISA=isa) == "kept within"

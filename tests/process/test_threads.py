@@ -34,8 +34,8 @@ def test_concurrent_callers_get_what_one_caller_gets(run: Callable[..., Any], op
 
 
 def test_calls_release_the_gil(run: Callable[..., Any]) -> None:
-    # With an endless switch interval the other thread runs only when this one lets go of the GIL by itself: it wakes
-    # before the call has ended, or, were the GIL kept, after it.
+    # Python does not switch threads within this switch interval. The other thread wakes when this one releases the GIL:
+    # during the call, or after it if the call keeps the GIL.
     woken, begun, ended = run(
         """
         import threading, time
@@ -63,7 +63,7 @@ def test_calls_release_the_gil(run: Callable[..., Any]) -> None:
 # How many threads are used
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Every entry of a parallel region in libgomp and libomp, replaced by the end of the process.
+# The functions of libgomp and libomp that begin a parallel region. Here each ends the process.
 NO_PARALLEL_REGION = """
 #include <unistd.h>
 #define ENDS(name) void name(void) { _exit(77); }
@@ -95,7 +95,7 @@ def test_one_thread_opens_no_parallel_region(run: Callable[..., Any], tmp_path: 
         result(num_threads=1, reduction="none")
         _, stats = fastce.cross_entropy(BIG, LABELS, num_threads=1, return_stats=True)
         fastce.cross_entropy_grad(BIG, LABELS, num_threads=1, stats=stats)
-        fastce.cross_entropy_with_grad(BIG[:32, :10], LABELS[:32] % 10)  # small work: one thread by itself
+        fastce.cross_entropy_with_grad(BIG[:32, :10], LABELS[:32] % 10)  # little work: automatically one thread
         report("no region")
         """,
             LD_PRELOAD=str(library),
@@ -202,7 +202,7 @@ def test_automatic_choice_obeys_threadpoolctl(run: Callable[..., Any]) -> None:
     ) == [0, 1]
 
 
-# A control group as fastce finds it at import: these files stand for the real ones.
+# Replaces the files of the control group that fastce reads when it is imported.
 CONTROL_GROUP = """
 import builtins, io
 files, real_open = {files!r}, builtins.open
