@@ -79,7 +79,7 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
     """base of row i, n classes from class j on, contiguous; NULL for ones."""
     cdef const Matrix *targets = &job.request.targets
     cdef const char *src
-    cdef const floating *weight = <const floating *>job.weight
+    cdef const floating *weight = NULL
     if job.plan.base_kind == CE_ONES:
         return NULL
     if job.plan.base_kind == CE_BY_CLASS:
@@ -88,9 +88,9 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
     if job.plan.targets_ready:
         return <const floating *>src
     gather(targets.dtype, src, targets.class_stride, n, scratch, 1)
+    if job.weight != NULL:
+        weight = (<const floating *>job.weight) + j
     if job.plan.hot != 1 or job.plan.uniform != 0 or weight != NULL:
-        if weight != NULL:
-            weight += j
         job.plan.primitives.row_affine(scratch, weight, n, job.plan.hot, job.plan.uniform)
     return scratch
 
