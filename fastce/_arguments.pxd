@@ -70,10 +70,18 @@ cdef inline int take(Arguments *a, int at, object value) except -1:
     return dtype
 
 
+cdef inline int take_converted(Arguments *a, int at, object array, str name) except -1:
+    """The same for an array that _checks.py has made, which cannot be anything else."""
+    cdef int dtype = take(a, at, array)
+    if dtype == NO_DTYPE:
+        raise TypeError(f"{name} has dtype {array.dtype}, which cannot be read")
+    return dtype
+
+
 cdef inline int take_real(Arguments *a, int at, object value, str name) except -1:
     """Hold an array-like of any real dtype, converted if it must be."""
     cdef int dtype = take(a, at, value)
-    return dtype if dtype != NO_DTYPE else take(a, at, checks(a).as_real(name, value))
+    return dtype if dtype != NO_DTYPE else take_converted(a, at, checks(a).as_real(name, value), name)
 
 
 cdef inline int set_matrix(Arguments *a, int at, int dtype, Matrix *m) except -1:
@@ -118,7 +126,7 @@ cdef inline int set_input(Arguments *a, object value, PyObject *axis) except -1:
     cdef Request *r = &a.request
     if dtype != F32 and dtype != F64 and (dtype == NO_DTYPE or not a.integers):
         value = checks(a).as_logits(name, value, a.integers)
-        dtype = take(a, INPUT, value)
+        dtype = take_converted(a, INPUT, value, name)
     if view.ndim == 0:
         raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
     at = view.ndim - 1 if axis == NULL else checks(a).as_axis(<object>axis, view.ndim)
@@ -160,7 +168,8 @@ cdef inline int set_upstream(Arguments *a, object value) except -1:
         raise checks(a).upstream_error(view.obj, a.view[INPUT].obj.shape if by_class else row_shape(a),
                                      a.is_product)
     if dtype != wanted:
-        dtype = take(a, UPSTREAM, checks(a).converted(view.obj, checks(a).F32 if wanted == F32 else checks(a).F64))
+        array = checks(a).converted(view.obj, checks(a).F32 if wanted == F32 else checks(a).F64)
+        dtype = take_converted(a, UPSTREAM, array, "upstream")
     return set_matrix(a, UPSTREAM, dtype, &a.request.upstream)
 
 # --- What follows from the arguments -------------------------------------------------------------------------------------
@@ -173,7 +182,7 @@ cdef inline int set_denominator(Arguments *a) except -1:
         ignored = r.ignore_index if a.ignore_index == NULL else <object>a.ignore_index
         if r.labels.dtype == U64 and not r.has_ignore_index and ignored is not None:    # int64 does not hold it
             array = checks(a).as_int64(a.view[TARGETS].obj, ignored)
-            set_matrix(a, INT64_LABELS, take(a, INT64_LABELS, array), &r.labels)
+            set_matrix(a, INT64_LABELS, take_converted(a, INT64_LABELS, array, "targets"), &r.labels)
             r.ignore_index, r.has_ignore_index = -1, True
         r.counted = counted_labels(&r.labels, r.rows, r.classes, r.ignore_index, r.has_ignore_index)
         if r.counted < 0:

@@ -1,9 +1,10 @@
+# cython: cdivision=True
 # Between arrays and scratch: blocks of rows, tiles, labels.
 from cython cimport floating
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from ._job cimport BLOCK, Job, State, Sum, add, own_dtype, set_sum, value
+from ._job cimport Job, State, Sum, add, own_dtype, set_sum, value
 from ._primitives cimport CE_BY_CLASS, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
 from ._request cimport F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request
 
@@ -96,7 +97,7 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
     """base of row i, n classes from class j on, contiguous; NULL for ones."""
     cdef const Matrix *targets = &job.request.targets
     cdef const char *src
-    cdef const floating *weight = NULL
+    cdef const floating *weight = NULL if job.weight == NULL else (<const floating *>job.weight) + j
     if job.plan.base_kind == CE_ONES:
         return NULL
     if job.plan.base_kind == CE_BY_CLASS:
@@ -105,8 +106,6 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
     if job.plan.targets_ready:
         return <const floating *>src
     gather(targets.dtype, src, targets.class_stride, n, scratch, 1)
-    if job.weight != NULL:
-        weight = (<const floating *>job.weight) + j
     if job.plan.hot != 1 or job.plan.uniform != 0 or weight != NULL:
         job.plan.primitives.row_affine(scratch, weight, n, job.plan.hot, job.plan.uniform)
     return scratch
@@ -178,7 +177,7 @@ cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t 
 
 # --- Labels ------------------------------------------------------------------------------------------------------------
 
-cdef inline bint labels_lie_ready(const Matrix *labels) noexcept nogil:
+cdef inline bint labels_ready(const Matrix *labels) noexcept nogil:
     return labels.dtype == I64 and labels.row_stride == sizeof(int64_t) and labels.blocks == NULL
 
 
@@ -186,16 +185,15 @@ cdef inline const int64_t *labels_at(const Matrix *labels, Py_ssize_t i, Py_ssiz
                                      int64_t *scratch) noexcept nogil:
     """n labels from row i on, as contiguous int64: where they lie, or converted into scratch."""
     cdef Py_ssize_t p = 0, run
-    if labels_lie_ready(labels):
+    if labels_ready(labels):
         return <const int64_t *>labels.data + i
     while p < n:
         run = evenly_spaced(labels, i + p, n - p)
         gather(labels.dtype, row_at(labels, i + p), labels.row_stride, run, scratch + p, 1)
         p += run
-    if labels.dtype == U64:
-        for p in range(n):
-            if scratch[p] < 0:      # more than int64 holds: no class, and not ignored either
-                scratch[p] = -2 if ignore_index == -1 else -1
+    for p in range(n if labels.dtype == U64 else 0):
+        if scratch[p] < 0:          # more than int64 holds: no class, and not ignored either
+            scratch[p] = -2 if ignore_index == -1 else -1
     return scratch
 
 
@@ -203,15 +201,14 @@ cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_
                                       bint has_ignore_index) noexcept nogil:
     """How many labels are not ignored; -1 if one of those is outside [0, classes)."""
     cdef int64_t scratch[512]
-    cdef Py_ssize_t i = 0, n, count, counted = 0
-    while i < rows:
-        n = rows - i if labels_lie_ready(labels) else min(rows - i, 512)
-        count = ce_chosen_f32.count_labels(labels_at(labels, i, n, ignore_index, scratch), n, classes, ignore_index,
-                                           has_ignore_index)
+    cdef Py_ssize_t i, n = rows if labels_ready(labels) else 512, count, counted = 0
+    for i from 0 <= i < rows by n:
+        count = min(n, rows - i)
+        count = ce_chosen_f32.count_labels(labels_at(labels, i, count, ignore_index, scratch), count, classes,
+                                           ignore_index, has_ignore_index)
         if count < 0:
             return -1
         counted += count
-        i += n
     return counted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -253,8 +254,8 @@ class CrossEntropyLoss:
 
     Parameters
     ----------
-    **options
-        Those of `cross_entropy` except `return_stats`.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
+        As in `cross_entropy`.
 
     Raises
     ------
@@ -280,8 +281,8 @@ class CrossEntropyLoss:
 
     def __init__(self, **options: Any) -> None:
         self._options = self._checked(options)
-        self._forward = partial(cross_entropy, return_stats=True, **options)
-        self._grad = partial(cross_entropy_grad, **options)
+        self._forward: Callable[..., Any] = partial(cross_entropy, return_stats=True, **options)
+        self._grad: Callable[..., Any] = partial(cross_entropy_grad, **options)
         self._saved: tuple[Any, ...] | None = None
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -359,4 +360,5 @@ class CrossEntropyLoss:
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
         grad, logits, targets, stats = self._saved
-        return grad(logits, targets, upstream=upstream, out=out, stats=stats)
+        result: Array = grad(logits, targets, upstream=upstream, out=out, stats=stats)
+        return result

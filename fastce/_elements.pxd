@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # Operations that are computed element by element in one or a few passes over each row: products with the Jacobians of
 # softmax and log-softmax, and the two-term forms.
 from cython cimport floating
@@ -22,18 +23,16 @@ cdef inline void jacobian_row(const Job *job, Py_ssize_t i, floating *scratch) n
     cdef const floating *u
     cdef floating *dst
     cdef bint of_log = job.request.operation == LOG_SOFTMAX_GRAD
-    cdef Py_ssize_t j = 0, n
+    cdef Py_ssize_t j, n
     cdef Sum total
     cdef double zero = 0, minus_one = -1, minus_sum
     set_sum(&total, 0)
-    while j < job.request.classes:
+    for j from 0 <= j < job.request.classes by BLOCK:
         n = min(job.request.classes - j, BLOCK)
         u = block(&job.request.upstream, i, j, n, scratch + BLOCK)
         add(&total, f.row_sum(u, n) if of_log else f.row_dot(u, block(&job.request.y, i, j, n, scratch), n))
-        j += n
     minus_sum = -value(&total)
-    j = 0
-    while j < job.request.classes:
+    for j from 0 <= j < job.request.classes by BLOCK:
         n = min(job.request.classes - j, BLOCK)
         y = block(&job.request.y, i, j, n, scratch)
         u = block(&job.request.upstream, i, j, n, scratch + BLOCK)
@@ -43,74 +42,75 @@ cdef inline void jacobian_row(const Job *job, Py_ssize_t i, floating *scratch) n
         else:
             f.row_scale(y, u, dst, n, value(&total))
         store_block(job, i, j, n, dst)
-        j += n
 
 
 # --- Two-term forms ----------------------------------------------------------------------------------------------------
 
-cdef inline void two_term_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, double *x, double *a,
-                                double *b) noexcept nogil:
-    """Logits, and the factors a = weight*pos_weight*c of -log(p) and b = weight*(1 - c) of -log(1 - p)."""
+cdef struct Elements:
+    # Logits of a block, and the factors a = weight*pos_weight*c of -log(p) and b = weight*(1 - c) of -log(1 - p).
+    Py_ssize_t n
+    double x[TWO_TERM_BLOCK]
+    double a[TWO_TERM_BLOCK]
+    double b[TWO_TERM_BLOCK]
+
+
+cdef inline void load_elements(const Job *job, Py_ssize_t i, Py_ssize_t j, Elements *e) noexcept nogil:
+    """Row i from class j on."""
     cdef const Matrix *logits = &job.request.logits
     cdef const Matrix *targets = &job.request.targets
     cdef const double *weight = job.request.weight
     cdef const double *pos_weight = job.request.pos_weight
     cdef Py_ssize_t k
     cdef double c
-    gather(logits.dtype, row_at(logits, i) + j*logits.class_stride, logits.class_stride, n, x, 1)
-    gather(targets.dtype, row_at(targets, i) + j*targets.class_stride, targets.class_stride, n, a, 1)
-    for k in range(n):
-        c = a[k]
-        b[k] = 1 - c
+    e.n = min(job.request.classes - j, TWO_TERM_BLOCK)
+    gather(logits.dtype, row_at(logits, i) + j*logits.class_stride, logits.class_stride, e.n, e.x, 1)
+    gather(targets.dtype, row_at(targets, i) + j*targets.class_stride, targets.class_stride, e.n, e.a, 1)
+    for k in range(e.n):
+        c = e.a[k]
+        e.b[k] = 1 - c
         if pos_weight != NULL:
-            a[k] = c*pos_weight[j + k]
+            e.a[k] = c*pos_weight[j + k]
         if weight != NULL:
-            a[k] *= weight[j + k]
-            b[k] *= weight[j + k]
+            e.a[k] *= weight[j + k]
+            e.b[k] *= weight[j + k]
 
 
 cdef inline double sigmoid_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
     """Row i of the two-term form of independent classes. Returns the sum of its losses."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const Matrix *upstream = &job.request.upstream
-    cdef double x64[TWO_TERM_BLOCK]
-    cdef double a64[TWO_TERM_BLOCK]
-    cdef double b64[TWO_TERM_BLOCK]
+    cdef bint ready = job.plan.targets_ready
     cdef double sample = 1 if job.request.sample_weight == NULL else job.request.sample_weight[i]
-    cdef const floating *z
     cdef const floating *a = scratch
-    cdef const floating *b = NULL       # 1 - a
+    cdef const floating *b = NULL if ready else scratch + TWO_TERM_BLOCK       # NULL: 1 - a
     cdef floating *grad = NULL
     cdef floating *loss = NULL
     cdef const char *factor
-    cdef Py_ssize_t j = 0, n, k
+    cdef Py_ssize_t step = BLOCK if ready else TWO_TERM_BLOCK, j, n, k
+    cdef Elements e
     cdef Sum total
     set_sum(&total, 0)
-    while j < job.request.classes:
-        n = min(job.request.classes - j, BLOCK if job.plan.targets_ready else TWO_TERM_BLOCK)
-        z = block(&job.request.logits, i, j, n, scratch + BLOCK)
-        if job.plan.targets_ready:
+    for j from 0 <= j < job.request.classes by step:
+        n = min(job.request.classes - j, step)
+        if ready:
             a = block(&job.request.targets, i, j, n, scratch)
         else:
-            two_term_block(job, i, j, n, x64, a64, b64)
-            f.narrow(a64, n, scratch)
-            f.narrow(b64, n, scratch + TWO_TERM_BLOCK)
-            b = scratch + TWO_TERM_BLOCK
+            load_elements(job, i, j, &e)
+            f.narrow(e.a, n, scratch)
+            f.narrow(e.b, n, scratch + TWO_TERM_BLOCK)
         if job.plan.with_grad:
             grad = grad_block(job, i, j, scratch + 2*BLOCK)
         if job.request.losses != NULL:
             loss = (<floating *>job.request.losses) + i*job.request.classes + j
-        add(&total, f.row_sigmoid(z, a, b, n, scale, loss, grad))
-        if loss != NULL and job.request.sample_weight != NULL:
-            for k in range(n):
-                loss[k] = <floating>(loss[k]*sample)
+        add(&total, f.row_sigmoid(block(&job.request.logits, i, j, n, scratch + BLOCK), a, b, n, scale, loss, grad))
+        for k in range(n if loss != NULL and job.request.sample_weight != NULL else 0):
+            loss[k] = <floating>(loss[k]*sample)
         if job.plan.with_grad:
             if upstream.data != NULL:
                 factor = row_at(upstream, i) + j*upstream.class_stride
                 for k in range(n):
                     grad[k] = <floating>(grad[k]*(<const double *>(factor + k*upstream.class_stride))[0])
             store_block(job, i, j, n, grad)
-        j += n
     return sample*value(&total)
 
 
@@ -127,100 +127,85 @@ cdef inline double sigmoid_row(const Job *job, Py_ssize_t i, double scale, float
 cdef struct TwoTermRow:
     Py_ssize_t first_max            # t
     double row_max                  # x_t
-    double second                   # m; -inf if no other class counts
+    double second                   # m
+    bint alone                      # m is -inf: all other classes are masked
+    bint bad                        # the row holds NaN or +inf, or only -inf
     double a                        # a_t
     double b                        # b_t
     double ratio                    # r
     double tail
-    double log_total                # log1p(tail)
     Sum others                      # sum f
     Sum h                           # H
     Sum loss
-    bint bad                        # the row holds NaN or +inf, or only -inf
 
 
 cdef inline void two_term_maxima(const Job *job, Py_ssize_t i, TwoTermRow *row) noexcept nogil:
     """The maximum and the runner-up."""
-    cdef double x[TWO_TERM_BLOCK]
-    cdef double a[TWO_TERM_BLOCK]
-    cdef double b[TWO_TERM_BLOCK]
-    cdef Py_ssize_t j = 0, n, k
+    cdef Elements e
+    cdef Py_ssize_t j, k
     row.first_max, row.row_max, row.second, row.a, row.b, row.bad = -1, -INFINITY, -INFINITY, 0, 0, False
-    while j < job.request.classes:
-        n = min(job.request.classes - j, TWO_TERM_BLOCK)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
-            if x[k] != x[k]:
+    for j from 0 <= j < job.request.classes by TWO_TERM_BLOCK:
+        load_elements(job, i, j, &e)
+        for k in range(e.n):
+            if e.x[k] != e.x[k]:
                 row.bad = True
-            if x[k] > row.row_max:
-                row.second, row.row_max, row.first_max, row.a, row.b = row.row_max, x[k], j + k, a[k], b[k]
-            elif x[k] > row.second:
-                row.second = x[k]
-        j += n
+            if e.x[k] > row.row_max:
+                row.second, row.row_max, row.first_max, row.a, row.b = row.row_max, e.x[k], j + k, e.a[k], e.b[k]
+            elif e.x[k] > row.second:
+                row.second = e.x[k]
     row.bad = row.bad or not isfinite(row.row_max)
-    row.ratio = exp(row.second - row.row_max) if row.second > -INFINITY else 0
+    row.alone = not row.second > -INFINITY
+    row.ratio = 0 if row.alone else exp(row.second - row.row_max)
 
 
 cdef inline void two_term_sums(const Job *job, Py_ssize_t i, TwoTermRow *row) noexcept nogil:
     """The sum f and what follows from it, then H and the loss."""
-    cdef double x[TWO_TERM_BLOCK]
-    cdef double a[TWO_TERM_BLOCK]
-    cdef double b[TWO_TERM_BLOCK]
-    cdef double f, odds, log_odds
-    cdef Py_ssize_t j = 0, n, k
-    cdef bint alone = not row.second > -INFINITY
-    while j < job.request.classes and not alone:
-        n = min(job.request.classes - j, TWO_TERM_BLOCK)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
+    cdef Elements e
+    cdef double f, odds, log_odds, log_total
+    cdef Py_ssize_t j, k
+    for j from 0 <= j < (0 if row.alone else job.request.classes) by TWO_TERM_BLOCK:
+        load_elements(job, i, j, &e)
+        for k in range(e.n):
             if j + k != row.first_max:
-                add(&row.others, exp(x[k] - row.second))
-        j += n
+                add(&row.others, exp(e.x[k] - row.second))
     row.tail = row.ratio*value(&row.others)
-    row.log_total = log1p(row.tail)
-    j = 0
-    while j < job.request.classes:
-        n = min(job.request.classes - j, TWO_TERM_BLOCK)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
+    log_total = log1p(row.tail)
+    for j from 0 <= j < job.request.classes by TWO_TERM_BLOCK:
+        load_elements(job, i, j, &e)
+        for k in range(e.n):
             if j + k != row.first_max:
-                f = 0 if alone else exp(x[k] - row.second)
+                f = 0 if row.alone else exp(e.x[k] - row.second)
                 odds = row.ratio*f/((1 + row.tail) - row.ratio*f)
-                add(&row.h, times(b[k], odds) - a[k])
-                add(&row.loss, times(a[k], (row.row_max - x[k]) + row.log_total))
-                add(&row.loss, times(b[k], log1p(odds)))
-        j += n
-    add(&row.loss, times(row.a, row.log_total))
-    if row.b != 0:              # log(1/tail), also where tail underflows
+                add(&row.h, times(e.b[k], odds) - e.a[k])
+                add(&row.loss, times(e.a[k], (row.row_max - e.x[k]) + log_total))
+                add(&row.loss, times(e.b[k], log1p(odds)))
+    add(&row.loss, times(row.a, log_total))
+    if row.b != 0:                  # log1p(1/tail), also where tail underflows
         log_odds = INFINITY
-        if not alone:
+        if not row.alone:
             log_odds = log1p(1/row.tail) if row.tail > 1e-300 else (row.row_max - row.second) - log(value(&row.others))
         add(&row.loss, row.b*log_odds)
 
 
 cdef inline void two_term_grad(const Job *job, Py_ssize_t i, double scale, const TwoTermRow *row,
                                floating *scratch) noexcept nogil:
-    cdef double x[TWO_TERM_BLOCK]
-    cdef double a[TWO_TERM_BLOCK]
-    cdef double b[TWO_TERM_BLOCK]
-    cdef double f, s = 1 + row.tail, h = value(&row.h), grad
+    cdef Elements e
+    cdef double f, grad, s = 1 + row.tail, h = value(&row.h)
     cdef double common = (row.ratio*(h - row.a) + (row.b/value(&row.others) if row.b != 0 else 0))/s
-    cdef Py_ssize_t j = 0, n, k
-    cdef bint alone = not row.second > -INFINITY, bad = row.bad or (alone and row.b != 0)
-    while j < job.request.classes:
-        n = min(job.request.classes - j, TWO_TERM_BLOCK)
-        two_term_block(job, i, j, n, x, a, b)
-        for k in range(n):
+    cdef Py_ssize_t j, k
+    cdef bint bad = row.bad or (row.alone and row.b != 0)
+    for j from 0 <= j < job.request.classes by TWO_TERM_BLOCK:
+        load_elements(job, i, j, &e)
+        for k in range(e.n):
             if bad:
                 grad = NAN
             elif j + k == row.first_max:
                 grad = (row.b - row.a*row.tail - h)/s
             else:
-                f = 0 if alone else exp(x[k] - row.second)
-                grad = times(b[k], row.ratio*f/(s - row.ratio*f)) - a[k] - times(f, common)
+                f = 0 if row.alone else exp(e.x[k] - row.second)
+                grad = times(e.b[k], row.ratio*f/(s - row.ratio*f)) - e.a[k] - times(f, common)
             scratch[k] = <floating>(scale*grad)
-        store_block(job, i, j, n, scratch)
-        j += n
+        store_block(job, i, j, e.n, scratch)
 
 
 cdef inline double softmax_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
@@ -230,7 +215,7 @@ cdef inline double softmax_row(const Job *job, Py_ssize_t i, double scale, float
     set_sum(&row.others, 0)
     set_sum(&row.h, 0)
     set_sum(&row.loss, 0)
-    row.tail = row.log_total = 0
+    row.tail = 0
     two_term_maxima(job, i, &row)
     if row.bad:
         set_sum(&row.loss, NAN)

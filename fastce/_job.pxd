@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # What the three ways to compute have in common: the plan, the state of rows, and the formulas for both.
 #
 # A row has `classes` logits x. Its state is row_max = max x and tail = sum over j != argmax of exp(x_j - row_max). The

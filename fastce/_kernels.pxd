@@ -3,7 +3,8 @@
 #     from fastce._kernels cimport F32, I64, Request, defaults, matrix, run
 #
 #     cdef double total
-#     cdef Request request = defaults()
+#     cdef Request request
+#     defaults(&request)
 #     request.rows, request.classes = x.shape[0], x.shape[1]
 #     request.logits = matrix(&x[0, 0], F32, x.strides[0], x.strides[1])
 #     request.labels = matrix(&labels[0], I64, labels.strides[0], 0)

@@ -37,11 +37,7 @@ from ._request cimport (
     CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
-from ._rules cimport (
-    activation_rule, axis_rule, ignore_index_rule, label_smoothing_rule, normalizer_rule, num_threads_rule, out_rule,
-    pos_weight_rule, reduction_rule, return_stats_rule, sample_weight_rule, stats_rule, upstream_rule, weight_rule,
-    z_loss_rule,
-)
+from ._rules cimport AXIS, MAX_RULES, Rule, add_rules
 from ._run cimport execute
 
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
@@ -59,37 +55,9 @@ cdef dict OPERATIONS = {
     "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": PREDICT,
 }
 
-ctypedef int (*Rule)(Arguments *a, object value) except -1
-
-cdef enum:
-    AXIS = 0, MAX_RULES = 32
-
-cdef list rule_names = []
 cdef Rule rules[MAX_RULES]
-
-
-cdef int rule(str name, Rule apply) except -1:
-    rules[len(rule_names)] = apply
-    rule_names.append(name)
-    return 0
-
-
-# The rules run in this order.
-rule("axis", axis_rule)
-rule("activation", activation_rule)
-rule("reduction", reduction_rule)
-rule("num_threads", num_threads_rule)
-rule("weight", weight_rule)
-rule("pos_weight", pos_weight_rule)
-rule("sample_weight", sample_weight_rule)
-rule("ignore_index", ignore_index_rule)
-rule("label_smoothing", label_smoothing_rule)
-rule("z_loss", z_loss_rule)
-rule("normalizer", normalizer_rule)
-rule("upstream", upstream_rule)
-rule("stats", stats_rule)
-rule("out", out_rule)
-rule("return_stats", return_stats_rule)
+cdef list rule_names = []
+add_rules(rules, rule_names)
 
 
 @cython.final
@@ -127,7 +95,7 @@ cdef class Call:
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == PREDICT
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
-        a.request = defaults()
+        defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
         set_input(a, second if a.is_product else first, given[AXIS])
         self.input = a.view[INPUT].obj

@@ -2,7 +2,9 @@
 #
 # A row is a position along all axes but the class axis. Rows are counted in the order of the logits' memory, so that a
 # kernel walks any dense array from its first byte to its last, however its axes are ordered.
+from libc.stdint cimport int16_t
 from libc.stdlib cimport malloc
+
 from ._request cimport F32, F64, I8, I16, I32, I64, NO_DTYPE, U8, U16, U32, U64, Matrix
 
 
@@ -24,27 +26,27 @@ cdef struct Span:
     size_t end
 
 
+cdef inline bint is_native(char byte_order) noexcept nogil:
+    cdef int16_t one = 1
+    cdef bint little_endian = (<const char *>&one)[0] == 1
+    return byte_order == b"@" or byte_order == b"=" or (byte_order == b"<" and little_endian) or (
+        byte_order == b">" and not little_endian)
+
+
 cdef inline int dtype_of(const Py_buffer *a) noexcept nogil:
     """The dtype of a buffer in native byte order; NO_DTYPE for any other kind of buffer. Bools are U8."""
-    cdef char code = a.format[0]
-    if a.format[1] != 0:
+    cdef const char *format = a.format + 1 if is_native(a.format[0]) else a.format
+    cdef char code = format[0]
+    if code == 0 or format[1] != 0:
         return NO_DTYPE
     if code == b"f":
         return F32
     if code == b"d":
         return F64
-    if code == b"b":
-        return I8
-    if code == b"B" or code == b"?":
-        return U8
-    if code == b"h":
-        return I16
-    if code == b"H":
-        return U16
-    if code == b"i" or code == b"l" or code == b"q":
-        return I32 if a.itemsize == 4 else I64
-    if code == b"I" or code == b"L" or code == b"Q":
-        return U32 if a.itemsize == 4 else U64
+    if code == b"b" or code == b"h" or code == b"i" or code == b"l" or code == b"q":
+        return I8 if a.itemsize == 1 else I16 if a.itemsize == 2 else I32 if a.itemsize == 4 else I64
+    if code == b"B" or code == b"H" or code == b"I" or code == b"L" or code == b"Q" or code == b"?":
+        return U8 if a.itemsize == 1 else U16 if a.itemsize == 2 else U32 if a.itemsize == 4 else U64
     return NO_DTYPE
 
 

@@ -1,7 +1,7 @@
 # What a call asks for. Nothing here depends on how it is computed, so other modules can cimport it (through _kernels.pxd).
 #
-# A request is made by `defaults()`, which also stores its size: `run` refuses a request that was compiled against another
-# version of this file. Then set `operation`, `rows`, `classes` and the matrices that the operation reads and writes.
+# `defaults(&request)` starts a request. It stores the size, because `run` refuses a request that was compiled against
+# another version of this file. Then set `operation`, `rows`, `classes` and the matrices that the operation reads and writes.
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -63,15 +63,11 @@ cdef struct Request:
     void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
 
 
-cdef inline Request defaults() noexcept nogil:
-    """A request with the default options of fastce.cross_entropy, for the sum of the losses: no inputs, no outputs."""
-    cdef Request request
-    memset(&request, 0, sizeof(request))
-    request.size = sizeof(request)
-    request.operation = CROSS_ENTROPY
+cdef inline void defaults(Request *request) noexcept nogil:
+    """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""
+    memset(request, 0, sizeof(request[0]))
+    request.size, request.operation, request.scale = sizeof(request[0]), CROSS_ENTROPY, 1
     request.ignore_index, request.has_ignore_index, request.counted = -100, True, -1
-    request.scale = 1
-    return request
 
 
 cdef inline Matrix matrix(const void *data, int dtype, Py_ssize_t row_stride, Py_ssize_t class_stride) noexcept nogil:

@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # Rows: vectors along the classes. A long row is cut into blocks that stay in the cache, so that a forward reads each logit
 # from memory once, and a gradient is computed from logits that are still near.
 from cython cimport floating
@@ -79,7 +80,7 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
     cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT, given = job.request.stats_given
     # Where the maximum is matters only if its target may be large too. Of labels without weights, only the label's is.
     cdef bint find_max = by_element or job.plan.weighted_smoothing
-    cdef Py_ssize_t j = 0, n, k
+    cdef Py_ssize_t j, n, k
     cdef RowSums sums
     cdef double x_label
     sums.row_max = -INFINITY
@@ -91,7 +92,7 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
     if given:
         sums.row_max = (<const floating *>job.request.row_max)[i]
         set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
-    while j < job.request.classes and (find_max or not given):
+    for j from 0 <= j < (job.request.classes if find_max or not given else 0) by BLOCK:
         n = min(job.request.classes - j, BLOCK)
         x = block(&job.request.logits, i, j, n, scratch)
         if not given:
@@ -102,7 +103,6 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
             s.first_max[r] = j + k
         if job.plan.base_scale != 0:
             add_base(job, i, j, n, x, k, &sums, s.q + r, scratch + BLOCK)
-        j += n
     s.row_max[r], s.tail[r] = sums.row_max, ce_tail_if_finite(value(&sums.tail), sums.row_max)
     s.mass[r], s.linear[r], s.rest[r] = value(&sums.mass), value(&sums.linear), value(&sums.rest)
     s.exact_class[r] = s.first_max[r]
@@ -121,10 +121,10 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, 
     cdef const floating *src = e
     cdef floating *dst
     cdef bint stream = job.plan.stream and job.request.grad.class_stride == sizeof(floating)
-    cdef Py_ssize_t j = 0, n, exact_class
+    cdef Py_ssize_t j, n, exact_class
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP if e == NULL else CE_STORED
     coefficients(job, s, r, 1)
-    while j < job.request.classes:
+    for j from 0 <= j < job.request.classes by BLOCK:
         n = min(job.request.classes - j, BLOCK)
         if e == NULL:
             src = block(&job.request.logits, i, j, n, scratch)
@@ -133,20 +133,19 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, 
         f.rows_grad(src, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r,
                     base_block(job, i, j, n, scratch + BLOCK), &exact_class, s.exact_grad + r, stream)
         store_block(job, i, j, n, dst)
-        j += n
     if cancels_at_maximum(job, s, r) and s.first_max[r] >= 0:
         scratch[0] = <floating>grad_at_maximum(job, s, r, s.first_max[r])
         store_block(job, i, s.first_max[r], 1, scratch)
 
 
-cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
-    cdef char *grad = row_at(&job.request.grad, i)
-    cdef Py_ssize_t j
-    if job.request.grad.class_stride == sizeof(floating):
-        memset(grad, 0, job.request.classes*sizeof(floating))
-    else:
-        for j in range(job.request.classes):
-            (<floating *>(grad + j*job.request.grad.class_stride))[0] = 0
+cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
+    cdef floating *dst
+    cdef Py_ssize_t j, n
+    for j from 0 <= j < job.request.classes by BLOCK:
+        n = min(job.request.classes - j, BLOCK)
+        dst = grad_block(job, i, j, scratch)
+        memset(dst, 0, n*sizeof(floating))
+        store_block(job, i, j, n, dst)
 
 
 cdef inline void rows_in_turns(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,

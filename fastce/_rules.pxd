@@ -1,5 +1,5 @@
 # Rules: what each option does to a call. A rule runs only where its option is given; without it a call is what the default
-# in the signature says. _kernels.pyx lists the rules by the names of the options.
+# in the signature says. A signature may contain exactly the options that `add_rules` lists.
 from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO
 from cpython.object cimport PyObject
 from libc.float cimport DBL_MAX, FLT_MAX
@@ -160,4 +160,38 @@ cdef inline int out_rule(Arguments *a, object value) except -1:
 
 cdef inline int return_stats_rule(Arguments *a, object value) except -1:
     a.return_stats = value
+    return 0
+
+
+# --- The list of all rules -----------------------------------------------------------------------------------------------
+
+ctypedef int (*Rule)(Arguments *a, object value) except -1
+
+cdef enum:
+    AXIS = 0, MAX_RULES = 32
+
+
+cdef inline int add_rule(Rule *rules, list names, str name, Rule rule) except -1:
+    rules[len(names)] = rule
+    names.append(name)
+    return 0
+
+
+cdef inline int add_rules(Rule *rules, list names) except -1:
+    """The rules and the names of their options, in the order in which they run. The first is AXIS."""
+    add_rule(rules, names, "axis", axis_rule)
+    add_rule(rules, names, "activation", activation_rule)
+    add_rule(rules, names, "reduction", reduction_rule)
+    add_rule(rules, names, "num_threads", num_threads_rule)
+    add_rule(rules, names, "weight", weight_rule)
+    add_rule(rules, names, "pos_weight", pos_weight_rule)
+    add_rule(rules, names, "sample_weight", sample_weight_rule)
+    add_rule(rules, names, "ignore_index", ignore_index_rule)
+    add_rule(rules, names, "label_smoothing", label_smoothing_rule)
+    add_rule(rules, names, "z_loss", z_loss_rule)
+    add_rule(rules, names, "normalizer", normalizer_rule)
+    add_rule(rules, names, "upstream", upstream_rule)
+    add_rule(rules, names, "stats", stats_rule)
+    add_rule(rules, names, "out", out_rule)
+    add_rule(rules, names, "return_stats", return_stats_rule)
     return 0

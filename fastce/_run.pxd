@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # A request, from its plan to its results.
 #
 # There are three ways to compute. Rows (_rows.pxd) run vectors along the classes, several short rows in turns. Tiles
@@ -45,24 +46,18 @@ cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
     return &request.logits
 
 
-cdef inline bint is_computable(const Request *request) noexcept nogil:
+cdef inline bint is_computable(const Request *r) noexcept nogil:
     """Whether the matrices that the operation needs are there, with dtypes that it takes."""
-    cdef const Matrix *x = main_input(request)
-    cdef int operation = request.operation
-    cdef bint pull_back = x == &request.y, two_term = operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM
-    if request.size != sizeof(Request) or not CROSS_ENTROPY <= operation <= SOFTMAX_TWO_TERM:
-        return False
-    if x.dtype != F32 and x.dtype != F64:
-        return False
-    if request.grad.data != NULL and request.grad.dtype != x.dtype:
-        return False
-    if request.upstream.data != NULL and request.upstream.dtype != (x.dtype if pull_back else F64):
-        return False
-    if request.stats_given and (request.total != NULL or request.losses != NULL):
-        return False
-    if operation == CROSS_ENTROPY and request.labels.data != NULL:
-        return I8 <= request.labels.dtype <= U64
-    return not (two_term or operation == CROSS_ENTROPY) or I8 <= request.targets.dtype <= F64
+    cdef int operation = r.operation, dtype = main_input(r).dtype
+    cdef bint product = operation == SOFTMAX_GRAD or operation == LOG_SOFTMAX_GRAD
+    cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
+    cdef bint with_targets = not with_labels and (
+        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
+    return (CROSS_ENTROPY <= operation <= SOFTMAX_TWO_TERM and (dtype == F32 or dtype == F64)
+            and (r.grad.data == NULL or r.grad.dtype == dtype)
+            and (r.upstream.data == NULL or r.upstream.dtype == (dtype if product else F64))
+            and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
+            and not (r.stats_given and (r.total != NULL or r.losses != NULL)))
 
 
 cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
@@ -100,32 +95,29 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
     p.units = (rows + p.unit - 1)/p.unit
 
 
-cdef inline Plan plan(const Request *request) noexcept nogil:
-    """How a request with at least one row is computed. All choices are made here."""
+cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
+    """Chooses how a request with at least one row is computed. p is zero before. No other function chooses."""
     cdef const Matrix *x = main_input(request)
     cdef const Matrix *grad = &request.grad
     cdef Py_ssize_t logits = request.rows*request.classes
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
     cdef bint contiguous = x.class_stride == size
-    cdef Plan p
-    memset(&p, 0, sizeof(p))
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
-    plan_base(request, size, &p)
+    plan_base(request, size, p)
     # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
     p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
     p.rows_take_turns = (p.base_kind == CE_ONES and not request.stats_given and contiguous
                          and (not p.with_grad or grad.class_stride == size))
     if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
-    elif request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS):
-        p.path = BY_TILES
-    elif (x.row_stride == size and not contiguous
-            and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES):
+    elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
+            or (x.row_stride == size and not contiguous
+                and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)):
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
-    plan_units(request, &p)
+    plan_units(request, p)
     p.scratch = TILE_SCRATCH if p.path == BY_TILES else 3*BLOCK
     if ce_must_be_serial():
         p.threads = 1
@@ -134,7 +126,6 @@ cdef inline Plan plan(const Request *request) noexcept nogil:
     else:
         p.threads = 1 if logits < 2*UNIT_LOGITS else ce_automatic_threads()
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
-    return p
 
 
 # --- Units -------------------------------------------------------------------------------------------------------------
@@ -258,7 +249,8 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     cdef floating *weight
     cdef Sum total
     memset(&job, 0, sizeof(job))
-    job.request, job.plan = request, plan(request)
+    job.request = request
+    make_plan(request, &job.plan)
     # All the memory that a run needs: scratch of each thread, aligned to cache lines, the sums of the units, and one
     # number for each class where labels are smoothed with weights (also the other weights) or targets have weights.
     others = classes if job.plan.weighted_smoothing else 0
@@ -292,7 +284,7 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
 
 cdef inline int execute(const Request *request) noexcept nogil:
     """Computes what is asked for. See `run` in _kernels.pxd for the result."""
-    if not is_computable(request):
+    if request.size != sizeof(Request) or not is_computable(request):
         return 2
     if request.rows <= 0 or request.classes <= 0:
         if request.total != NULL:

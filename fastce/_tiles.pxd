@@ -1,21 +1,19 @@
+# cython: cdivision=True
 # Tiles: vectors across rows, for few classes or for logits whose rows are contiguous (axis != -1). A group of rows and some
-# of their classes are copied into scratch, where rows are contiguous, and the gradient is copied back.
-#
-# A thread's scratch: two tiles (logits and base), then row_max, two arrays, exact_class and exact_grad, one number a row.
+# of their classes (a block) are copied into scratch, where rows are contiguous, and the gradient is copied back.
 from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, own_dtype, rescaled,
-    weight_of,
+    GROUP, TILE_SIZE, Job, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled, weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef enum:
-    TILE_SCRATCH = 2*TILE_SIZE + 5*GROUP
+    TILE_SCRATCH = 2*TILE_SIZE + 6*GROUP
 
 
 cdef struct Tile:
@@ -25,6 +23,15 @@ cdef struct Tile:
     Py_ssize_t classes              # in a block
     bint store_exp                  # there is one block, whose logits are replaced by their exponentials
     bint pick_labels                # there is one block, and the labels' logits and exponentials are picked from it
+    # In scratch, of the logits' dtype:
+    void *x                         # a block of logits
+    void *base                      # and its targets
+    void *row_max                   # these have one number for each row
+    void *row_max_before            # of the blocks before
+    void *a
+    void *b
+    void *exact_class               # the label; or if base is by element, the value of x where the gradient may cancel
+    void *exact_grad
     double lost_tail[GROUP]         # what the additions to the state's sums lost, see Sum
     double lost_mass[GROUP]
     double lost_linear[GROUP]
@@ -44,21 +51,18 @@ cdef inline void add_part(const ce_primitives *f, bint first, double *total, dou
 
 cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n,
                                 floating *base) noexcept nogil:
-    """The targets of a tile, weighted and smoothed."""
-    cdef const ce_primitives *f = job.plan.primitives
+    """The targets of a block, weighted and smoothed."""
     cdef Py_ssize_t k
-    load_tile(f, &job.request.targets, tile.start, tile.count, j, n, tile.width, base)
+    load_tile(job.plan.primitives, &job.request.targets, tile.start, tile.count, j, n, tile.width, base)
     if job.plan.hot != 1 or job.plan.uniform != 0 or job.weight != NULL:
         for k in range(n):
-            f.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight_of(job, j + k),
-                         job.plan.uniform*weight_of(job, j + k))
+            job.plan.primitives.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight_of(job, j + k),
+                                           job.plan.uniform*weight_of(job, j + k))
 
 
-cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *scratch) noexcept nogil:
+cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_max) noexcept nogil:
     """The state of no class, or with stats_given what is known of it."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef floating *row_max = scratch + 2*TILE_SIZE
-    cdef floating *exact_class = row_max + 3*GROUP
     cdef Py_ssize_t width = tile.width, p
     if job.request.stats_given:
         memset(row_max, 0, width*sizeof(floating))
@@ -70,8 +74,8 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *scra
             row_max[p] = -INFINITY
     memset(s.linear, 0, width*sizeof(double))
     if tile.pick_labels:
-        memset(exact_class, 0, width*sizeof(floating))
-        f.label_lanes(s.label, tile.count, 0, exact_class)
+        memset(tile.exact_class, 0, width*sizeof(floating))
+        f.label_lanes(s.label, tile.count, 0, tile.exact_class)
     else:
         memset(s.mass, 0, width*sizeof(double))
         memset(s.rest, 0, width*sizeof(double))
@@ -81,155 +85,139 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *scra
 
 
 cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
-                              floating *scratch) noexcept nogil:
-    """Updates row_max with a block of logits, from class j on, and with it the sums of the blocks before."""
-    cdef const floating *x = scratch
-    cdef floating *row_max = scratch + 2*TILE_SIZE
-    cdef floating *before = row_max + GROUP
+                              floating *row_max) noexcept nogil:
+    """Updates row_max with a block of n classes from j on, and with it the sums of the blocks before."""
+    cdef floating *before = <floating *>tile.row_max_before
     cdef Py_ssize_t p
     memcpy(before, row_max, tile.width*sizeof(floating))
-    job.plan.primitives.tile_max(x, n, tile.width, row_max)
-    if j == 0:
-        return
-    for p in range(tile.width):
+    job.plan.primitives.tile_max(tile.x, n, tile.width, row_max)
+    for p in range(tile.width if j > 0 else 0):
         if row_max[p] > before[p]:
             s.tail[p] = rescaled(1 + s.tail[p] + tile.lost_tail[p], before[p], row_max[p])
-            tile.lost_tail[p] = 0
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
-            s.rest[p], tile.lost_rest[p] = s.mass[p], tile.lost_mass[p]
+            s.rest[p], tile.lost_rest[p], tile.lost_tail[p] = s.mass[p], tile.lost_mass[p], 0
 
 
 cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                floating *scratch) noexcept nogil:
-    """Adds the base of a block, from class j on, to mass, rest and linear."""
+    """Adds the base of a block to mass, rest and linear. Scratch is tile.base."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *x = scratch
-    cdef const floating *base = scratch + TILE_SIZE
-    cdef const floating *row_max = scratch + 2*TILE_SIZE
-    cdef double scale = job.plan.base_scale, mass
+    cdef const floating *base = scratch
+    cdef double mass
     cdef Py_ssize_t width = tile.width, p
     if job.plan.base_kind == CE_BY_ELEMENT:
-        load_base_tile(job, tile, j, n, scratch + TILE_SIZE)
+        load_base_tile(job, tile, j, n, scratch)
         f.tile_sum(base, n, width, NULL, NULL, tile.part)
         add_part(f, j == 0, s.mass, tile.lost_mass, tile.part, width)
-        f.tile_sum(base, n, width, x, row_max, tile.part)
+        f.tile_sum(base, n, width, tile.x, tile.row_max, tile.part)
         add_part(f, j == 0, s.rest, tile.lost_rest, tile.part, width)
     else:
-        base = base_block(job, 0, j, n, scratch + TILE_SIZE)
+        base = base_block(job, 0, j, n, scratch)
         if not tile.pick_labels:
-            mass = scale*(n if base == NULL else f.row_sum(base, n))
+            mass = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
             for p in range(width):
                 tile.part[p] = mass
             add_part(f, j == 0, s.mass, tile.lost_mass, tile.part, width)
     if job.plan.with_loss:
-        f.tile_gap_dot(x, base, job.plan.base_kind, n, width, row_max, tile.part)
+        f.tile_gap_dot(tile.x, base, job.plan.base_kind, n, width, tile.row_max, tile.part)
         for p in range(width):
-            tile.part[p] *= scale
+            tile.part[p] *= job.plan.base_scale
         add_part(f, j == 0, s.linear, tile.lost_linear, tile.part, width)
 
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
-                                       floating *scratch) noexcept nogil:
-    """Adds the exponentials of a block, from class j on, to tail. Meanwhile the caches are told what is read next, which
-    is the tile's other classes or the next tile's first, and where the gradient will be written."""
+                                       Py_ssize_t size) noexcept nogil:
+    """Adds the exponentials of a block to tail. Meanwhile the caches are told what is read next, which is the tile's other
+    classes or the next tile's first, and where the gradient will be written. The logits' dtype has `size` bytes."""
     cdef const Matrix *logits = &job.request.logits
     cdef const Matrix *grad = &job.request.grad
-    cdef floating *x = scratch
-    cdef floating *row_max = scratch + 2*TILE_SIZE
-    cdef char *next = <char *>x
-    cdef char *dst = <char *>x
-    cdef Py_ssize_t next_step = 0, dst_step = 0
-    if logits.row_stride == sizeof(floating):
-        if j + n < job.request.classes:
-            next, next_step = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
-        elif tile.start + tile.count < job.request.rows:
-            next, next_step = row_at(logits, tile.start + tile.count), logits.class_stride
-    if tile.store_exp and grad.row_stride == sizeof(floating):
-        dst, dst_step = row_at(grad, tile.start), grad.class_stride
+    cdef void *next = tile.x
+    cdef void *dst = tile.x
+    cdef Py_ssize_t next_stride = 0, dst_stride = 0, stop = tile.start + tile.count
+    if logits.row_stride == size and j + n < job.request.classes:
+        next, next_stride = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
+    elif logits.row_stride == size and stop < job.request.rows:
+        next, next_stride = row_at(logits, stop), logits.class_stride
+    if tile.store_exp and grad.row_stride == size:
+        dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
-        x, x if tile.store_exp else NULL, n, tile.width, row_max, row_max + GROUP,
-        row_max + 3*GROUP if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_step, dst, dst_step)
+        tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
+        tile.exact_class if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_stride, dst, dst_stride)
     add_part(job.plan.primitives, j == 0, s.tail, tile.lost_tail, tile.part, tile.width)
 
 
-cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *scratch) noexcept nogil:
+cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """Computes the state of a tile's rows. What row_state says of stats_given holds here too."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const Matrix *logits = &job.request.logits
     cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT, given = job.request.stats_given
-    cdef bint pick = tile.pick_labels
-    cdef Py_ssize_t j = 0, n, p
+    cdef bint same_targets = job.request.weight == NULL and tile.pick_labels
+    cdef Py_ssize_t j, n, p
     cdef double x_label
-    begin_tile(job, tile, s, scratch)
-    while j < job.request.classes and (by_element or not given):
+    begin_tile(job, tile, s, <floating *>tile.row_max)
+    for j from 0 <= j < (job.request.classes if by_element or not given else 0) by tile.classes:
         n = min(job.request.classes - j, tile.classes)
-        load_tile(f, logits, tile.start, tile.count, j, n, tile.width, scratch)
+        load_tile(f, logits, tile.start, tile.count, j, n, tile.width, x)
         if not given:
-            raise_maxima(job, tile, s, j, n, scratch)
+            raise_maxima(job, tile, s, j, n, <floating *>tile.row_max)
         if job.plan.base_scale != 0:
-            add_tile_base(job, tile, s, j, n, scratch)
+            add_tile_base(job, tile, s, j, n, <floating *>tile.base)
         if not given:
-            add_tile_exponentials(job, tile, s, j, n, scratch)
-        j += n
-    f.widen_state(scratch + 2*TILE_SIZE, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
-                  tile.d_label if pick and job.request.weight == NULL and job.plan.hot != 0 else NULL)
+            add_tile_exponentials(job, tile, s, j, n, sizeof(floating))
+    f.widen_state(tile.row_max, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
+                  tile.d_label if same_targets and job.plan.hot != 0 else NULL)
     if not job.plan.with_labels:
         for p in range(tile.count):
             s.e[p] = 1
             if job.request.operation != CROSS_ENTROPY:      # see row_state
                 s.mass[p], s.rest[p], s.q[p] = 1, 1, 0
-    elif pick and job.request.weight == NULL:
+    elif same_targets:
         for p in range(0 if s.same_targets else min(GROUP, job.request.rows)):
             s.q[p] = job.plan.hot + job.plan.uniform
             s.rest[p] = job.smoothing_mass - job.plan.uniform
             s.mass[p] = job.smoothing_mass + job.plan.hot
-        s.same_targets = True
     else:
-        s.same_targets = False
         for p in range(tile.count):
             if s.label[p] >= 0:
                 x_label = (<const floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride))[0]
-                add_label(job, x_label, s.e[p] if pick else exp(x_label - s.row_max[p]), s, p)
+                add_label(job, x_label, s.e[p] if tile.pick_labels else exp(x_label - s.row_max[p]), s, p)
+    s.same_targets = same_targets
 
 
-cdef inline void narrow_padded(const ce_primitives *f, const double *src, const Tile *tile,
-                               floating *dst) noexcept nogil:
+cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src, floating *dst) noexcept nogil:
     f.narrow(src, tile.count, dst)
     memset(dst + tile.count, 0, (tile.width - tile.count)*sizeof(floating))
 
 
-cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *scratch) noexcept nogil:
-    """Fills a, b, exact_grad and, unless it depends on the block, exact_class."""
+cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *exact_class) noexcept nogil:
+    """Fills a, b, exact_grad and, unless it depends on the block or is there already, exact_class."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef floating *row_max = scratch + 2*TILE_SIZE
-    cdef floating *exact_class = row_max + 3*GROUP
+    cdef const floating *row_max = <const floating *>tile.row_max
     cdef Py_ssize_t p
     coefficients(job, s, 0, tile.count)
-    narrow_padded(f, s.a, tile, row_max + GROUP)
-    narrow_padded(f, s.b, tile, row_max + 2*GROUP)
-    narrow_padded(f, s.exact_grad, tile, row_max + 4*GROUP)
-    if job.request.operation != CROSS_ENTROPY:
+    narrow_padded(f, tile, s.a, <floating *>tile.a)
+    narrow_padded(f, tile, s.b, <floating *>tile.b)
+    narrow_padded(f, tile, s.exact_grad, <floating *>tile.exact_grad)
+    if job.plan.base_kind == CE_BY_ELEMENT:     # wherever a maximum is that has most of the probability
         for p in range(tile.width):
-            exact_class[p] = -1             # no class
-    elif job.plan.base_kind == CE_BY_ELEMENT:
-        for p in range(tile.width):         # any class that has the value of a maximum with most of the probability
             exact_class[p] = INFINITY
             if p < tile.count and s.tail[p] < 1:
                 exact_class[p] = <floating>f.exp_one if tile.store_exp else row_max[p]
     elif not tile.pick_labels:
-        memset(exact_class, 0, tile.width*sizeof(floating))
+        for p in range(tile.width):
+            exact_class[p] = -1                 # no class
 
 
 cdef inline Py_ssize_t exact_maxima(const Job *job, const Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
-                                    const floating *scratch, Py_ssize_t *at, double *exact_grad) noexcept nogil:
-    """Where in a block, from class j on, maxima are whose gradient may cancel, and their gradient. Returns how many."""
-    cdef const floating *x = scratch
-    cdef const floating *row_max = scratch + 2*TILE_SIZE
+                                    const floating *x, Py_ssize_t *at, double *exact_grad) noexcept nogil:
+    """Where in a block maxima are whose gradient may cancel, and their gradient. Returns how many."""
     cdef floating maximum
     cdef Py_ssize_t found = 0, p, k
     for p in range(tile.count):
         if s.label[p] >= 0 and cancels_at_maximum(job, s, p):
-            maximum = <floating>job.plan.primitives.exp_one if tile.store_exp else row_max[p]
+            maximum = (<floating *>tile.row_max)[p]
+            if tile.store_exp:
+                maximum = <floating>job.plan.primitives.exp_one
             for k in range(n):
                 if x[k*tile.width + p] == maximum:
                     at[found], exact_grad[found] = k*tile.width + p, grad_at_maximum(job, s, p, j + k)
@@ -238,33 +226,28 @@ cdef inline Py_ssize_t exact_maxima(const Job *job, const Tile *tile, State *s, 
     return found
 
 
-cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *scratch) noexcept nogil:
+cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits again."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef floating *x = scratch
-    cdef floating *row_max = scratch + 2*TILE_SIZE
-    cdef floating *exact_class = row_max + 3*GROUP
-    cdef const floating *base
-    cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT
+    cdef const floating *base = <const floating *>tile.base
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if tile.store_exp else CE_EXP
     cdef Py_ssize_t maxima[GROUP]
-    cdef Py_ssize_t width = tile.width, p, j = 0, n, k, found = 0
-    begin_tile_grad(job, tile, s, scratch)
-    while j < job.request.classes:
+    cdef Py_ssize_t width = tile.width, p, j, n, k, found = 0
+    begin_tile_grad(job, tile, s, <floating *>tile.exact_class)
+    for j from 0 <= j < job.request.classes by tile.classes:
         n = min(job.request.classes - j, tile.classes)
-        base = scratch + TILE_SIZE
-        if not by_element:
-            base = base_block(job, 0, j, n, scratch + TILE_SIZE)
-        elif not tile.store_exp:                            # else it is there already
-            load_base_tile(job, tile, j, n, scratch + TILE_SIZE)
-        if job.plan.with_labels and not tile.pick_labels:   # else they are there already
-            f.label_lanes(s.label, tile.count, j, exact_class)
+        if job.plan.base_kind != CE_BY_ELEMENT:
+            base = base_block(job, 0, j, n, <floating *>tile.base)
+        elif not tile.store_exp:                                # else it is there already
+            load_base_tile(job, tile, j, n, <floating *>tile.base)
+        if job.plan.with_labels and not tile.pick_labels:       # the same
+            f.label_lanes(s.label, tile.count, j, tile.exact_class)
         if not tile.store_exp:
             load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, x)
         if job.plan.weighted_smoothing:
-            found = exact_maxima(job, tile, s, j, n, scratch, maxima, tile.part)
-        f.tile_grad(x, x, n, width, form, row_max, row_max + GROUP, row_max + 2*GROUP, base, job.plan.base_kind,
-                    exact_class, row_max + 4*GROUP)
+            found = exact_maxima(job, tile, s, j, n, x, maxima, tile.part)
+        f.tile_grad(x, x, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.exact_class,
+                    tile.exact_grad)
         for k in range(found):
             x[maxima[k]] = <floating>tile.part[k]
         for p in range(tile.count if s.ignored > 0 else 0):
@@ -272,7 +255,6 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *scrat
                 for k in range(n):
                     x[k*width + p] = 0
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, x)
-        j += n
 
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
@@ -285,6 +267,9 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     one_block = job.request.classes <= tile.classes and not job.request.stats_given
     tile.store_exp = one_block and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
     tile.pick_labels = one_block and job.plan.with_labels
-    tile_state(job, &tile, s, scratch)
+    tile.x, tile.base, scratch = scratch, scratch + TILE_SIZE, scratch + 2*TILE_SIZE
+    tile.row_max, tile.row_max_before, tile.a = scratch, scratch + GROUP, scratch + 2*GROUP
+    tile.b, tile.exact_class, tile.exact_grad = scratch + 3*GROUP, scratch + 4*GROUP, scratch + 5*GROUP
+    tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_grad:
-        tile_grad(job, &tile, s, scratch)
+        tile_grad(job, &tile, s, <floating *>tile.x)

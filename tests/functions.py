@@ -198,12 +198,10 @@ def _functions() -> Iterable[Function]:
 FUNCTIONS = list(_functions())
 
 
-def over(rows: Iterable[Family] | Iterable[Function], name: str | None = None) -> pytest.MarkDecorator:
-    """Parametrise a test over families, or over functions."""
-    rows = list(rows)
-    of_functions = isinstance(rows[0], Function)
+def over(rows: list[Family] | list[Function]) -> pytest.MarkDecorator:
+    """Parametrise a test with each `family`, or with each `function`."""
     ids = [row.id if isinstance(row, Function) else row.name for row in rows]
-    return pytest.mark.parametrize(name or ("function" if of_functions else "family"), rows, ids=ids)
+    return pytest.mark.parametrize("function" if isinstance(rows[0], Function) else "family", rows, ids=ids)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,10 +242,10 @@ def check(
         given = {"num_threads": 1} | function.taken(options)
         compare(function, function(*arrays, **given), more)
         if function.name == "cross_entropy_grad":
-            loss, stats = fastce.cross_entropy(
-                *arrays, **{"reduction": "none"} | _without(given, "upstream"), return_stats=True
-            )
-            compare(family.functions[0], {"loss": loss}, more)
+            forward = family.functions[0]
+            options_of_forward = {"reduction": "none"} | forward.taken(given)
+            loss, stats = fastce.cross_entropy(*arrays, **options_of_forward, return_stats=True)
+            compare(forward, {"loss": loss}, more)
             compare(function, function(*arrays, **given, stats=stats), more + 1)  # stats are rounded once
     return want
 
@@ -259,7 +257,3 @@ def assert_same_bits(family: Family, arrays: tuple[np.ndarray, ...], **options: 
         for num_threads in (1, 2):
             for name, value in function(*arrays, num_threads=num_threads, **function.taken(options)).items():
                 assert bits.setdefault(name, value.tobytes()) == value.tobytes(), f"{function.id}: {name}"
-
-
-def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != name}

@@ -1,11 +1,29 @@
 /* Primitives that copy: between arrays and tiles, and between the dtype and float64. */
 
+#define SRC(r, k) ((const T *)ce_at(src, (r) * src_stride) + (k))
+#define DST(r, k) ((T *)ce_at(dst, (k) * dst_stride) + (r))
+/* Four rows a turn: the loop of one is so short that its speed depends on where it lies in memory. */
+static CE_NOINLINE void FN(transpose_narrow)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows,
+                                             Py_ssize_t columns, void *dst, Py_ssize_t dst_stride)
+{
+    for (Py_ssize_t k = 0; k < columns; k++) {
+        Py_ssize_t r = 0;
+        for (; r + 4 <= rows; r += 4) {
+            const T a = *SRC(r, k), b = *SRC(r + 1, k), c = *SRC(r + 2, k), d = *SRC(r + 3, k);
+            *DST(r, k) = a;
+            *DST(r + 1, k) = b;
+            *DST(r + 2, k) = c;
+            *DST(r + 3, k) = d;
+        }
+        for (; r < rows; r++)
+            *DST(r, k) = *SRC(r, k);
+    }
+}
+
 /* Squares of SQUARE x SQUARE numbers are transposed in registers. The last ones of a row or column overlap those before. */
 static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                           Py_ssize_t dst_stride)
 {
-#define SRC(r, k) ((const T *)ce_at(src, (r) * src_stride) + (k))
-#define DST(r, k) ((T *)ce_at(dst, (k) * dst_stride) + (r))
 #ifdef SQUARE
     if (rows >= SQUARE && columns >= SQUARE) {
         for (Py_ssize_t r = 0; r < rows; r += SQUARE) {
@@ -19,26 +37,15 @@ static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t row
     }
 #endif
     if (columns < rows) {
-        for (Py_ssize_t k = 0; k < columns; k++) {
-            Py_ssize_t r = 0;
-            for (; r + 4 <= rows; r += 4) {
-                const T a = *SRC(r, k), b = *SRC(r + 1, k), c = *SRC(r + 2, k), d = *SRC(r + 3, k);
-                *DST(r, k) = a;
-                *DST(r + 1, k) = b;
-                *DST(r + 2, k) = c;
-                *DST(r + 3, k) = d;
-            }
-            for (; r < rows; r++)
-                *DST(r, k) = *SRC(r, k);
-        }
+        FN(transpose_narrow)(src, src_stride, rows, columns, dst, dst_stride);
     } else {
         for (Py_ssize_t r = 0; r < rows; r++)
             for (Py_ssize_t k = 0; k < columns; k++)
                 *DST(r, k) = *SRC(r, k);
     }
+}
 #undef SRC
 #undef DST
-}
 
 static void FN(copy_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst_,
                           Py_ssize_t dst_stride)

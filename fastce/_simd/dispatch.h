@@ -4,8 +4,7 @@
  * written once, in terms of a small vocabulary of vector operations. They are compiled for each instruction set and
  * dtype, with the vocabulary of that set (scalar.h explains the words). The set is chosen when the module is imported.
  *
- * Everything is static, so that two copies of fastce can live in one process.
- */
+ * Everything is static, so that two copies of fastce can live in one process. */
 #ifndef FASTCE_DISPATCH_H
 #define FASTCE_DISPATCH_H
 
@@ -31,12 +30,14 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define CE_INLINE static inline __attribute__((always_inline, unused))
+#define CE_NOINLINE __attribute__((noinline))
 #define CE_PREFETCH(p) __builtin_prefetch(p)
 #define CE_PREFETCH_WRITE(p) __builtin_prefetch(p, 1)
 #define CE_FIRST_BIT(bits) __builtin_ctz(bits)
 #define CE_ASSERT(condition, message) _Static_assert(condition, message)
 #else
 #define CE_INLINE static __inline
+#define CE_NOINLINE
 #define CE_PREFETCH(p) ((void)(p))
 #define CE_PREFETCH_WRITE(p) ((void)(p))
 CE_INLINE int CE_FIRST_BIT(unsigned bits)

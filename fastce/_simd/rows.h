@@ -21,7 +21,7 @@ static void FN(rows_max)(const void *x_, Py_ssize_t x_row_stride, Py_ssize_t row
             for (; i + LANES <= n; i += LANES)
                 m2 = MAX(LOAD(x + i), m2);
         }
-        row_max[r] = 0.0 + LARGEST(MAX(MAX(m1, m0), MAX(m2, m3))); /* never -0, whose choice over +0 would be chance */
+        row_max[r] = 0.0 + LARGEST(MAX(MAX(m1, m0), MAX(m2, m3))); /* -0 becomes +0: MAX may return either */
     }
 }
 

@@ -1,7 +1,10 @@
 /* Vocabulary: a vector of one number, in plain C. For processors and compilers that have no vocabulary of their own.
  *
  * What the words of a vocabulary mean is written here. It is compiled twice, with CE_F32 1 (T is float) and 0 (double).
- * Optional words, which vector_math.h replaces where they are missing:
+ * Words that only float32 vectors of several lanes need:
+ *     WIDE            a vector of LANES/2 float64 numbers
+ *     WIDEN_LOW(v), WIDEN_HIGH(v), WIDE_STORE(p, w)     the lower and the upper half of v as a WIDE; stores a WIDE
+ * Optional words, which vector_math.h replaces or does without where they are missing:
  *     ADD_BY_EQ(a, b, x, where, y, unless)    add x to `where` in the lanes where a == b, y to `unless` in the others
  *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, without touching the memory after them
  *     LARGEST(v), TOTAL(v), ACC_SUM(acc)      over the lanes
@@ -16,7 +19,7 @@
 #define FMA(a, b, c) ((a) * (b) + (c)) /* fused where that is fast */
 #define FMSUB(a, b, c) ((a) * (b) - (c))
 #define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
-#define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y))
+#define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y)) /* in each lane */
 #define EQ_BITS(a, b) ((unsigned)((a) == (b))) /* bit k: lane k */
 
 #define EXP_STEPS 1 /* a power of 2 for which vector_math.h has a polynomial */

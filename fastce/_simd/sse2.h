@@ -2,7 +2,7 @@
 #if CE_F32
 #define VEC __m128
 #define LANES 4
-#define MM(name) _mm_##name##_ps
+#define MM(name) _mm_##name##_ps /* the intrinsic for the dtype */
 #else
 #define VEC __m128d
 #define LANES 2

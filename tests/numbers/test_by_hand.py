@@ -346,6 +346,25 @@ class TestSoftmaxWithTwoTermsByHand:
         _close(other_grad, grad.T, dtype)
 
 
+@dtypes
+@pytest.mark.parametrize("gap", [3e4, 1e10, 1e30])
+def test_two_term_form_of_a_softmax_where_longdouble_underflows(package, gap, dtype):
+    """The other three share what the maximum does not have."""
+    x, third = np.array([[0, gap, 0, 0]], dtype), 1 / 3
+    for label, (loss, grad) in enumerate(
+        [
+            (2 * gap, [-1 - third, 2, -third, -third]),
+            (0, [0, 0, 0, 0]),
+            (2 * gap, [-third, 2, -1 - third, -third]),
+            (2 * gap, [-third, 2, -third, -1 - third]),
+        ]
+    ):
+        c = np.eye(4, dtype=dtype)[[label]]
+        got, got_grad = package.binary_cross_entropy_with_grad(x, c, activation="softmax")
+        assert got == pytest.approx(loss, rel=1e-4)  # log 3 less
+        _close(got_grad, [grad], dtype)
+
+
 class TestOneHotAndPredictByHand:
     def test_one_hot(self, package):
         hot = package.one_hot(np.array([2, 0, 1, 2]), 3)

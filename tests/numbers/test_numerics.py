@@ -116,7 +116,7 @@ def test_many_classes(family, power, dtype):
     x[2, classes // 3] = 20.3 + np.log(classes)  # exp(-gap) is not a number of few bits
     x[3] = -0.1
     x[3, 0] = 0
-    if power >= 18:
+    if power >= 17:
         x = x[2:]  # the constant rows
     arrays = family.arguments(x, np.argmax(x, axis=1))
     cases = [arrays]
@@ -126,7 +126,7 @@ def test_many_classes(family, power, dtype):
         cases.append((np.full(x.shape, 1 / 3, dtype), arrays[1]))
     elif family.is_loss and family is not INDEX:
         cases.append((x, np.full(x.shape, 1 / classes, dtype)))
-    for case in cases:
+    for case in cases[-1:] if power == 20 else cases:
         check_arranged(family, case, ways=ROWS_AND_AXIS_0)
 
 

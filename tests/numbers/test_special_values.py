@@ -24,10 +24,8 @@ from functions import (
 
 INF, NAN = math.inf, math.nan
 BY_HAND = {F32: 1e-6, F64: 2e-15}  # a handful of roundings of numbers near 1
-widths = pytest.mark.parametrize("width", [4, 100, 5000])  # kernels differ: few classes, one block, several blocks
-
-
 TWO_TERMS = {"activation": "softmax", "reduction": "none"}
+widths = pytest.mark.parametrize("width", [4, 100, 5000])  # kernels differ: few classes, one block, several blocks
 
 
 def _close(got, want, dtype):

@@ -35,11 +35,12 @@ def fit(const double[:, ::1] x, const int64_t[::1] labels, double[:, ::1] theta,
     """Takes losses.shape[0] steps, updates theta and fills losses; z is room for the scores (rows, classes)."""
     cdef Py_ssize_t rows = z.shape[0], classes = z.shape[1], t
     cdef int status = 0
-    cdef Request request = defaults()
+    cdef Request request
     if not (x.shape[0] == labels.shape[0] == rows and theta.shape[0] == classes and theta.shape[1] == x.shape[1] + 1):
         raise ValueError("shapes do not fit")
     if rows == 0 or classes == 0:
         raise ValueError("nothing to fit")
+    defaults(&request)
     request.rows, request.classes = rows, classes
     request.logits = matrix(&z[0, 0], F64, z.strides[0], z.strides[1])
     request.labels = matrix(&labels[0], I64, labels.strides[0], 0)
@@ -93,7 +94,8 @@ def forward_then_backward(const double[:, :] z, const int64_t[::1] labels, const
     """The sum of the weighted losses, label 0 ignored; then the gradient from the statistics that the forward stored."""
     cdef double total = 0
     cdef int status
-    cdef Request request = defaults()
+    cdef Request request
+    defaults(&request)
     request.rows, request.classes = z.shape[0], z.shape[1]
     request.logits = matrix(&z[0, 0], F64, z.strides[0], z.strides[1])
     request.labels = matrix(&labels[0], I64, labels.strides[0], 0)

@@ -1,0 +1,107 @@
+"""No option is accepted and ignored. A signature that contains an option without a rule is refused when the package is
+imported, and each option of each public function changes what a call returns, or where it returns it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastce
+from fastce import _kernels
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((4, 3))
+P = fastce.softmax(X)
+LABELS = np.array([0, 2, 1, 2])
+STATS = fastce.cross_entropy(X, LABELS, return_stats=True)[1]
+
+# A value of each option that must change the results of a call whose other options are the defaults; for options that
+# need others, the others too.
+CHANGES: dict[str, dict[str, Any]] = {
+    "activation": {"activation": "softmax"},
+    "axis": {"axis": 0},
+    "dtype": {"dtype": np.int8},
+    "ignore_index": {"ignore_index": 2},
+    "label_smoothing": {"label_smoothing": 0.3},
+    "normalizer": {"normalizer": 7.0},
+    "out": {"out": None},  # made for each call
+    "pos_weight": {"pos_weight": [1.0, 2.0, 3.0]},
+    "reduction": {"reduction": "sum"},
+    "return_stats": {"return_stats": True},
+    "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
+    "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
+    "upstream": {"upstream": 3.0},
+    "weight": {"weight": [1.0, 2.0, 3.0]},
+    "z_loss": {"z_loss": 0.5},
+}
+ARGUMENTS: dict[str, Any] = {
+    "logits": X, "x": X, "y": P, "targets": LABELS, "upstream": X[::-1].copy(), "labels": LABELS, "num_classes": 3,
+}  # fmt: skip
+FUNCTIONS = [getattr(fastce, name) for name in fastce.__all__ if inspect.isroutine(getattr(fastce, name))]
+FUNCTIONS.remove(fastce.show_config)
+OPTIONS = [
+    (function, name)
+    for function in FUNCTIONS
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+]
+
+
+def test_a_signature_with_an_option_that_has_no_rule_is_refused() -> None:
+    def cross_entropy(logits: Any, targets: Any, *, weight: Any = None, tempreature: float = 1.0) -> Any:
+        """An option that does not exist."""
+
+    with pytest.raises(TypeError, match="cross_entropy has an option 'tempreature', for which there is no rule"):
+        _kernels.function("cross_entropy", "loss")(cross_entropy)
+
+
+def test_a_call_takes_only_what_the_signature_contains() -> None:
+    """Rules of options that another function has are not applied either."""
+
+    @_kernels.function("cross_entropy", "loss")
+    def only_weight(logits: Any, targets: Any, *, weight: Any = None) -> Any:
+        """One option."""
+
+    assert not np.array_equal(only_weight(X, LABELS, weight=[1, 1, 2]), only_weight(X, LABELS))
+    with pytest.raises(TypeError, match="only_weight.* unexpected keyword argument 'z_loss'"):
+        only_weight(X, LABELS, z_loss=0.1)
+
+
+def returned(function: Callable[..., Any], **options: Any) -> list[np.ndarray]:
+    arguments = {
+        name: ARGUMENTS[name]
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+    }
+    if function in (fastce.binary_cross_entropy, fastce.binary_cross_entropy_with_grad):
+        arguments["targets"] = P
+    if "axis" in options and "targets" in arguments and arguments["targets"] is LABELS:
+        arguments["targets"] = LABELS[:3]
+    result = function(**arguments, **options)
+    flat = result if isinstance(result, tuple) else (result,)
+    return [np.asarray(part) for item in flat for part in (item if isinstance(item, tuple) else (item,))]
+
+
+@pytest.mark.parametrize(("function", "name"), OPTIONS, ids=[f"{f.__name__}-{name}" for f, name in OPTIONS])
+def test_each_option_changes_something(function: Callable[..., Any], name: str) -> None:
+    if name == "num_threads":  # results are the same for every number, but a wrong one is an error
+        with pytest.raises(ValueError, match="num_threads is 0"):
+            returned(function, num_threads=0)
+        return
+    # Where a sigmoid is of each element, the axis matters only to the shape of weights.
+    others = {"activation": "softmax"} if name == "axis" and "binary" in function.__name__ else {}
+    usual = returned(function, **others)
+    if name == "out":
+        out = np.empty_like(usual[-1])
+        assert any(a is out for a in returned(function, out=out))
+        np.testing.assert_array_equal(out, usual[-1])
+        return
+    changed = returned(function, **others, **CHANGES[name])
+    same = len(changed) == len(usual) and all(
+        a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b) for a, b in zip(changed, usual, strict=True)
+    )
+    assert not same, f"{name} was ignored"
