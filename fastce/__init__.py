@@ -1,7 +1,8 @@
 """Softmax cross-entropy for NumPy arrays, forward and backward, at the cost of a memory copy."""
 
 from . import reference
-from ._config import __version__, show_config
+from ._config import __version__ as __version__
+from ._config import show_config
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._softmax import log_softmax, log_softmax_grad, logsumexp, one_hot, predict, softmax, softmax_grad
 from ._stats import SoftmaxStats

@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # The arguments of one call as they become a request: arrays are held through the buffer protocol, and checked.
 #
 # An array that is plain, aligned and in native byte order is used where it lies. _checks.py converts all others, and makes

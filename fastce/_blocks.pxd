@@ -8,7 +8,6 @@ from ._job cimport Job, State, Sum, add, own_dtype, set_sum, value
 from ._primitives cimport CE_BY_CLASS, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
 from ._request cimport F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request
 
-
 cdef fused number:
     int8_t
     int16_t
@@ -26,17 +25,14 @@ cdef fused scratch_number:
     float
     double
 
-
 cdef inline char *row_at(const Matrix *a, Py_ssize_t i) noexcept nogil:
     if a.blocks == NULL:
         return a.data + i*a.row_stride
     return a.data + a.blocks[i / a.rows_per_block] + (i % a.rows_per_block)*a.row_stride
 
-
 cdef inline Py_ssize_t evenly_spaced(const Matrix *a, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
     """How many of n rows from i on are row_stride apart."""
     return n if a.blocks == NULL else min(n, a.rows_per_block - i % a.rows_per_block)
-
 
 cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                            Py_ssize_t step) noexcept nogil:
@@ -44,33 +40,21 @@ cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stri
     for k in range(n):
         dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
 
-
 cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                         Py_ssize_t step) noexcept nogil:
     """dst[k*step] = the k-th number of that dtype at src."""
-    if dtype == F32:
-        gather_as(<const float *>NULL, src, stride, n, dst, step)
-    elif dtype == F64:
-        gather_as(<const double *>NULL, src, stride, n, dst, step)
-    elif dtype == I8:
-        gather_as(<const int8_t *>NULL, src, stride, n, dst, step)
-    elif dtype == I16:
-        gather_as(<const int16_t *>NULL, src, stride, n, dst, step)
-    elif dtype == I32:
-        gather_as(<const int32_t *>NULL, src, stride, n, dst, step)
-    elif dtype == I64:
-        gather_as(<const int64_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U8:
-        gather_as(<const uint8_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U16:
-        gather_as(<const uint16_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U32:
-        gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
-    elif dtype == U64:
-        gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
+    if dtype == F32: gather_as(<const float *>NULL, src, stride, n, dst, step)
+    elif dtype == F64: gather_as(<const double *>NULL, src, stride, n, dst, step)
+    elif dtype == I8: gather_as(<const int8_t *>NULL, src, stride, n, dst, step)
+    elif dtype == I16: gather_as(<const int16_t *>NULL, src, stride, n, dst, step)
+    elif dtype == I32: gather_as(<const int32_t *>NULL, src, stride, n, dst, step)
+    elif dtype == I64: gather_as(<const int64_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U8: gather_as(<const uint8_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U16: gather_as(<const uint16_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U32: gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
+    elif dtype == U64: gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
 
-
-# --- Rows --------------------------------------------------------------------------------------------------------------
+# -- Rows
 
 cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                                   floating *scratch) noexcept nogil:
@@ -81,7 +65,6 @@ cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, P
     gather(a.dtype, src, a.class_stride, n, scratch, 1)
     return scratch
 
-
 cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
     """The logits that are read after the block x of row i, which ends before class j; x if they are not contiguous."""
     cdef const Matrix *logits = &job.request.logits
@@ -91,13 +74,12 @@ cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t 
         return <const floating *>row_at(logits, i) + j
     return <const floating *>row_at(logits, i + 1) if i + 1 < job.request.rows else x
 
-
 cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                                        floating *scratch) noexcept nogil:
     """base of row i, n classes from class j on, contiguous; NULL for ones."""
     cdef const Matrix *targets = &job.request.targets
     cdef const char *src
-    cdef const floating *weight = NULL if job.weight == NULL else (<const floating *>job.weight) + j
+    cdef const floating *weight = NULL
     if job.plan.base_kind == CE_ONES:
         return NULL
     if job.plan.base_kind == CE_BY_CLASS:
@@ -106,17 +88,17 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
     if job.plan.targets_ready:
         return <const floating *>src
     gather(targets.dtype, src, targets.class_stride, n, scratch, 1)
+    if job.weight != NULL:
+        weight = (<const floating *>job.weight) + j
     if job.plan.hot != 1 or job.plan.uniform != 0 or weight != NULL:
         job.plan.primitives.row_affine(scratch, weight, n, job.plan.hot, job.plan.uniform)
     return scratch
-
 
 cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
     """Where a block of row i of the gradient, from class j on, is computed: in its place, or in scratch."""
     if job.request.grad.class_stride == sizeof(floating):
         return <floating *>row_at(&job.request.grad, i) + j
     return scratch
-
 
 cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                              const floating *src) noexcept nogil:
@@ -128,8 +110,7 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
         for k in range(n):
             (<floating *>(dst + k*grad.class_stride))[0] = src[k]
 
-
-# --- Tiles -------------------------------------------------------------------------------------------------------------
+# -- Tiles
 
 cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                            Py_ssize_t classes, Py_ssize_t width, floating *tile) noexcept nogil:
@@ -155,7 +136,6 @@ cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i
         for k in range(classes):
             memset(tile + k*width + count, 0, (width - count)*size)
 
-
 cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                             Py_ssize_t classes, Py_ssize_t width, const floating *tile) noexcept nogil:
     """a[i + p, j + k] = tile[k, p]"""
@@ -174,12 +154,10 @@ cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t 
                     (<floating *>(dst + r*a.row_stride + k*a.class_stride))[0] = tile[k*width + p + r]
         p += run
 
-
-# --- Labels ------------------------------------------------------------------------------------------------------------
+# -- Labels
 
 cdef inline bint labels_ready(const Matrix *labels) noexcept nogil:
     return labels.dtype == I64 and labels.row_stride == sizeof(int64_t) and labels.blocks == NULL
-
 
 cdef inline const int64_t *labels_at(const Matrix *labels, Py_ssize_t i, Py_ssize_t n, int64_t ignore_index,
                                      int64_t *scratch) noexcept nogil:
@@ -196,7 +174,6 @@ cdef inline const int64_t *labels_at(const Matrix *labels, Py_ssize_t i, Py_ssiz
             scratch[p] = -2 if ignore_index == -1 else -1
     return scratch
 
-
 cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t classes, int64_t ignore_index,
                                       bint has_ignore_index) noexcept nogil:
     """How many labels are not ignored; -1 if one of those is outside [0, classes)."""
@@ -210,7 +187,6 @@ cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_
             return -1
         counted += count
     return counted
-
 
 cdef inline void settle_group(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """Reads the labels of a group, once. They were checked before, but another thread may write to them meanwhile: what

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 F32, F64, I64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
-MaskedArray = np.ma.MaskedArray
 LARGEST_INT64 = np.iinfo(np.int64).max
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,7 +30,7 @@ def as_array(name: str, value: Any) -> Array:
         array = value
     elif value is None:
         raise TypeError(f"{name} is None, expected an array")
-    elif isinstance(value, MaskedArray):
+    elif isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):  # np.ma takes long to import
         raise TypeError(
             f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
         )
@@ -232,7 +231,7 @@ def stats_error(name: str, array: Array, shape: tuple[int, ...], logits: Array) 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
     """`out` can take a result of that shape and dtype, which are those of `what`."""
-    if not isinstance(out, np.ndarray) or isinstance(out, MaskedArray):
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out is {type(out).__name__}, expected numpy.ndarray")
     if out.dtype != dtype:
         raise ValueError(f"out has dtype {out.dtype}, expected {dtype} to match {what}")

@@ -12,8 +12,7 @@ from ._request cimport LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Mat
 cdef enum:
     TWO_TERM_BLOCK = 256        # classes of the two-term forms that are worked on at a time, in float64
 
-
-# --- Products with Jacobians -------------------------------------------------------------------------------------------
+# -- Products with Jacobians
 
 cdef inline void jacobian_row(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
     """Row i of the product of upstream u with the Jacobian of y. Softmax: y*(u - sum u*y). Log-softmax:
@@ -43,8 +42,7 @@ cdef inline void jacobian_row(const Job *job, Py_ssize_t i, floating *scratch) n
             f.row_scale(y, u, dst, n, value(&total))
         store_block(job, i, j, n, dst)
 
-
-# --- Two-term forms ----------------------------------------------------------------------------------------------------
+# -- Two-term forms
 
 cdef struct Elements:
     # Logits of a block, and the factors a = weight*pos_weight*c of -log(p) and b = weight*(1 - c) of -log(1 - p).
@@ -52,7 +50,6 @@ cdef struct Elements:
     double x[TWO_TERM_BLOCK]
     double a[TWO_TERM_BLOCK]
     double b[TWO_TERM_BLOCK]
-
 
 cdef inline void load_elements(const Job *job, Py_ssize_t i, Py_ssize_t j, Elements *e) noexcept nogil:
     """Row i from class j on."""
@@ -73,7 +70,6 @@ cdef inline void load_elements(const Job *job, Py_ssize_t i, Py_ssize_t j, Eleme
         if weight != NULL:
             e.a[k] *= weight[j + k]
             e.b[k] *= weight[j + k]
-
 
 cdef inline double sigmoid_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
     """Row i of the two-term form of independent classes. Returns the sum of its losses."""
@@ -113,7 +109,6 @@ cdef inline double sigmoid_row(const Job *job, Py_ssize_t i, double scale, float
             store_block(job, i, j, n, grad)
     return sample*value(&total)
 
-
 # The two-term form of a softmax, with its full Jacobian, in float64. With t the first maximum, m the runner-up,
 # f_j = exp(x_j - m), r = exp(m - x_t), tail = r*sum f, s = 1 + tail, the odds o_j = p_j/(1 - p_j) = r*f_j/(s - r*f_j),
 # h_j = b_j*o_j - a_j and H = sum h_j, where the sums are over j != t:
@@ -138,7 +133,6 @@ cdef struct TwoTermRow:
     Sum h                           # H
     Sum loss
 
-
 cdef inline void two_term_maxima(const Job *job, Py_ssize_t i, TwoTermRow *row) noexcept nogil:
     """The maximum and the runner-up."""
     cdef Elements e
@@ -156,7 +150,6 @@ cdef inline void two_term_maxima(const Job *job, Py_ssize_t i, TwoTermRow *row) 
     row.bad = row.bad or not isfinite(row.row_max)
     row.alone = not row.second > -INFINITY
     row.ratio = 0 if row.alone else exp(row.second - row.row_max)
-
 
 cdef inline void two_term_sums(const Job *job, Py_ssize_t i, TwoTermRow *row) noexcept nogil:
     """The sum f and what follows from it, then H and the loss."""
@@ -186,7 +179,6 @@ cdef inline void two_term_sums(const Job *job, Py_ssize_t i, TwoTermRow *row) no
             log_odds = log1p(1/row.tail) if row.tail > 1e-300 else (row.row_max - row.second) - log(value(&row.others))
         add(&row.loss, row.b*log_odds)
 
-
 cdef inline void two_term_grad(const Job *job, Py_ssize_t i, double scale, const TwoTermRow *row,
                                floating *scratch) noexcept nogil:
     cdef Elements e
@@ -207,7 +199,6 @@ cdef inline void two_term_grad(const Job *job, Py_ssize_t i, double scale, const
             scratch[k] = <floating>(scale*grad)
         store_block(job, i, j, e.n, scratch)
 
-
 cdef inline double softmax_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
     """Row i of the two-term form of a softmax. Returns its loss."""
     cdef TwoTermRow row
@@ -226,7 +217,6 @@ cdef inline double softmax_row(const Job *job, Py_ssize_t i, double scale, float
     if job.plan.with_grad:
         two_term_grad(job, i, scale, &row, scratch)
     return sample*value(&row.loss)
-
 
 cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
     """Row i of an operation of this file. Returns the sum of its losses."""

@@ -18,7 +18,6 @@ from libc.stdint cimport int64_t
 from ._primitives cimport ce_primitives
 from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
-
 cdef enum:
     GROUP = 112         # rows whose state is held at a time, at most
     BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
@@ -28,7 +27,6 @@ cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
     BY_TILES            # vectors across rows (_tiles.pxd)
     BY_ELEMENTS         # the operations of _elements.pxd, row by row
-
 
 cdef struct Plan:
     # How a request is computed. _run.pxd chooses.
@@ -51,7 +49,6 @@ cdef struct Plan:
     int threads
     Py_ssize_t scratch              # numbers of the logits' dtype for each thread
 
-
 cdef struct Job:
     # What the kernels get.
     const Request *request
@@ -62,12 +59,10 @@ cdef struct Job:
     double smoothing_mass           # for labels: sum over j of uniform*weight_j
     double *unit_sums               # of the losses
 
-
 cdef struct Sum:
     # A float64 sum and what its additions lost.
     double total
     double lost
-
 
 cdef struct State:
     # The state of a group's rows and what follows from it. It is written only as far as it is needed.
@@ -92,57 +87,47 @@ cdef struct State:
     Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
     double x_label[GROUP]           # the label's logit
 
-
 cdef inline int own_dtype(const floating *dtype) noexcept nogil:
     if floating is float:
         return F32
     else:
         return F64
 
-
-# --- Sums ------------------------------------------------------------------------------------------------------------
+# -- Sums
 
 cdef inline void set_sum(Sum *s, double total) noexcept nogil:
     s.total, s.lost = total, 0
-
 
 cdef inline void add(Sum *s, double term) noexcept nogil:
     cdef double total = s.total + term, z = total - s.total
     s.lost += (s.total - (total - z)) + (term - z)
     s.total = total
 
-
 cdef inline double value(const Sum *s) noexcept nogil:
     return s.total + s.lost if isfinite(s.total) else s.total
 
-
-# --- States of parts of a row ------------------------------------------------------------------------------------------
+# -- States of parts of a row
 
 cdef inline double times(double q, double gap) noexcept nogil:
     # 0 * inf is 0: a class that does not count adds nothing, however improbable it is.
     return 0.0 if q == 0 else q*gap
 
-
 cdef inline double shift_of(double row_max) noexcept nogil:
     """What logits are compared with. A maximum of -inf counts as 0: -inf - 0 is -inf, where -inf - -inf would be NaN."""
     return row_max if row_max > -INFINITY else 0
-
 
 cdef inline double rescaled(double sum_exp, double row_max, double larger) noexcept nogil:
     """A sum of exp(x - row_max) as the same sum of exp(x - larger)."""
     return sum_exp*exp(row_max - larger) if row_max > -INFINITY else sum_exp*0
 
-
 cdef inline double moved(double mass, double row_max, double larger) noexcept nogil:
     """What is added to sum q*(row_max - x) when the maximum becomes larger."""
     return times(mass, larger - shift_of(row_max))
 
-
-# --- From state to loss and gradient -------------------------------------------------------------------------------------
+# -- From state to loss and gradient
 
 cdef inline double weight_of(const Job *job, Py_ssize_t j) noexcept nogil:
     return 1.0 if job.request.weight == NULL else job.request.weight[j]
-
 
 cdef inline void add_label(const Job *job, double x_label, double e_label, State *s, Py_ssize_t r) noexcept nogil:
     """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max)."""
@@ -159,7 +144,6 @@ cdef inline void add_label(const Job *job, double x_label, double e_label, State
     s.linear[r] += times(plan.hot*weight, s.row_max[r] - x_label)
     s.e[r] = e_label
 
-
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
     """Computes loss, a, b and exact_grad of n states from r on, which are complete."""
     cdef Py_ssize_t p
@@ -173,11 +157,9 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
         for p in range(r, r + n):
             s.b[p] = s.scale[p]*job.plan.base_scale
 
-
 cdef inline bint cancels_at_maximum(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
     """Whether p - q may cancel at a maximum that is not the label: weighted smoothing can make its q large too."""
     return job.plan.weighted_smoothing and s.tail[r] < 1 and s.e[r] < 1
-
 
 cdef inline double grad_at_maximum(const Job *job, const State *s, Py_ssize_t r, Py_ssize_t j) noexcept nogil:
     """The gradient of class j, which is that maximum."""

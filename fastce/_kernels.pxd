@@ -26,8 +26,8 @@
 #
 # Errors. Nothing is raised. `run` returns 0, or one of these, and then it has written nothing:
 #     1    a label is neither in [0, classes) nor ignore_index
-#     2    the request is of another version of fastce; or a matrix is missing or of a dtype that the operation does not
-#          take; or stats_given and losses are both asked for
+#     2    the request is of another version of fastce, or the operation does not take it: a matrix that it needs is missing
+#          or has another dtype, or losses are wanted although stats are given
 #     -1   there is no memory for the scratch space (some 100 KB for each thread)
 #
 # Threads. Any number of threads may call any of these functions at once. With num_threads 0 fastce chooses, 1 starts no
@@ -40,7 +40,7 @@ from ._request cimport (
     SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U8, U16, U32, U64, Matrix, Request, defaults, matrix,
 )
 
-# --- Any number of rows ------------------------------------------------------------------------------------------------
+# -- Any number of rows
 
 # Computes what is asked for. Rows labelled ignore_index have loss 0 and gradient 0 and may hold anything. total is the sum
 # of sample_weight*loss. For a mean, divide it and request.scale by the sum of weight[label]*sample_weight over the rows
@@ -52,7 +52,7 @@ cdef int run(const Request *request) noexcept nogil
 cdef Py_ssize_t count_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t classes, int64_t ignore_index,
                              bint has_ignore_index) noexcept nogil
 
-# --- One row -----------------------------------------------------------------------------------------------------------
+# -- One row
 # x has contiguous classes. label is in [0, classes).
 
 # The state of a softmax: row_max = max x and tail = sum of exp(x_j - row_max) over all classes but (one of) the largest.

@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # How the buffers of N-dimensional arrays become matrices of rows and classes. Nothing here raises.
 #
 # A row is a position along all axes but the class axis. Rows are counted in the order of the logits' memory, so that a

@@ -1,6 +1,6 @@
-# The vector primitives and the threads, as Cython sees them. _simd/primitives.inc says what each primitive computes.
+# The vector primitives and the threads, as Cython sees them. _simd/primitives.inc says what each primitive computes and
+# names the parameters.
 from libc.stdint cimport int64_t
-
 
 # Not `from "_simd/dispatch.h"`: Cython would copy that file to the folder of the generated C, without those it includes.
 cdef extern from * nogil:
@@ -23,55 +23,43 @@ cdef extern from * nogil:
     enum: CE_MAX_LANES, CE_ISA_COUNT, CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT, CE_STORED, CE_EXP, CE_DIFFERENCE
     ctypedef struct ce_primitives:
         double exp_one
-        void (*rows_max)(const void *x, Py_ssize_t x_row_stride, Py_ssize_t rows, Py_ssize_t n,
-                         double *row_max) noexcept nogil
-        Py_ssize_t (*row_find)(const void *x, Py_ssize_t n, double value) noexcept nogil
-        void (*rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride, Py_ssize_t rows,
-                             Py_ssize_t n, int form, const double *shift, int excluded, const void *next,
-                             double *sum) noexcept nogil
-        double (*row_gap_dot)(const void *x, const void *base, Py_ssize_t n, double shift) noexcept nogil
-        double (*row_sum)(const void *x, Py_ssize_t n) noexcept nogil
-        double (*row_dot)(const void *x, const void *y, Py_ssize_t n) noexcept nogil
-        void (*rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
-                          Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a, const double *b,
-                          const void *base, const Py_ssize_t *exact_class, const double *exact_grad,
-                          int stream) noexcept nogil
-        void (*tile_max)(const void *x, Py_ssize_t classes, Py_ssize_t width, void *row_max) noexcept nogil
-        void (*tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *row_max,
-                             const void *row_max_before, const void *label, double *sum, double *d_label,
-                             double *e_label, const void *next, Py_ssize_t next_class_stride, void *dst,
-                             Py_ssize_t dst_class_stride) noexcept nogil
-        void (*tile_gap_dot)(const void *x, const void *base, int base_kind, Py_ssize_t classes, Py_ssize_t width,
-                             const void *row_max, double *sum) noexcept nogil
-        void (*tile_sum)(const void *base, Py_ssize_t classes, Py_ssize_t width, const void *x, const void *row_max,
-                         double *sum) noexcept nogil
-        void (*tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ssize_t width, int form,
-                          const void *row_max, const void *a, const void *b, const void *base, int base_kind,
-                          const void *exact_class, const void *exact_grad) noexcept nogil
-        void (*row_affine)(void *q, const void *weight, Py_ssize_t n, double slope, double offset) noexcept nogil
-        void (*row_scale)(const void *y, const void *upstream, void *grad, Py_ssize_t n, double shift) noexcept nogil
-        double (*row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
-                              void *grad) noexcept nogil
-        void (*transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
-                          Py_ssize_t dst_stride) noexcept nogil
-        void (*copy_runs)(const void *src, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst,
-                          Py_ssize_t dst_stride) noexcept nogil
-        void (*label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, void *lanes) noexcept nogil
-        void (*narrow)(const double *src, Py_ssize_t n, void *dst) noexcept nogil
-        void (*widen)(const void *src, Py_ssize_t n, double *dst) noexcept nogil
-        void (*widen_state)(const void *src, Py_ssize_t n, double *row_max, double *tail, double *linear, double hot,
-                            const double *d_label) noexcept nogil
-        void (*add_compensated)(double *total, double *lost, const double *term, Py_ssize_t n) noexcept nogil
-        void (*losses)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass, const double *linear,
-                       double z_loss, double *log_total, double *loss) noexcept nogil
-        void (*coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
-                             const double *linear, double z_loss, const double *q, const double *rest, const double *e,
-                             const double *scale, double *log_total, double *loss, double *a,
-                             double *exact_grad) noexcept nogil
-        Py_ssize_t (*count_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
-                                   int has_ignored) noexcept nogil
-        Py_ssize_t (*settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,
-                                    int has_ignored, int64_t *settled) noexcept nogil
+        void (*rows_max)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
+        Py_ssize_t (*row_find)(const void *, Py_ssize_t, double) noexcept nogil
+        void (*rows_exp_sum)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
+                             int, const void *, double *) noexcept nogil
+        double (*row_gap_dot)(const void *, const void *, Py_ssize_t, double) noexcept nogil
+        double (*row_sum)(const void *, Py_ssize_t) noexcept nogil
+        double (*row_dot)(const void *, const void *, Py_ssize_t) noexcept nogil
+        void (*rows_grad)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
+                          const double *, const double *, const void *, const Py_ssize_t *, const double *,
+                          int) noexcept nogil
+        void (*tile_max)(const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
+        void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
+                             double *, double *, double *, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*tile_gap_dot)(const void *, const void *, int, Py_ssize_t, Py_ssize_t, const void *,
+                             double *) noexcept nogil
+        void (*tile_sum)(const void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double *) noexcept nogil
+        void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
+                          const void *, int, const void *, const void *) noexcept nogil
+        void (*row_affine)(void *, const void *, Py_ssize_t, double, double) noexcept nogil
+        void (*row_scale)(const void *, const void *, void *, Py_ssize_t, double) noexcept nogil
+        double (*row_sigmoid)(const void *, const void *, const void *, Py_ssize_t, double, void *,
+                              void *) noexcept nogil
+        void (*transpose)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*copy_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil
+        void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
+        void (*widen)(const void *, Py_ssize_t, double *) noexcept nogil
+        void (*widen_state)(const void *, Py_ssize_t, double *, double *, double *, double,
+                            const double *) noexcept nogil
+        void (*add_compensated)(double *, double *, const double *, Py_ssize_t) noexcept nogil
+        void (*losses)(Py_ssize_t, const double *, const double *, const double *, const double *, double, double *,
+                       double *) noexcept nogil
+        void (*coefficients)(Py_ssize_t, const double *, const double *, const double *, const double *, double,
+                             const double *, const double *, const double *, const double *, double *, double *,
+                             double *, double *) noexcept nogil
+        Py_ssize_t (*count_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int) noexcept nogil
+        Py_ssize_t (*settle_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int, int64_t *) noexcept nogil
     ctypedef struct ce_isa:
         const char *name
         int (*runs_here)() noexcept

@@ -5,7 +5,6 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-
 cdef enum:              # operations
     CROSS_ENTROPY       # -sum q*log(softmax(x)), of labels or targets
     SOFTMAX             # softmax(x), written to grad
@@ -19,7 +18,6 @@ cdef enum:              # operations
 cdef enum:              # dtypes
     NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
 
-
 cdef struct Matrix:
     # Row i, class j lies at data + i*row_stride + j*class_stride (bytes; strides may be negative or 0). With blocks, at
     # data + blocks[i / rows_per_block] + (i % rows_per_block)*row_stride + j*class_stride.
@@ -29,7 +27,6 @@ cdef struct Matrix:
     const Py_ssize_t *blocks        # NULL: all rows are one block
     Py_ssize_t rows_per_block
     int dtype
-
 
 cdef struct Request:
     size_t size                     # sizeof(Request)
@@ -41,8 +38,8 @@ cdef struct Request:
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
     Matrix y                        # *_GRAD: what the forward returned, in place of the logits
-    # Gradient of the objective with respect to the result; NULL stands for ones. One F64 for each row; for
-    # SIGMOID_TWO_TERM one F64 for each element, and for *_GRAD one number of the dtype of y for each element.
+    # Gradient of the objective with respect to the result, NULL for ones: one F64 for each row, for SIGMOID_TWO_TERM for
+    # each element. For *_GRAD, which need it, one number of the dtype of y for each element.
     Matrix upstream
     int64_t ignore_index            # rows with this label have loss 0 and gradient 0
     bint has_ignore_index
@@ -52,8 +49,8 @@ cdef struct Request:
     const double *sample_weight     # by row; NULL stands for ones
     double label_smoothing
     double z_loss
-    double scale                    # a factor of every gradient
-    bint stats_given                # row_max and tail are inputs: what a forward wrote for these logits
+    double scale                    # a factor of the gradient, except of *_GRAD
+    bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic
     # Outputs; NULL where they are not wanted. All but grad are contiguous.
     Matrix grad
@@ -62,13 +59,11 @@ cdef struct Request:
     void *row_max                   # by row: max x
     void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
 
-
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""
     memset(request, 0, sizeof(request[0]))
     request.size, request.operation, request.scale = sizeof(request[0]), CROSS_ENTROPY, 1
     request.ignore_index, request.has_ignore_index, request.counted = -100, True, -1
-
 
 cdef inline Matrix matrix(const void *data, int dtype, Py_ssize_t row_stride, Py_ssize_t class_stride) noexcept nogil:
     """Rows and classes at fixed distances in bytes, as in memoryviews. Labels have a class_stride of 0."""

@@ -1,3 +1,4 @@
+# cython: cdivision=True
 # The functions of one row that other modules cimport (_kernels.pxd), for both dtypes from one text.
 from cython cimport floating
 from libc.math cimport exp, isfinite

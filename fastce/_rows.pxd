@@ -16,7 +16,6 @@ from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
 cdef enum:
     LOGITS_IN_TURNS = 2048      # of rows that are computed together
 
-
 cdef struct RowSums:
     # The state of the blocks of a row so far.
     double row_max
@@ -24,7 +23,6 @@ cdef struct RowSums:
     Sum mass
     Sum linear
     Sum rest                    # mass without the target of the first maximum
-
 
 cdef inline Py_ssize_t add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
                                         floating *e, bint find_max, RowSums *sums) noexcept nogil:
@@ -48,7 +46,6 @@ cdef inline Py_ssize_t add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t
     sums.row_max = block_max
     return f.row_find(x, n, block_max) if find_max else -1
 
-
 cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
                           Py_ssize_t first_max, RowSums *sums, double *q, floating *scratch) noexcept nogil:
     """Adds the base of a block, from class j on, to mass, linear and rest. first_max is what add_exponentials returned;
@@ -69,7 +66,6 @@ cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
         part = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
         add(&sums.mass, part)
         add(&sums.rest, part)
-
 
 cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *e,
                            floating *scratch) noexcept nogil:
@@ -113,7 +109,6 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
         x_label = (<const floating *>(row_at(&job.request.logits, i) + k*job.request.logits.class_stride))[0]
         add_label(job, x_label, e[k]/f.exp_one if e != NULL else exp(x_label - sums.row_max), s, r)
 
-
 cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
                           floating *scratch) noexcept nogil:
     """The gradient of row i, from its exponentials in e or, when that is NULL, from its logits again."""
@@ -137,7 +132,6 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, 
         scratch[0] = <floating>grad_at_maximum(job, s, r, s.first_max[r])
         store_block(job, i, s.first_max[r], 1, scratch)
 
-
 cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
     cdef floating *dst
     cdef Py_ssize_t j, n
@@ -146,7 +140,6 @@ cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) 
         dst = grad_block(job, i, j, scratch)
         memset(dst, 0, n*sizeof(floating))
         store_block(job, i, j, n, dst)
-
 
 cdef inline void rows_in_turns(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
                                const floating *dtype) noexcept nogil:
@@ -188,7 +181,6 @@ cdef inline void rows_in_turns(const Job *job, Py_ssize_t start, Py_ssize_t coun
         f.rows_grad(e, e_step, e, e_step, count, n, form, s.row_max + r, s.a + r, s.b + r, NULL, s.exact_class + r,
                     s.exact_grad + r, False)
 
-
 cdef inline Py_ssize_t rows_for_turns(const Job *job, Py_ssize_t i, Py_ssize_t n, const State *s,
                                       Py_ssize_t r) noexcept nogil:
     """How many of n rows from i on, the first of which is not ignored, can be computed together."""
@@ -201,7 +193,6 @@ cdef inline Py_ssize_t rows_for_turns(const Job *job, Py_ssize_t i, Py_ssize_t n
     while k < n and s.label[r + k] >= 0:
         k += 1
     return k
-
 
 cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""

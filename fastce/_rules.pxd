@@ -1,8 +1,10 @@
+# cython: cdivision=True
 # Rules: what each option does to a call. A rule runs only where its option is given; without it a call is what the default
 # in the signature says. A signature may contain exactly the options that `add_rules` lists.
 from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO
 from cpython.object cimport PyObject
 from libc.float cimport DBL_MAX, FLT_MAX
+from libc.limits cimport INT_MAX
 from libc.stdint cimport INT64_MAX, INT64_MIN
 
 from ._arguments cimport (
@@ -60,7 +62,8 @@ cdef inline int reduction_rule(Arguments *a, object value) except -1:
 
 
 cdef inline int num_threads_rule(Arguments *a, object value) except -1:
-    a.request.num_threads = 0 if value is None else checks(a).as_threads(value)
+    if value is not None:
+        a.request.num_threads = value if type(value) is int and 0 < value <= INT_MAX else checks(a).as_threads(value)
     return 0
 
 

@@ -36,15 +36,13 @@ cdef enum:
     STREAM_BYTES = 3 << 23      # gradients of long rows that have this size or more (24 MiB) are written past the caches
     MAX_THREADS = 256
 
-
-# --- Choices -----------------------------------------------------------------------------------------------------------
+# -- Choices
 
 cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
     """What the operation is a function of. Its dtype is that of the results."""
     if request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD:
         return &request.y
     return &request.logits
-
 
 cdef inline bint is_computable(const Request *r) noexcept nogil:
     """Whether the matrices that the operation needs are there, with dtypes that it takes."""
@@ -54,11 +52,10 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint with_targets = not with_labels and (
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
     return (CROSS_ENTROPY <= operation <= SOFTMAX_TWO_TERM and (dtype == F32 or dtype == F64)
-            and (r.grad.data == NULL or r.grad.dtype == dtype)
-            and (r.upstream.data == NULL or r.upstream.dtype == (dtype if product else F64))
+            and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
+            and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
-            and not (r.stats_given and (r.total != NULL or r.losses != NULL)))
-
+            and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
 
 cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
     """What base is, which the labels or targets and their options decide."""
@@ -76,7 +73,6 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
     p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
                        and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
-
 cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
     """Groups and units. They depend on the shapes alone, never on the number of threads."""
     cdef Py_ssize_t rows = request.rows, classes = request.classes
@@ -93,7 +89,6 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
         else:
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
     p.units = (rows + p.unit - 1)/p.unit
-
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     """Chooses how a request with at least one row is computed. p is zero before. No other function chooses."""
@@ -127,8 +122,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
         p.threads = 1 if logits < 2*UNIT_LOGITS else ce_automatic_threads()
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
 
-
-# --- Units -------------------------------------------------------------------------------------------------------------
+# -- Units
 
 cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """What the gradients of a group's rows are multiplied by."""
@@ -144,7 +138,6 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
         if by_row:
             s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
 
-
 cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
     cdef const char *row = row_at(&job.request.logits, i)
     cdef Py_ssize_t j
@@ -154,7 +147,6 @@ cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) 
         if x != x:
             return True
     return False
-
 
 cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
                                const floating *dtype) noexcept nogil:
@@ -186,7 +178,6 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))
 
-
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef State s
@@ -211,7 +202,6 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) no
         start += count
     job.unit_sums[unit] = value(&total)
 
-
 cdef inline void run_units(const Job *job, floating *scratch) noexcept nogil:
     cdef Py_ssize_t unit
     if job.plan.threads == 1:               # no parallel region
@@ -221,8 +211,7 @@ cdef inline void run_units(const Job *job, floating *scratch) noexcept nogil:
         for unit in prange(job.plan.units, num_threads=job.plan.threads, schedule="dynamic", chunksize=1):
             run_unit(job, unit, scratch + threadid()*job.plan.scratch)
 
-
-# --- One call ----------------------------------------------------------------------------------------------------------
+# -- One call
 
 cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, double uniform, double *others,
                                    double *mass) noexcept nogil:
@@ -238,7 +227,6 @@ cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, dou
     for j in range(classes - 1, -1, -1):
         others[j] += value(&total)
         add(&total, weight[j])
-
 
 cdef inline int run_as(const Request *request, const floating *dtype) noexcept nogil:
     """Runs a request that was checked and whose labels were counted."""
@@ -280,7 +268,6 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
         request.total[0] = value(&total)
     free(memory)
     return 0
-
 
 cdef inline int execute(const Request *request) noexcept nogil:
     """Computes what is asked for. See `run` in _kernels.pxd for the result."""

@@ -15,7 +15,6 @@ from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 cdef enum:
     TILE_SCRATCH = 2*TILE_SIZE + 6*GROUP
 
-
 cdef struct Tile:
     Py_ssize_t start                # of its rows
     Py_ssize_t count
@@ -39,7 +38,6 @@ cdef struct Tile:
     double part[GROUP]              # sums of a block
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
 
-
 cdef inline void add_part(const ce_primitives *f, bint first, double *total, double *lost, const double *part,
                           Py_ssize_t n) noexcept nogil:
     if first:
@@ -47,7 +45,6 @@ cdef inline void add_part(const ce_primitives *f, bint first, double *total, dou
         memset(lost, 0, n*sizeof(double))
     else:
         f.add_compensated(total, lost, part, n)
-
 
 cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n,
                                 floating *base) noexcept nogil:
@@ -58,7 +55,6 @@ cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, 
         for k in range(n):
             job.plan.primitives.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight_of(job, j + k),
                                            job.plan.uniform*weight_of(job, j + k))
-
 
 cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_max) noexcept nogil:
     """The state of no class, or with stats_given what is known of it."""
@@ -83,7 +79,6 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memset(tile.lost_linear, 0, width*sizeof(double))
         memset(tile.lost_rest, 0, width*sizeof(double))
 
-
 cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                               floating *row_max) noexcept nogil:
     """Updates row_max with a block of n classes from j on, and with it the sums of the blocks before."""
@@ -96,7 +91,6 @@ cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j
             s.tail[p] = rescaled(1 + s.tail[p] + tile.lost_tail[p], before[p], row_max[p])
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
             s.rest[p], tile.lost_rest[p], tile.lost_tail[p] = s.mass[p], tile.lost_mass[p], 0
-
 
 cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                floating *scratch) noexcept nogil:
@@ -124,7 +118,6 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
             tile.part[p] *= job.plan.base_scale
         add_part(f, j == 0, s.linear, tile.lost_linear, tile.part, width)
 
-
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
     """Adds the exponentials of a block to tail. Meanwhile the caches are told what is read next, which is the tile's other
@@ -144,7 +137,6 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
         tile.exact_class if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_stride, dst, dst_stride)
     add_part(job.plan.primitives, j == 0, s.tail, tile.lost_tail, tile.part, tile.width)
-
 
 cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """Computes the state of a tile's rows. What row_state says of stats_given holds here too."""
@@ -183,11 +175,9 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
                 add_label(job, x_label, s.e[p] if tile.pick_labels else exp(x_label - s.row_max[p]), s, p)
     s.same_targets = same_targets
 
-
 cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src, floating *dst) noexcept nogil:
     f.narrow(src, tile.count, dst)
     memset(dst + tile.count, 0, (tile.width - tile.count)*sizeof(floating))
-
 
 cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *exact_class) noexcept nogil:
     """Fills a, b, exact_grad and, unless it depends on the block or is there already, exact_class."""
@@ -207,7 +197,6 @@ cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, flo
         for p in range(tile.width):
             exact_class[p] = -1                 # no class
 
-
 cdef inline Py_ssize_t exact_maxima(const Job *job, const Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                     const floating *x, Py_ssize_t *at, double *exact_grad) noexcept nogil:
     """Where in a block maxima are whose gradient may cancel, and their gradient. Returns how many."""
@@ -224,7 +213,6 @@ cdef inline Py_ssize_t exact_maxima(const Job *job, const Tile *tile, State *s, 
                     found += 1
                     break
     return found
-
 
 cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits again."""
@@ -255,7 +243,6 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
                 for k in range(n):
                     x[k*width + p] = 0
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, x)
-
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""

@@ -20,7 +20,7 @@ static CE_NOINLINE void FN(transpose_narrow)(const void *src, Py_ssize_t src_str
     }
 }
 
-/* Squares of SQUARE x SQUARE numbers are transposed in registers. The last ones of a row or column overlap those before. */
+/* SQUARE x SQUARE numbers at a time are transposed in registers. The last squares overlap those before. */
 static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                           Py_ssize_t dst_stride)
 {

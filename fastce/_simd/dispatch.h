@@ -1,8 +1,8 @@
 /* The vector primitives for every instruction set of this build, and the choice of one set. Cython includes this file.
  *
- * The primitives (primitives.inc) are loops over contiguous numbers; the algorithm is in the Cython files. The loops are
- * written once, in terms of a small vocabulary of vector operations. They are compiled for each instruction set and
- * dtype, with the vocabulary of that set (scalar.h explains the words). The set is chosen when the module is imported.
+ * The primitives (primitives.inc) are loops over contiguous numbers; the algorithm is in the Cython files. The loops
+ * are written once, in terms of a small vocabulary of vector operations. They are compiled for each instruction set
+ * and dtype, with the vocabulary of that set; scalar.h explains it. The set is chosen when the module is imported.
  *
  * Everything is static, so that two copies of fastce can live in one process. */
 #ifndef FASTCE_DISPATCH_H
@@ -78,8 +78,8 @@ CE_INLINE void *ce_at(const void *p, Py_ssize_t offset) { return (char *)p + off
 /* tail, or NaN if row_max is infinite: then every class is masked, or a logit is +inf. */
 CE_INLINE double ce_tail_if_finite(double tail, double row_max) { return tail + 0 * row_max; }
 
-/* total + lost += term: adds term to total, and the rounding error of that to lost (Knuth's TwoSum). TYPE is the type of
- * all three: a number or a vector. */
+/* total + lost += term: adds term to total, and the rounding error of that to lost (Knuth's TwoSum). TYPE is the type
+ * of all three: a number or a vector. */
 #define CE_ADD_COMPENSATED(TYPE, total, lost, term)                     \
     do {                                                                \
         const TYPE v_ = (term), t_ = (total) + v_, z_ = t_ - (total);   \

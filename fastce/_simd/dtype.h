@@ -1,5 +1,6 @@
-/* Compiles the primitives for one dtype and one instruction set, and makes their table. T is the dtype, and VEC a vector of
- * LANES numbers of it. The results depend on the instruction set, but never on the alignment of the arguments. */
+/* Compiles the primitives for one dtype and one instruction set, and makes their table. T is the dtype, and VEC a
+ * vector of LANES numbers of it. The results depend on the instruction set, but never on the alignment of the
+ * arguments. */
 #include CE_VOCABULARY
 
 CE_ASSERT(LANES <= CE_MAX_LANES, "the width of a tile and the tables of lane numbers are made for CE_MAX_LANES");

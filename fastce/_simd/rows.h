@@ -103,8 +103,8 @@ static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py
     }
 }
 
-/* Returns the sum of a term for each of n numbers. `term` is an expression for the terms i, i + 1, ...: LANES of them, or
- * the first m if m < LANES, and then the other lanes are 0. Eight vectors are added as a tree: three roundings. */
+/* Returns the sum of a term for each of n numbers. `term` is an expression for the terms i, i + 1, ...: LANES of them,
+ * or the first m if m < LANES, and then the other lanes are 0. Eight vectors are added as a tree: three roundings. */
 #define RETURN_SUM(n, term)                                                                     \
     ACC acc = ACC_ZERO;                                                                         \
     Py_ssize_t i = 0;                                                                           \

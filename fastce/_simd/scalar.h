@@ -6,10 +6,10 @@
  *     WIDEN_LOW(v), WIDEN_HIGH(v), WIDE_STORE(p, w)     the lower and the upper half of v as a WIDE; stores a WIDE
  * Optional words, which vector_math.h replaces or does without where they are missing:
  *     ADD_BY_EQ(a, b, x, where, y, unless)    add x to `where` in the lanes where a == b, y to `unless` in the others
- *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, without touching the memory after them
+ *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, no memory after them
  *     LARGEST(v), TOTAL(v), ACC_SUM(acc)      over the lanes
  *     ALIGN_FROM      the length from which rows are worked on in aligned vectors
- *     SQUARE          with transpose_square(src, src_stride, dst, dst_stride), which transposes SQUARE x SQUARE numbers */
+ *     SQUARE          with transpose_square(src, src_stride, dst, dst_stride) for SQUARE x SQUARE numbers */
 #define VEC T /* must know + - * / */
 #define LANES 1
 #define LOAD(p) (*(p))
@@ -24,8 +24,8 @@
 
 #define EXP_STEPS 1 /* a power of 2 for which vector_math.h has a polynomial */
 
-/* EXP_ONE * 2^n * (1 + p), or 0 where d < cut; NaN where d is NaN. The low bits of z are n * EXP_STEPS, in two's complement.
- * It is called for every n; where d >= cut, EXP_ONE * 2^n is normal. */
+/* EXP_ONE * 2^n * (1 + p), or 0 where d < cut; NaN where d is NaN. The low bits of z are n * EXP_STEPS, in two's
+ * complement. It is called for every n; where d >= cut, EXP_ONE * 2^n is normal. */
 CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
 #if CE_F32

@@ -64,7 +64,7 @@ static void FN(coefficients)(Py_ssize_t n, const double *restrict row_max, const
     for (Py_ssize_t r = 0; r < n; r++) {
         double share;
         const double log_r = FN(log1p)(tail[r], &share);
-        const double slope = z_loss ? 2 * z_loss * (row_max[r] + log_r) : 0; /* the derivative of z_loss * lse^2 by lse */
+        const double slope = z_loss ? 2 * z_loss * (row_max[r] + log_r) : 0; /* d(z_loss * lse^2) / d(lse) */
         /* (mass + slope)*p - q with p = 1 - tail*share */
         const double grad_if_p_near_1 = (rest[r] - mass[r] * (tail[r] * share)) + slope * share;
         const double grad_otherwise = (mass[r] + slope) * (e[r] * share) - q[r];

@@ -37,7 +37,7 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
     for (Py_ssize_t r = 0; r < width; r += LANES) {
         const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
         const VEC label = labelled ? LOAD(label_ + r) : zero;
-        /* The terms exp(0) are counted apart, because the others may be tiny. One is left out where the maximum is new. */
+        /* The terms exp(0) are counted apart, because the others may be tiny. A new maximum is excluded. */
         VEC ones = SELECT_EQ(LOAD(row_max + r), LOAD(row_max_before + r), zero, SET1(-1));
         VEC d_at = zero, e_at = SET1(EXP_ONE), jv = zero;
         ACC acc = ACC_ZERO;

@@ -15,14 +15,15 @@ CE_ASSERT(EXP_BIAS * 1000 + EXP_CUT * 1443 > SMALLEST_EXPONENT * 1000, "EXP_ONE 
 
 /* EXP_ONE * exp(d) for d <= 0. NaN stays NaN.
  *
- * Let n be d*log2(e), rounded to a multiple of 1/EXP_STEPS, and r = d - n*ln(2). Then exp(d) = 2^n * exp(r), and exp(r) is
- * computed as 1 + r + r^2*Q(r). The polynomial Q is nearly minimax for |r| <= ln(2)/(2*EXP_STEPS). bench/minimax.py
- * measures the errors given below and finds such coefficients. The vocabulary's exp_scale multiplies by 2^n and EXP_ONE.
+ * Let n be d*log2(e), rounded to a multiple of 1/EXP_STEPS, and r = d - n*ln(2). Then exp(d) = 2^n * exp(r), and
+ * exp(r) is computed as 1 + r + r^2*Q(r). The polynomial Q is nearly minimax for |r| <= ln(2)/(2*EXP_STEPS).
+ * bench/minimax.py measures the errors given below and finds such coefficients. The vocabulary's exp_scale multiplies
+ * by 2^n and EXP_ONE.
  *
  * EXP_ONE keeps the results normal down to d = EXP_CUT, so sums of exponentials are accurate even if the exponentials
- * themselves would be subnormal. Multiplying by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT the result
- * is 0: the sum of 2^20 such terms is less than the smallest subnormal number. No operation underflows there, because
- * underflow is slow on many processors. Masked logits (-inf) therefore cost no more than others. */
+ * themselves would be subnormal. Multiplying by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT the
+ * result is 0: the sum of 2^20 such terms is less than the smallest subnormal number. No operation underflows there,
+ * because underflow is slow on many processors. Masked logits (-inf) therefore cost no more than others. */
 CE_INLINE VEC FN(exp)(VEC d)
 {
     const VEC rounder = SET1(ROUNDER);
@@ -73,8 +74,8 @@ CE_INLINE VEC FN(exp)(VEC d)
 #undef EXP_CUT
 #undef SMALLEST_EXPONENT
 
-/* log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps. It is 2*atanh(s) with s = e/(2 + e) <= 1/3, and atanh is
- * computed as s + s^3*Q(s^2), with a nearly minimax polynomial Q. */
+/* log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps. It is 2*atanh(s) with s = e/(2 + e) <= 1/3, and atanh
+ * is computed as s + s^3*Q(s^2), with a nearly minimax polynomial Q. */
 CE_INLINE VEC FN(log1p_unit)(VEC e)
 {
     const VEC s = e / (SET1(2) + e), z = s * s;
@@ -158,8 +159,8 @@ CE_INLINE T FN(total)(VEC v)
 #endif
 
 /* ----- Accumulators -----
- * Each lane has a float64 sum whose error does not grow with the number of terms: float32 numbers are added in float64, and
- * float64 numbers together with what the additions lose. */
+ * Each lane has a float64 sum whose error does not grow with the number of terms: float32 numbers are added in
+ * float64, and float64 numbers together with what the additions lose. */
 #if CE_F32 && LANES > 1
 typedef struct {
     WIDE low, high;
@@ -209,8 +210,8 @@ CE_INLINE double FN(acc_sum)(ACC acc)
 #define ACC_SUM(acc) FN(acc_sum)(acc)
 #endif
 
-/* A whole vector, or only its first n numbers if n < LANES: loaded, stored, or taken from a vector. The other lanes become
- * 0 and are not stored. */
+/* A whole vector, or only its first n numbers if n < LANES: loaded, stored, or taken from a vector. The other lanes
+ * become 0 and are not stored. */
 CE_INLINE VEC FN(load_upto)(const T *p, Py_ssize_t n) { return n >= LANES ? LOAD(p) : LOAD_PART(p, n, 0); }
 CE_INLINE void FN(store_upto)(T *p, VEC v, Py_ssize_t n)
 {
@@ -243,5 +244,6 @@ static const T FN(iota)[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 1
 CE_ASSERT(sizeof FN(iota) == CE_MAX_LANES * sizeof(T), "iota numbers the lanes of the widest vector");
 
 /* The vector that begins at edge[CE_MAX_LANES - LANES + k] is 1 in its last k lanes and 0 in the others. */
-static const T FN(edge)[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+static const T FN(edge)[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                             1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 CE_ASSERT(sizeof FN(edge) == 2 * CE_MAX_LANES * sizeof(T), "edge has room for the widest vector, all 0 or all 1");

@@ -237,3 +237,32 @@ def test_automatic_choice_obeys_the_quota_of_the_control_group(
 ) -> None:
     prelude = CONTROL_GROUP.format(files=files) + PRELUDE
     assert run(AUTOMATIC, prelude=prelude, OMP_NUM_THREADS="2") == [expected, expected]
+
+
+def test_labels_that_another_thread_changes_are_never_used_as_an_index_unchecked(run: Callable[..., Any]) -> None:
+    """The labels are checked before the kernels run, and written to while they run. A call may raise, or return
+    anything, but it reads and writes nothing outside of its arrays."""
+    assert run(
+        """
+        import threading, time
+        x = np.zeros((20000, 10), np.float32)
+        for dtype in (np.int64, np.int32):
+            labels, stop = np.zeros(20000, dtype), threading.Event()
+            def change():
+                while not stop.is_set():
+                    labels[:] = np.iinfo(dtype).max // 2
+                    labels[:] = 0
+            thread = threading.Thread(target=change)
+            thread.start()
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                for options in ({}, {"label_smoothing": 0.1, "weight": np.ones(10)}):
+                    try:
+                        loss, grad = fastce.cross_entropy_with_grad(x, labels, num_threads=1, **options)
+                    except IndexError:
+                        pass
+            stop.set()
+            thread.join()
+        report(True)
+        """
+    )

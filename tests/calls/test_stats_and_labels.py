@@ -1,0 +1,51 @@
+"""What `stats` and class indices may be: read-only arrays, labels that int64 does not hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastce
+
+X = np.random.default_rng(0).standard_normal((4, 3))
+LABELS = np.array([0, 2, 1, 2])
+
+
+@pytest.mark.parametrize("which", [[0], [1], [0, 1]], ids=["row_max", "tail", "both"])
+def test_stats_may_be_read_only(which: list[int]) -> None:
+    stats = fastce.cross_entropy(X, LABELS, return_stats=True)[1]
+    want = fastce.cross_entropy_grad(X, LABELS, stats=stats)
+    for k in which:
+        stats[k].flags.writeable = False
+    np.testing.assert_array_equal(fastce.cross_entropy_grad(X, LABELS, stats=stats), want)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ignore_index"),
+    [
+        ([0, 2**63 + 5], 2**63 - 1),
+        ([0, 2**64 - 1], -1),
+        ([0, 2**64 - 100], -100),
+        ([2**63 + 1, 2**63 + 2], 2**63 + 1),
+        ([0, 2**63 + 1], 2**64),
+        ([0, 2**63 + 1], None),
+    ],
+)
+def test_a_label_that_int64_does_not_hold_is_an_error(labels: list[int], ignore_index: int | None) -> None:
+    out = np.full((2, 3), 7.0)
+    with pytest.raises(IndexError, match=rf"^targets\[{labels.index(max(labels))}\] is {max(labels)}, out of range"):
+        fastce.cross_entropy_with_grad(X[:2], np.array(labels, np.uint64), ignore_index=ignore_index, out=out)
+    assert (out == 7).all()
+
+
+def test_a_label_that_int64_does_not_hold_can_be_ignored() -> None:
+    labels = np.array([2**63 + 1, 1], np.uint64)
+    got = fastce.cross_entropy(X[:2], labels, ignore_index=2**63 + 1, reduction="none")
+    np.testing.assert_array_equal(got, [0, fastce.cross_entropy(X[1], 1)])
+
+
+def test_integers_are_predicted_as_they_are() -> None:
+    """float64 cannot tell these apart."""
+    close = [[2**53, 2**53 + 1]]
+    assert fastce.predict(close) == 1
+    assert fastce.predict(np.array(close)) == 1
