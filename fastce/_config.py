@@ -11,16 +11,22 @@ from typing import Any
 
 import numpy as np
 
+
+def not_built() -> str:
+    """Why the compiled module cannot be imported, where it is missing."""
+    here = Path(__file__).resolve().parent
+    if any(here.glob("_kernels*.so")) or any(here.glob("_kernels*.pyd")):
+        return ""
+    return (
+        f"the sources in {here} are not built, and they hide an installed copy of the package, if there is one. "
+        "Start Python in another folder, or build the sources in place: python -m pip install -e ."
+    )
+
+
 try:
     from . import _kernels
 except ImportError as error:
-    here = Path(__file__).resolve().parent
-    if any(here.glob("_kernels*.so")) or any(here.glob("_kernels*.pyd")):
-        raise
-    raise ImportError(
-        f"the sources in {here} are not built, and they hide an installed copy of the package, if there is one. "
-        "Start Python in another folder, or build the sources in place: python -m pip install -e ."
-    ) from error
+    raise ImportError(not_built() or str(error)) from error
 
 __version__ = "0.1.0"
 
