@@ -90,7 +90,9 @@ def test_module_run_refuses_to_time_wrong_results(
 
 SCRIPTS = {
     "compare.py": (),
+    "minimax.py": ("mpmath",),
     "report.py": ("matplotlib",),
+    "small_calls.py": (),
     "train_digits.py": ("sklearn", "threadpoolctl"),
     "train_lm.py": (),
 }
