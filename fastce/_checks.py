@@ -113,6 +113,8 @@ def as_axis(axis: Any, ndim: int) -> int:
 
 def as_index(name: str, value: Any) -> int:
     try:
+        if isinstance(value, bool):  # an int to Python, but a slip here
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is {value!r}, expected an int or None") from None

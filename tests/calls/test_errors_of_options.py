@@ -41,6 +41,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         [
             ("a float", {"ignore_index": 1.0}, TypeError, r"^ignore_index .*(1\.0|float)"),
             ("a text", {"ignore_index": "1"}, TypeError, "^ignore_index .*('1'|str)"),
+            ("a bool", {"ignore_index": True}, TypeError, "^ignore_index is True, expected an int or None"),
             ("an array", {"ignore_index": np.array([1, 2])}, TypeError, "^ignore_index "),
         ],
     ),
