@@ -12,6 +12,7 @@ A family is a set of functions of the same arguments, whose results one call of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -166,6 +167,15 @@ _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "a
 _OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss"}
 _AXIS = frozenset({"axis"})
 
+# The values of which tests take every combination. A "random" one has a number for each class or row.
+VALUES: dict[str, tuple[Any, ...]] = {
+    "weight": (None, "random"),
+    "pos_weight": (None, "random"),
+    "sample_weight": (None, "random"),
+    "label_smoothing": (0.0, 0.1, 1.0),
+    "z_loss": (0.0, 1e-2),
+}
+
 INDEX = Family("index", ("logits", "targets"), _with_labels, exact, _OF_ONE_TERM | {"ignore_index"})
 PROBABILITIES = Family("probabilities", ("logits", "targets"), _with_rows, exact, _OF_ONE_TERM)
 SIGMOID = Family("sigmoid", ("logits", "targets"), _with_rows, exact_binary, _OF_LOSSES | {"pos_weight"})
@@ -196,6 +206,13 @@ def _functions() -> Iterable[Function]:
 
 
 FUNCTIONS = list(_functions())
+
+
+def combinations(family: Family) -> Iterable[dict[str, Any]]:
+    """Of the values of its options, without those that are the defaults."""
+    names = [name for name in VALUES if name in family.options]
+    for chosen in itertools.product(*(VALUES[name] for name in names)):
+        yield {name: value for name, value in zip(names, chosen, strict=True) if value != VALUES[name][0]}
 
 
 def over(rows: list[Family] | list[Function]) -> pytest.MarkDecorator:

@@ -122,6 +122,13 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
 }
 
 
+def test_every_option_has_wrong_values() -> None:
+    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats has none."""
+    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats"}
+    options = {name for function in FUNCTIONS.values() for name in function.options}
+    assert sorted(options - elsewhere - WRONG.keys()) == []
+
+
 @each_wrong_call(WRONG)
 def test_wrong_option_is_named_and_nothing_is_written(
     function: Function, arguments: dict[str, Any], error: Any, message: str

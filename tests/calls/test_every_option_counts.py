@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from functions import FAMILIES
 
 import fastce
 from fastce import _kernels
@@ -49,6 +50,16 @@ OPTIONS = [
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY
 ]
+
+
+@pytest.mark.parametrize("name", sorted({row.name for family in FAMILIES for row in family.functions}))
+def test_the_families_have_each_option(name: str) -> None:
+    """So the tests that compare with exact values are given it. That num_threads and stats change nothing, and what
+    return_stats returns, is tested apart."""
+    rows = [(family, row) for family in FAMILIES for row in family.functions if row.name == name]
+    in_families = {option for family, row in rows for option in row.options | set(family.fixed)}
+    options = {option for function, option in OPTIONS if function.__name__ == name}
+    assert in_families == options - {"num_threads", "stats", "return_stats"}
 
 
 def test_a_signature_with_an_option_that_has_no_rule_is_refused() -> None:

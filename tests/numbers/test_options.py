@@ -18,8 +18,10 @@ from functions import (
     PRODUCTS,
     SIGMOID,
     TWO_TERM,
+    VALUES,
     assert_same_bits,
     check,
+    combinations,
     dtypes,
     over,
 )
@@ -29,27 +31,14 @@ from rows import slope
 import fastce
 
 ULPS = CONTRACT_ULPS + OPTION_ULPS
-VALUES = {
-    "weight": (None, "random"),
-    "pos_weight": (None, "random"),
-    "sample_weight": (None, "random"),
-    "label_smoothing": (0.0, 0.1, 1.0),
-    "z_loss": (0.0, 1e-2),
-}
-
-
-def _combinations(family):
-    names = [name for name in VALUES if name in family.options]
-    for chosen in itertools.product(*(VALUES[name] for name in names)):
-        yield {name: value for name, value in zip(names, chosen, strict=True) if value}
 
 
 def _name_of(value):
     return "+".join(value) or "plain" if isinstance(value, dict) else value.name
 
 
-COMBINATIONS = [(family, options) for family in LOSSES for options in _combinations(family)]
-combinations = pytest.mark.parametrize("family, options", COMBINATIONS, ids=_name_of)
+COMBINATIONS = [(family, options) for family in LOSSES for options in combinations(family)]
+each_combination = pytest.mark.parametrize("family, options", COMBINATIONS, ids=_name_of)
 REDUCTIONS = [("mean", None), ("mean", 7.5), ("sum", None), ("none", None)]
 # What `ignore_index` is set to: outside the classes, one of them, none.
 IGNORED = [-100, 2, None]
@@ -93,9 +82,15 @@ def _upstream(family, reduction, shape, axis):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_no_option_is_left_out():
+    """Those without values in the table are given to every combination."""
+    given = {"reduction", "normalizer", "axis", "upstream", "ignore_index"}
+    assert set().union(*(family.options for family in LOSSES)) == given | set(VALUES)
+
+
 @needs_longdouble
 @dtypes
-@combinations
+@each_combination
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_combination(layout, family, options, dtype):
     shape_of, axis, arrange = LAYOUTS[layout]
@@ -133,7 +128,7 @@ def _assert_slope(family, arrays, upstream, options):
     np.testing.assert_allclose(grad, slope(objective, arrays[0]), rtol=0, atol=room)
 
 
-@combinations
+@each_combination
 @pytest.mark.parametrize("axis", [0, 1])
 def test_every_combination_by_finite_differences(axis, family, options):
     for (reduction, normalizer), ignored in itertools.product(REDUCTIONS, IGNORED if family is INDEX else [None]):

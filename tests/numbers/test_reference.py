@@ -7,14 +7,13 @@ from __future__ import annotations
 import ast
 import doctest
 import inspect
-import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from functions import F32, F64, FAMILIES, FUNCTIONS, INDEX, dtypes, labels_for, numbers, over
+from functions import F32, F64, FAMILIES, FUNCTIONS, INDEX, combinations, dtypes, labels_for, numbers, over
 from oracle import needs_longdouble
 
 import fastce
@@ -66,25 +65,14 @@ def test_docstring_examples_run():
     assert result.attempted > 0 and result.failed == 0
 
 
-VALUES = {
-    "weight": (None, "vector"),
-    "pos_weight": (None, "vector"),
-    "sample_weight": (None, "vector"),
-    "label_smoothing": (0.0, 0.2),
-    "z_loss": (0.0, 0.01),
-}
-
-
 def _options(family, x, axis):
     """Every combination of options that the family takes, with every reduction."""
     rng = np.random.default_rng(20)
     lead = np.delete(x.shape, axis)
     vectors = {"weight": rng.random(x.shape[axis]), "pos_weight": rng.random(x.shape[axis])}
     vectors["sample_weight"] = rng.random(lead)
-    names = [name for name in VALUES if name in family.options]
-    for chosen in itertools.product(*(VALUES[name] for name in names)):
-        options = {key: value for key, value in zip(names, chosen, strict=True) if value}
-        options = {key: vectors[key].astype(x.dtype) if key in vectors else value for key, value in options.items()}
+    for chosen in combinations(family):
+        options = {key: vectors[key].astype(x.dtype) if key in vectors else value for key, value in chosen.items()}
         if not family.is_loss:
             yield options
             continue
