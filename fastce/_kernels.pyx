@@ -3,7 +3,7 @@
 """What Python and other Cython modules call. The algorithm is in _run.pxd and what it cimports."""
 from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
 from cython cimport floating
-from libc.math cimport NAN, exp, isfinite
+from libc.math cimport exp, isfinite
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._blocks cimport counted_labels, number
