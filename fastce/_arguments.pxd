@@ -1,8 +1,8 @@
 # cython: cdivision=True
 # The arguments of one call as they become a request: arrays are held through the buffer protocol, and checked.
 #
-# An array that is plain, aligned and in native byte order is used where it lies. _checks.py converts all others, and makes
-# the errors; it is reached through `Arguments`, because a .pxd cannot import Python modules.
+# An array that is plain, aligned and in native byte order is used where it lies. _checks.py converts all others, and
+# makes the errors; it is reached through `Arguments`, because a .pxd cannot import Python modules.
 from cpython.buffer cimport PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from libc.stdlib cimport free
@@ -116,7 +116,7 @@ cdef inline list row_axes(Arguments *a):
     """The axes of an array by row, in the order in which rows are counted."""
     return [a.axes.order[k] - (a.axes.order[k] > a.axes.class_axis) for k in range(a.axes.ndim - 1)]
 
-# --- Positional arguments ----------------------------------------------------------------------------------------------
+# --- Positional arguments --------------------------------------------------------------------------------------------
 
 
 cdef inline int set_input(Arguments *a, object value, PyObject *axis) except -1:
@@ -173,7 +173,7 @@ cdef inline int set_upstream(Arguments *a, object value) except -1:
         dtype = take_converted(a, UPSTREAM, array, "upstream")
     return set_matrix(a, UPSTREAM, dtype, &a.request.upstream)
 
-# --- What follows from the arguments -------------------------------------------------------------------------------------
+# --- What follows from the arguments ---------------------------------------------------------------------------------
 
 
 cdef inline int set_denominator(Arguments *a) except -1:

@@ -217,7 +217,8 @@ cdef inline double mean_weight(const Request *request) noexcept nogil:
             weight[p] = 1 if request.sample_weight == NULL else request.sample_weight[i + p]
         if request.labels.data != NULL:
             label = labels_at(&request.labels, i, n, request.ignore_index, scratch)
-            ce_chosen_f32.settle_labels(label, n, request.classes, request.ignore_index, request.has_ignore_index, scratch)
+            ce_chosen_f32.settle_labels(label, n, request.classes, request.ignore_index, request.has_ignore_index,
+                                        scratch)
             for p in range(n):
                 if scratch[p] < 0:
                     weight[p] = 0

@@ -2,15 +2,15 @@
 # What the three ways to compute have in common: the plan, the state of rows, and the formulas for both.
 #
 # A row has `classes` logits x. Its state is row_max = max x and tail = sum over j != argmax of exp(x_j - row_max). The
-# maximum's own term, 1, is left out of the sum, so that log1p(tail) and tail/(1 + tail) keep their relative accuracy when
-# the row is confident. Let q be the row's targets (weights and smoothing included), mass = sum q and lse = logsumexp(x):
+# maximum's own term, 1, is left out of the sum, so that log1p(tail) and tail/(1 + tail) keep their relative accuracy
+# when the row is confident. Let q be the row's targets with weights and smoothing, mass = sum q and lse = logsumexp(x):
 #
 #     loss   = mass*log1p(tail) + sum_j q_j*(row_max - x_j) + z_loss*lse^2            every term is >= 0
 #     grad_j = scale * ((mass + 2*z_loss*lse)*p_j - q_j),   p_j = exp(x_j - row_max)/(1 + tail)
 #            = a*exp(x_j - row_max) - b*base_j
 #
-# q_j is base_scale*base_j, plus hot*weight_j where j is the row's label. base is nothing, ones, one number for each class,
-# or the target row. Where p_j - q_j may cancel (exact_class: the label or the maximum), the gradient is computed apart.
+# q_j is base_scale*base_j, plus hot*weight_j where j is the row's label. base is nothing, ones, one number for each
+# class, or the target row. Where p_j - q_j may cancel (exact_class: the label or the maximum), another formula is used.
 from cython cimport floating
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
@@ -113,7 +113,7 @@ cdef inline double times(double q, double gap) noexcept nogil:
     return 0.0 if q == 0 else q*gap
 
 cdef inline double shift_of(double row_max) noexcept nogil:
-    """What logits are compared with. A maximum of -inf counts as 0: -inf - 0 is -inf, where -inf - -inf would be NaN."""
+    """What logits are compared with. A maximum of -inf counts as 0, because -inf - -inf would be NaN."""
     return row_max if row_max > -INFINITY else 0
 
 cdef inline double rescaled(double sum_exp, double row_max, double larger) noexcept nogil:

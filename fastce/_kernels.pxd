@@ -14,25 +14,25 @@
 #
 # The formulas are those of the Python functions, to the same accuracy. _request.pxd describes every field of a request.
 #
-# Shapes. A matrix has `rows` rows of `classes` numbers at fixed distances in bytes, as in memoryviews (x.strides). Distances
-# may be negative or 0. classes >= 1. weight and pos_weight have one number for each class, sample_weight one for each row.
-# These and all outputs except grad are contiguous. Pointers and distances are aligned to the type.
+# Shapes. A matrix has `rows` rows of `classes` numbers at fixed distances in bytes, as in memoryviews (x.strides).
+# Distances may be negative or 0. classes >= 1. weight and pos_weight have one number for each class, sample_weight one
+# for each row. These and all outputs except grad are contiguous. Pointers and distances are aligned to the type.
 #
 # Values. Weights are finite and >= 0, label_smoothing is in [0, 1], z_loss >= 0. None of this is checked.
 #
-# Aliasing. grad may be the logits themselves, or for *_GRAD y or upstream (the same pointer and strides). Otherwise no output
-# may overlap an input, another output or itself. Inputs must not change while the function runs. If another thread does
-# write to the labels, results are undefined, but no memory outside the matrices is touched.
+# Aliasing. grad may be the logits themselves, or for *_GRAD y or upstream (the same pointer and strides). Otherwise no
+# output may overlap an input, another output or itself. Inputs must not change while the function runs. If another
+# thread does write to the labels, results are undefined, but no memory outside the matrices is touched.
 #
 # Errors. Nothing is raised. `run` returns 0, or one of these, and then it has written nothing:
 #     1    a label is neither in [0, classes) nor ignore_index
-#     2    the request is of another version of fastce, or the operation does not take it: a matrix that it needs is missing
-#          or has another dtype, or losses are wanted although stats are given
+#     2    the request is of another version of fastce, or the operation does not take it: a matrix that it needs is
+#          missing or has another dtype, or losses are wanted although stats are given
 #     -1   there is no memory for the scratch space (some 100 KB for each thread)
 #
 # Threads. Any number of threads may call any of these functions at once. With num_threads 0 fastce chooses, 1 starts no
-# threads. Inside another parallel region, and in a forked child, one thread is used. Results do not depend on the number
-# of threads. The functions of one row use only the calling thread and allocate nothing.
+# threads. Inside another parallel region, and in a forked child, one thread is used. Results do not depend on the
+# number of threads. The functions of one row use only the calling thread and allocate nothing.
 from libc.stdint cimport int64_t
 
 from ._request cimport (
@@ -42,22 +42,22 @@ from ._request cimport (
 
 # -- Any number of rows
 
-# Computes what is asked for. Rows labelled ignore_index have loss 0 and gradient 0 and may hold anything. total is the sum
-# of sample_weight*loss. For a mean, divide it and request.scale by the sum of weight[label]*sample_weight over the rows
-# that are not ignored, or without weights by their number.
+# Computes what is asked for. Rows labelled ignore_index have loss 0 and gradient 0 and may hold anything. total is the
+# sum of sample_weight*loss. For a mean, divide it and request.scale by the sum of weight[label]*sample_weight over the
+# rows that are not ignored, or without weights by their number.
 cdef int run(const Request *request) noexcept nogil
 
-# That number: how many labels are not ignore_index; -1 if one of those is outside [0, classes). Stored in request.counted
-# it spares `run` the same pass.
+# That number: how many labels are not ignore_index; -1 if one of those is outside [0, classes). Stored in
+# request.counted it spares `run` the same pass.
 cdef Py_ssize_t count_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t classes, int64_t ignore_index,
                              bint has_ignore_index) noexcept nogil
 
 # -- One row
 # x has contiguous classes. label is in [0, classes).
 
-# The state of a softmax: row_max = max x and tail = sum of exp(x_j - row_max) over all classes but (one of) the largest.
-# logsumexp = row_max + log1p(tail), and the probability of class j is exp(x_j - row_max)/(1 + tail). NaN and +inf make
-# tail NaN. For a row of only -inf, row_max is -inf and tail -1.
+# The state of a softmax: row_max = max x and tail = sum of exp(x_j - row_max) over all classes but (one of) the
+# largest. logsumexp = row_max + log1p(tail), and the probability of class j is exp(x_j - row_max)/(1 + tail). NaN and
+# +inf make tail NaN. For a row of only -inf, row_max is -inf and tail -1.
 cdef void softmax_stats_f32(const float *x, Py_ssize_t classes, double *row_max, double *tail) noexcept nogil
 cdef void softmax_stats_f64(const double *x, Py_ssize_t classes, double *row_max, double *tail) noexcept nogil
 

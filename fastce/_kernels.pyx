@@ -2,10 +2,10 @@
 # cython: embedsignature=False, freethreading_compatible=True
 """The frame: a call of a public function, from Python objects to a `Request`, and from its outputs to Python objects.
 
-The public functions are signatures and docstrings (_cross_entropy.py, _two_term.py, _softmax.py). `function` binds each of them
-to an operation. _arguments.pxd takes the positional arguments, and _rules.pxd says what each option does to a call. An option
-that is not given costs nothing. A signature that contains an option without a rule is refused at import, so no option can be
-accepted and ignored. Nothing is written before everything is checked.
+The public functions are signatures and docstrings (_cross_entropy.py, _two_term.py, _softmax.py). `function` binds each
+of them to an operation. _arguments.pxd takes the positional arguments, and _rules.pxd says what each option does to a
+call. An option that is not given costs nothing. A signature that contains an option without a rule is refused at
+import, so no option can be accepted and ignored. Nothing is written before everything is checked.
 """
 cimport cython
 from cpython.buffer cimport (
@@ -34,7 +34,8 @@ from ._primitives cimport (
     ce_watch_forks,
 )
 from ._request cimport (
-    CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, defaults, matrix,
+    CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, defaults,
+    matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
 from ._rules cimport AXIS, MAX_RULES, Rule, add_rules
@@ -247,7 +248,7 @@ def function(str operation, *returns):
     return bind
 
 
-# --- Predictions and one-hot rows ---------------------------------------------------------------------------------------
+# --- Predictions and one-hot rows ------------------------------------------------------------------------------------
 
 cdef bint is_plain_logits(object value):
     """Whether NumPy's own argmax along the last axis is what `predict` is: logits with at least one class."""
@@ -265,8 +266,8 @@ cdef bint is_plain_logits(object value):
 
 
 def set_ones(rows, labels, Py_ssize_t classes, Py_ssize_t inner, one):
-    """Copy `one` to rows[..., label, ...] for each label. All arrays are in C order, and `inner` elements of `rows` follow
-    each class. Return False, and write nothing, if a label is not a class."""
+    """Copy `one` to rows[..., label, ...] for each label. All arrays are in C order, and `inner` elements of `rows`
+    follow each class. Return False, and write nothing, if a label is not a class."""
     cdef Call call = Call.__new__(Call)
     cdef const Py_buffer *view = &call.a.view[TARGETS]
     cdef Py_ssize_t i, n, at
@@ -284,7 +285,7 @@ def set_ones(rows, labels, Py_ssize_t classes, Py_ssize_t inner, one):
     return True
 
 
-# --- What the package reads and sets when it is imported ------------------------------------------------------------------
+# --- What the package reads and sets when it is imported -------------------------------------------------------------
 
 def limit_threads(int quota):
     """No call uses more threads than this by itself; 0: no limit."""
@@ -302,7 +303,7 @@ def available():
 
 
 def select(name):
-    """Selects an instruction set by its name, or the best one for None. Returns its name, or None if it is not there."""
+    """Select an instruction set by its name, or the best one for None. Return its name, or None if it is missing."""
     cdef int i
     for i in range(CE_ISA_COUNT):
         if ce_isas[i].runs_here() and (name is None or ce_isas[i].name.decode() == name):
@@ -316,7 +317,7 @@ compiler = CE_COMPILER.decode()
 ce_watch_forks()
 
 
-# --- What other Cython modules cimport (_kernels.pxd) -----------------------------------------------------------------
+# --- What other Cython modules cimport (_kernels.pxd) ----------------------------------------------------------------
 
 cdef int run(const Request *request) noexcept nogil:
     return execute(request)

@@ -2,7 +2,7 @@
 # names the parameters.
 from libc.stdint cimport int64_t
 
-# Not `from "_simd/dispatch.h"`: Cython would copy that file to the folder of the generated C, without those it includes.
+# Not `from "_simd/dispatch.h"`: Cython would copy that file next to the generated C, without those it includes.
 cdef extern from * nogil:
     """
     #include "_simd/dispatch.h"

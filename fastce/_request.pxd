@@ -1,7 +1,7 @@
-# What a call asks for. Nothing here depends on how it is computed, so other modules can cimport it (through _kernels.pxd).
+# What a call asks for. Nothing here depends on how it is computed. Other modules cimport it through _kernels.pxd.
 #
 # `defaults(&request)` starts a request. It stores the size, because `run` refuses a request that was compiled against
-# another version of this file. Then set `operation`, `rows`, `classes` and the matrices that the operation reads and writes.
+# another version of this file. Then set `operation`, `rows`, `classes` and the matrices that are read and written.
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -38,8 +38,8 @@ cdef struct Request:
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
     Matrix y                        # *_GRAD: what the forward returned, in place of the logits
-    # Gradient of the objective with respect to the result, NULL for ones: one F64 for each row, for SIGMOID_TWO_TERM for
-    # each element. For *_GRAD, which need it, one number of the dtype of y for each element.
+    # Gradient of the objective with respect to the result, NULL for ones: one F64 for each row, for SIGMOID_TWO_TERM
+    # for each element. For *_GRAD, which need it, one number of the dtype of y for each element.
     Matrix upstream
     int64_t ignore_index            # rows with this label have loss 0 and gradient 0
     bint has_ignore_index

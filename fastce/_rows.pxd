@@ -1,6 +1,6 @@
 # cython: cdivision=True
-# Rows: vectors along the classes. A long row is cut into blocks that stay in the cache, so that a forward reads each logit
-# from memory once, and a gradient is computed from logits that are still near.
+# Rows: vectors along the classes. A long row is cut into blocks that stay in the cache, so that a forward reads each
+# logit from memory once, and a gradient is computed from logits that are still near.
 from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memset
@@ -26,8 +26,8 @@ cdef struct RowSums:
 
 cdef inline Py_ssize_t add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
                                         floating *e, bint find_max, RowSums *sums) noexcept nogil:
-    """Adds a block of logits, from class j on, to row_max and tail, and writes its exponentials to e unless NULL. Returns
-    where in the block the first maximum of the row so far is, or -1 if it is in another block or find_max is not set."""
+    """Adds a block of logits, from class j on, to row_max and tail, and writes its exponentials to e unless NULL.
+    Returns where in the block the row's first maximum so far is, -1 if it is in another block or not find_max."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *next = next_block(job, i, j + n, x)
     cdef double block_max, part, shift = shift_of(sums.row_max)
@@ -144,8 +144,8 @@ cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) 
 cdef inline void rows_in_turns(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
                                const floating *dtype) noexcept nogil:
     """State and gradient of short rows that are evenly spaced, each of one block, which take turns at every step: one
-    row's loads and arithmetic fill the gaps that the end of another's leaves. Classes are contiguous, and base is nothing
-    or ones."""
+    row's loads and arithmetic fill the gaps that the end of another's leaves. Classes are contiguous, and base is
+    nothing or ones."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const char *x = row_at(&job.request.logits, start)
     cdef char *e = NULL             # the exponentials are stored where the gradient will be
@@ -198,8 +198,8 @@ cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State 
     """State and gradient of a group."""
     cdef bint one_block = job.request.classes <= BLOCK, with_grad = job.plan.with_grad
     cdef Py_ssize_t r = 0, n
-    # A row of one block stores its exponentials, in scratch because its logits are read again and the gradient may be in
-    # their place. Those of longer rows are computed again, which costs less than reading them again.
+    # A row of one block stores its exponentials, in scratch because its logits are read again and the gradient may be
+    # in their place. Those of longer rows are computed again, which costs less than reading them again.
     cdef floating *e = NULL
     if with_grad and one_block and not job.request.stats_given and job.request.operation != LOG_SOFTMAX:
         e = scratch + 2*BLOCK

@@ -1,6 +1,6 @@
 # cython: cdivision=True
-# Rules: what each option does to a call. A rule runs only where its option is given; without it a call is what the default
-# in the signature says. A signature may contain exactly the options that `add_rules` lists.
+# Rules: what each option does to a call. A rule runs only where its option is given; without it a call is what the
+# default in the signature says. A signature may contain exactly the options that `add_rules` lists.
 from cpython.buffer cimport PyBUF_RECORDS, PyBUF_RECORDS_RO
 from cpython.object cimport PyObject
 from libc.float cimport DBL_MAX, FLT_MAX
@@ -166,7 +166,7 @@ cdef inline int return_stats_rule(Arguments *a, object value) except -1:
     return 0
 
 
-# --- The list of all rules -----------------------------------------------------------------------------------------------
+# --- The list of all rules -------------------------------------------------------------------------------------------
 
 ctypedef int (*Rule)(Arguments *a, object value) except -1
 

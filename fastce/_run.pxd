@@ -4,8 +4,8 @@
 # There are three ways to compute. Rows (_rows.pxd) run vectors along the classes, several short rows in turns. Tiles
 # (_tiles.pxd) run them across rows. _elements.pxd holds the operations that are no function of a row's state.
 #
-# Rows are worked on in units. The number of units depends on the shapes alone. Each unit adds its losses in order, and the
-# sums of the units are added in order, so the result is the same to the bit for every number of threads.
+# Rows are worked on in units. The number of units depends on the shapes alone. Each unit adds its losses in order, and
+# the sums of the units are added in order, so the result is the same to the bit for every number of threads.
 from cython cimport floating
 from cython.parallel cimport prange, threadid
 from libc.math cimport isfinite
@@ -15,7 +15,7 @@ from libc.string cimport memset
 from ._blocks cimport counted_labels, row_at, settle_group
 from ._elements cimport element_row
 from ._job cimport (
-    BLOCK, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, own_dtype, set_sum, value,
+    BLOCK, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, set_sum, value,
 )
 from ._primitives cimport (
     CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
@@ -33,7 +33,7 @@ cdef enum:
     TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
     MIN_TILE_WIDTH = 48         # when there are enough rows
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
-    STREAM_BYTES = 3 << 23      # gradients of long rows that have this size or more (24 MiB) are written past the caches
+    STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches
     MAX_THREADS = 256
 
 # -- Choices
@@ -215,7 +215,7 @@ cdef inline void run_units(const Job *job, floating *scratch) noexcept nogil:
 
 cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, double uniform, double *others,
                                    double *mass) noexcept nogil:
-    """others[j] = the sum of all weights but weight[j], added from both ends, never subtracted; mass = uniform*their sum."""
+    """others[j] = the sum of all weights but weight[j], not formed by subtraction. mass = uniform*the sum of all."""
     cdef Py_ssize_t j
     cdef Sum total
     set_sum(&total, 0)

@@ -1,13 +1,14 @@
 # cython: cdivision=True
-# Tiles: vectors across rows, for few classes or for logits whose rows are contiguous (axis != -1). A group of rows and some
-# of their classes (a block) are copied into scratch, where rows are contiguous, and the gradient is copied back.
+# Tiles: vectors across rows, for few classes or for logits whose rows are contiguous (axis != -1). A group of rows and
+# some of their classes (a block) are copied into scratch, where rows are contiguous, and the gradient is copied back.
 from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled, weight_of,
+    GROUP, TILE_SIZE, Job, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled,
+    weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
@@ -120,8 +121,8 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
-    """Adds the exponentials of a block to tail. Meanwhile the caches are told what is read next, which is the tile's other
-    classes or the next tile's first, and where the gradient will be written. The logits' dtype has `size` bytes."""
+    """Adds the exponentials of a block to tail. Meanwhile what is read next (the tile's other classes or the next tile's
+    first) is fetched into the cache, and so is the gradient's place. The logits' dtype has `size` bytes."""
     cdef const Matrix *logits = &job.request.logits
     cdef const Matrix *grad = &job.request.grad
     cdef void *next = tile.x
@@ -135,7 +136,8 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
-        tile.exact_class if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_stride, dst, dst_stride)
+        tile.exact_class if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_stride, dst,
+        dst_stride)
     add_part(job.plan.primitives, j == 0, s.tail, tile.lost_tail, tile.part, tile.width)
 
 cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
@@ -175,7 +177,8 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
                 add_label(job, x_label, s.e[p] if tile.pick_labels else exp(x_label - s.row_max[p]), s, p)
     s.same_targets = same_targets
 
-cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src, floating *dst) noexcept nogil:
+cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src,
+                               floating *dst) noexcept nogil:
     f.narrow(src, tile.count, dst)
     memset(dst + tile.count, 0, (tile.width - tile.count)*sizeof(floating))
 
