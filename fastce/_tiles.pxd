@@ -121,8 +121,8 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
-    """Adds the exponentials of a block to tail. Meanwhile what is read next (the tile's other classes or the next tile's
-    first) is fetched into the cache, and so is the gradient's place. The logits' dtype has `size` bytes."""
+    """Adds the exponentials of a block to tail. Meanwhile what is read next (the tile's other classes, or
+    the next tile) is fetched into the cache, and so is the gradient's place. The logits' dtype has `size` bytes."""
     cdef const Matrix *logits = &job.request.logits
     cdef const Matrix *grad = &job.request.grad
     cdef void *next = tile.x
