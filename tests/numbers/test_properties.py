@@ -6,21 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from functions import (
-    DTYPES,
-    F32,
-    F64,
-    FAMILIES,
-    INDEX,
-    MAPS,
-    ONE_TERM,
-    PROBABILITIES,
-    PRODUCTS,
-    SIGMOID,
-    TWO_TERM,
-    check,
-    over,
-)
+from functions import DTYPES, FAMILIES, INDEX, MAPS, ONE_TERM, PROBABILITIES, PRODUCTS, SIGMOID, TWO_TERM, check, over
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -30,7 +16,7 @@ import fastce
 
 SETTINGS = settings(max_examples=100, deadline=None, derandomize=True)
 OF_EACH_FAMILY = settings(SETTINGS, max_examples=40)
-INF, NAN = np.inf, np.nan
+F32, F64, INF, NAN = np.float32, np.float64, np.inf, np.nan
 LABEL_DTYPES = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u8"]
 
 
