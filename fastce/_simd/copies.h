@@ -1,51 +1,52 @@
 /* Primitives that copy: between arrays and tiles, and between the dtype and float64. */
 
-#define SRC(r, k) ((const T *)ce_at(src, (r) * src_stride) + (k))
-#define DST(r, k) ((T *)ce_at(dst, (k) * dst_stride) + (r))
-/* Four rows a turn: the loop of one is so short that its speed depends on where it lies in memory. */
-static CE_NOINLINE void FN(transpose_narrow)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows,
-                                             Py_ssize_t columns, void *dst, Py_ssize_t dst_stride)
+/* dst[i] = src[i] for n numbers; strides in bytes. Four numbers a turn: a loop of one is so short that its speed depends
+ * on where it lies in memory. */
+static CE_NOINLINE void FN(copy_strided)(const void *src, Py_ssize_t src_stride, void *dst, Py_ssize_t dst_stride,
+                                         Py_ssize_t n)
 {
-    for (Py_ssize_t k = 0; k < columns; k++) {
-        Py_ssize_t r = 0;
-        for (; r + 4 <= rows; r += 4) {
-            const T a = *SRC(r, k), b = *SRC(r + 1, k), c = *SRC(r + 2, k), d = *SRC(r + 3, k);
-            *DST(r, k) = a;
-            *DST(r + 1, k) = b;
-            *DST(r + 2, k) = c;
-            *DST(r + 3, k) = d;
-        }
-        for (; r < rows; r++)
-            *DST(r, k) = *SRC(r, k);
+#define SRC(i) *(const T *)ce_at(src, (i) * src_stride)
+#define DST(i) *(T *)ce_at(dst, (i) * dst_stride)
+    Py_ssize_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        const T a = SRC(i), b = SRC(i + 1), c = SRC(i + 2), d = SRC(i + 3);
+        DST(i) = a;
+        DST(i + 1) = b;
+        DST(i + 2) = c;
+        DST(i + 3) = d;
     }
+    for (; i < n; i++)
+        DST(i) = SRC(i);
+#undef SRC
+#undef DST
 }
 
 /* SQUARE x SQUARE numbers at a time are transposed in registers. The last squares overlap those before. */
 static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t rows, Py_ssize_t columns, void *dst,
                           Py_ssize_t dst_stride)
 {
+    const Py_ssize_t size = sizeof(T);
 #ifdef SQUARE
     if (rows >= SQUARE && columns >= SQUARE) {
         for (Py_ssize_t r = 0; r < rows; r += SQUARE) {
             const Py_ssize_t row = r + SQUARE <= rows ? r : rows - SQUARE;
             for (Py_ssize_t k = 0; k < columns; k += SQUARE) {
                 const Py_ssize_t column = k + SQUARE <= columns ? k : columns - SQUARE;
-                FN(transpose_square)(SRC(row, column), src_stride, DST(row, column), dst_stride);
+                FN(transpose_square)(ce_at(src, row * src_stride + column * size), src_stride,
+                                     ce_at(dst, column * dst_stride + row * size), dst_stride);
             }
         }
         return;
     }
 #endif
     if (columns < rows) {
-        FN(transpose_narrow)(src, src_stride, rows, columns, dst, dst_stride);
+        for (Py_ssize_t k = 0; k < columns; k++)
+            FN(copy_strided)(ce_at(src, k * size), src_stride, ce_at(dst, k * dst_stride), size, rows);
     } else {
         for (Py_ssize_t r = 0; r < rows; r++)
-            for (Py_ssize_t k = 0; k < columns; k++)
-                *DST(r, k) = *SRC(r, k);
+            FN(copy_strided)(ce_at(src, r * src_stride), size, ce_at(dst, r * size), dst_stride, columns);
     }
 }
-#undef SRC
-#undef DST
 
 static void FN(copy_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst_,
                           Py_ssize_t dst_stride)
