@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import mpmath
 from mpmath import mpf
 
-HEADERS = ("_simd/vector_math.h", "_simd_body.h")
+HEADER = "_simd/vector_math.h"
 DIGITS = 50
 BITS = {"f32": 24, "f64": 53}
 MEASURED, FITTED = 300, 1000  # points at which an error is measured, before the largest is refined; points of a fit
@@ -60,7 +60,7 @@ def header() -> Path | None:
     spec = importlib.util.find_spec("fastce")
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent)
-    return next((path for folder in folders for name in HEADERS if (path := folder / name).is_file()), None)
+    return next((path for folder in folders if (path := folder / HEADER).is_file()), None)
 
 
 def shipped(text: str) -> Iterator[Polynomial]:
