@@ -26,7 +26,7 @@ cdef enum:
 cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
     BY_TILES            # vectors across rows (_tiles.pxd)
-    BY_ELEMENTS         # the operations of _elements.pxd, row by row
+    BY_ELEMENTS         # the operations that are no function of a row's state, row by row
 
 cdef struct Plan:
     # How a request is computed. _run.pxd chooses.

@@ -2,7 +2,7 @@
 # A request, from its plan to its results.
 #
 # There are three ways to compute. Rows (_rows.pxd) run vectors along the classes, several short rows in turns. Tiles
-# (_tiles.pxd) run them across rows. _elements.pxd holds the operations that are no function of a row's state.
+# (_tiles.pxd) run them across rows. The operations that are no function of a row's state have files of their own.
 #
 # Rows are worked on in units. The number of units depends on the shapes alone. Each unit adds its losses in order, and
 # the sums of the units are added in order, so the result is the same to the bit for every number of threads.
@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ._blocks cimport counted_labels, row_at, settle_group
-from ._elements cimport element_row
+from ._jacobians cimport jacobian_row
 from ._job cimport (
     BLOCK, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, set_sum, value,
 )
@@ -26,6 +26,8 @@ from ._request cimport (
     SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
 from ._rows cimport rows
+from ._sigmoid cimport sigmoid_row
+from ._softmax_two_term cimport softmax_row
 from ._tiles cimport TILE_SCRATCH, tiles
 
 cdef enum:
@@ -177,6 +179,15 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
     if request.losses != NULL:
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))
+
+cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
+    """Row i of an operation that is no function of the row's state. Returns the sum of its losses."""
+    if job.request.operation == SIGMOID_TWO_TERM:
+        return sigmoid_row(job, i, scale, scratch)
+    if job.request.operation == SOFTMAX_TWO_TERM:
+        return softmax_row(job, i, scale, scratch)
+    jacobian_row(job, i, scratch)
+    return 0
 
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
