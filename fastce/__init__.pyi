@@ -186,6 +186,7 @@ class _Config(TypedDict):
     isa_available: list[str]
     openmp: str | None
     threads: int
+    pause: float
     compiler: str
     python: str
     numpy: str

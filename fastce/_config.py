@@ -79,7 +79,11 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     config : dict or None
         With ``mode="dicts"``: version, isa (the instruction set in use; the environment variable FASTCE_ISA selects
         another one before the import), isa_available (best first), openmp (version date; None without OpenMP), threads
-        (how many a large call would use), compiler, python, numpy.
+        (how many a large call would use), pause, compiler, python, numpy.
+
+        Calls with ``num_threads=None`` observe whether threads pay. Where a call took longer than one thread would
+        have, because other programs use the processors too, the next calls from the same Python thread use one
+        thread. pause is for how many seconds of computing they still do.
 
     Raises
     ------
@@ -98,6 +102,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "isa_available": _kernels.available(),
         "openmp": _kernels.openmp,
         "threads": _kernels.automatic_threads(),
+        "pause": _kernels.pause(),
         "compiler": _kernels.compiler,
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -107,5 +112,9 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     if mode != "stdout":
         raise ValueError(f"mode is {mode!r}, expected 'stdout' or 'dicts'")
     for name, value in config.items():
-        sys.stdout.write(f"{name + ':':15}{', '.join(value) if isinstance(value, list) else value}\n")
+        if isinstance(value, list):
+            value = ", ".join(value)
+        elif isinstance(value, float):
+            value = f"{value:.3f} s"
+        sys.stdout.write(f"{name + ':':15}{value}\n")
     return None

@@ -47,6 +47,7 @@ cdef struct Plan:
     Py_ssize_t unit                 # rows in a unit of work
     Py_ssize_t units
     int threads
+    bint automatic                  # their number: fewer may be used
     Py_ssize_t scratch              # numbers of the logits' dtype for each thread
 
 cdef struct Job:
@@ -58,6 +59,7 @@ cdef struct Job:
     const double *other_weights     # weighted_smoothing: for each class, the sum of the other classes' weights
     double smoothing_mass           # for labels: sum over j of uniform*weight_j
     double *unit_sums               # of the losses
+    void *scratch                   # of all threads
 
 cdef struct Sum:
     # A float64 sum and what its additions lost.

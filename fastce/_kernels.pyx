@@ -31,7 +31,7 @@ from ._blocks cimport counted_labels, labels_at
 from ._layout cimport dtype_of, is_c_contiguous
 from ._primitives cimport (
     CE_COMPILER, CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version,
-    ce_watch_forks,
+    ce_pause, ce_watch_forks,
 )
 from ._request cimport (
     CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, defaults,
@@ -295,6 +295,11 @@ def limit_threads(int quota):
 def automatic_threads():
     """How many threads a large call from this thread would use."""
     return ce_automatic_threads()
+
+
+def pause():
+    """Seconds of computing for which large calls from this thread still use one thread."""
+    return max(ce_pause(), 0.0)
 
 
 def available():

@@ -75,3 +75,6 @@ cdef extern from "_threads.h" nogil:
     int ce_must_be_serial() noexcept
     void ce_limit_threads(int quota) noexcept
     int ce_automatic_threads() noexcept
+    double ce_pause() noexcept
+    void ce_run_units(void (*run)(const void *, Py_ssize_t, int) noexcept nogil, const void *job, Py_ssize_t units,
+                      int threads, bint automatic) noexcept

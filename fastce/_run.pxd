@@ -7,7 +7,6 @@
 # Rows are worked on in units. The number of units depends on the shapes alone. Each unit adds its losses in order, and
 # the sums of the units are added in order, so the result is the same to the bit for every number of threads.
 from cython cimport floating
-from cython.parallel cimport prange, threadid
 from libc.math cimport isfinite
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -19,7 +18,7 @@ from ._job cimport (
 )
 from ._primitives cimport (
     CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
-    ce_must_be_serial, ce_primitives,
+    ce_must_be_serial, ce_primitives, ce_run_units,
 )
 from ._request cimport (
     CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
@@ -121,7 +120,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     elif request.num_threads > 0:
         p.threads = request.num_threads
     else:
-        p.threads = 1 if logits < 2*UNIT_LOGITS else ce_automatic_threads()
+        p.threads, p.automatic = 1 if logits < 2*UNIT_LOGITS else ce_automatic_threads(), True
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
 
 # -- Units
@@ -189,8 +188,9 @@ cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, float
     jacobian_row(job, i, scratch)
     return 0
 
-cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
+cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
+    cdef floating *scratch = <floating *>job.scratch + thread*job.plan.scratch
     cdef State s
     cdef Sum total
     set_sum(&total, 0)
@@ -213,14 +213,11 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) no
         start += count
     job.unit_sums[unit] = value(&total)
 
-cdef inline void run_units(const Job *job, floating *scratch) noexcept nogil:
-    cdef Py_ssize_t unit
-    if job.plan.threads == 1:               # no parallel region
-        for unit in range(job.plan.units):
-            run_unit(job, unit, scratch)
-    else:
-        for unit in prange(job.plan.units, num_threads=job.plan.threads, schedule="dynamic", chunksize=1):
-            run_unit(job, unit, scratch + threadid()*job.plan.scratch)
+cdef inline void run_unit_f32(const void *job, Py_ssize_t unit, int thread) noexcept nogil:
+    run_unit(<const Job *>job, unit, thread, <const float *>NULL)
+
+cdef inline void run_unit_f64(const void *job, Py_ssize_t unit, int thread) noexcept nogil:
+    run_unit(<const Job *>job, unit, thread, <const double *>NULL)
 
 # -- One call
 
@@ -271,7 +268,9 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
                               &job.smoothing_mass)
         else:
             job.weight = weight
-    run_units(&job, scratch)
+    job.scratch = scratch
+    ce_run_units(run_unit_f32 if floating is float else run_unit_f64, &job, job.plan.units, job.plan.threads,
+                 job.plan.automatic)
     if request.total != NULL:
         set_sum(&total, 0)
         for j in range(job.plan.units):
