@@ -24,22 +24,30 @@ def bound(face: Any, names: tuple[str, ...], arguments: tuple[Any, ...], options
     return arguments + tuple(options.pop(name) for name in names[len(arguments) :]), options
 
 
+def is_masked(value: Any) -> bool:
+    """Whether a value is a masked array, or a sequence that holds one."""
+    if isinstance(value, (list, tuple)):
+        return any(map(is_masked, value))
+    return isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
+
+
 def as_array(name: str, value: Any) -> Array:
     """`value` as a plain ndarray of real numbers or bools."""
     if type(value) is np.ndarray:
         array = value
     elif value is None:
         raise TypeError(f"{name} is None, expected an array")
-    elif isinstance(value, np.ndarray) and isinstance(value, np.ma.MaskedArray):  # np.ma takes long to import
-        raise TypeError(
-            f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
-        )
     else:
         try:
-            array = np.asarray(value)
+            array = np.asanyarray(value)
         except (TypeError, ValueError) as error:  # ragged lists; tensors that NumPy cannot read
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name} cannot be made an array: {error}") from None
+        if is_masked(array) or is_masked(value):
+            raise TypeError(
+                f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
+            )
+        array = np.asarray(array)
     if array.dtype.kind not in "fiub":
         if array.dtype.kind == "O" and not array.ndim:  # NumPy found nothing to iterate over
             raise TypeError(f"{name} is {type(value).__name__}, expected an array of real numbers")
@@ -71,7 +79,7 @@ def readable(array: Array) -> Array:
         return converted(array, F64)
     if not dtype.isnative:
         return array.astype(dtype.newbyteorder("="))
-    return array if array.flags.aligned else array.copy()
+    return array if array.flags.aligned else array.copy(order="K")
 
 
 def as_logits(name: str, value: Any, keep_integers: bool) -> Array:

@@ -75,6 +75,7 @@ AWKWARD: dict[str, Layout] = {
     "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
     "byte-swapped Fortran": lambda a: np.asfortranarray(a).astype(a.dtype.newbyteorder(), order="K"),
     "unaligned": unaligned,
+    "unaligned, Fortran": lambda a: unaligned(a.T).T,
     "field of records": field_of_records,
     "subclass": lambda a: a.copy().view(Tagged),
 }

@@ -23,7 +23,7 @@ def softmax_regression(
 
     Parameters
     ----------
-    features : array_like or sparse array of shape (rows, columns)
+    features : array_like, DataFrame or sparse array of shape (rows, columns)
         Real numbers; anything that multiplies a dense float64 matrix by ``@``, itself and its transpose.
     targets : array_like
         Class indices of shape (rows,), or probabilities of shape (rows, classes).
@@ -66,7 +66,7 @@ def softmax_regression(
     >>> (x @ coef.T + bias.T).argmax(axis=1)
     array([0, 0, 1, 1])
     """
-    if not hasattr(features, "shape"):
+    if hasattr(features, "__array__") or not hasattr(features, "shape"):  # not a sparse array, which has a shape alone
         features = np.asarray(features)
     if len(features.shape) != 2:
         raise ValueError(f"features has shape {features.shape}, expected (rows, columns)")

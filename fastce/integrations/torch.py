@@ -69,26 +69,35 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
         if isinstance(value, torch.Tensor):
             if value.requires_grad:
                 raise ValueError(f"{name} requires grad, but the gradient is that of the logits; pass {name}.detach()")
-            if name != "targets":
-                options[name] = value.numpy()
+            if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"{name} has dtype {value.dtype}, which NumPy has not; cast it: {name}.float()")
     loss: torch.Tensor = _CrossEntropy.apply(logits, targets, options)
     return loss
+
+
+def _arrays(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with arrays in place of tensors."""
+    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
-        loss, stats = numpy_cross_entropy(logits.numpy(), targets.numpy(), **options, return_stats=True)
-        ctx.options = options
-        ctx.save_for_backward(logits, targets, *(torch.as_tensor(array) for array in stats))
+        loss, stats = numpy_cross_entropy(logits.numpy(), targets.numpy(), **_arrays(options), return_stats=True)
+        # Tensors among the options are saved like the inputs, so that torch notices if they are modified meanwhile.
+        tensors = {name: value for name, value in options.items() if isinstance(value, torch.Tensor)}
+        ctx.options, ctx.names = options, list(tensors)
+        ctx.save_for_backward(logits, targets, *(torch.as_tensor(array) for array in stats), *tensors.values())
         return torch.as_tensor(loss)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if torch.is_grad_enabled():  # create_graph=True: the result would pass for a constant
             raise RuntimeError("fastce's cross_entropy has no second derivatives; use torch's where they are needed")
-        logits, targets, *stats = (tensor.numpy() for tensor in ctx.saved_tensors)
-        grad = cross_entropy_grad(logits, targets, **ctx.options, upstream=upstream.numpy(), stats=SoftmaxStats(*stats))
+        logits, targets, row_max, tail, *tensors = (tensor.numpy() for tensor in ctx.saved_tensors)
+        options = ctx.options | dict(zip(ctx.names, tensors, strict=True))
+        stats = SoftmaxStats(row_max, tail)
+        grad = cross_entropy_grad(logits, targets, **options, upstream=upstream.numpy(), stats=stats)
         return torch.from_numpy(grad), None, None
 
 

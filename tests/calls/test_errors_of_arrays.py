@@ -44,12 +44,24 @@ def labels_with(value: int, at: int = 17, dtype: Any = np.int64) -> np.ndarray:
     return labels
 
 
+class Masked:
+    """What is no array, but becomes a masked one."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = masked(values)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values
+
+
 # Entries that are wrong for any argument that is an array of numbers: the argument, the right array.
 def not_numbers(name: str, right: np.ndarray) -> list[Entry]:
     says = "{main}" if name == "main" else name
     return [
         ("None", {name: None}, TypeError, f"^{says} .*None"),
         ("masked", {name: masked(right)}, TypeError, f"^{says} .*mask"),
+        ("masked in a list", {name: [masked(right)]}, TypeError, f"^{says} .*mask"),
+        ("masked as an array", {name: Masked(right)}, TypeError, f"^{says} .*mask"),
         ("objects", {name: right.astype(object)}, TypeError, f"^{says} .*object"),
         ("strings", {name: right.astype(str)}, TypeError, f"^{says} .*<U"),
         ("complex", {name: right.astype(complex)}, TypeError, f"^{says} .*complex128"),

@@ -186,6 +186,20 @@ def test_torch_backward_can_run_again_and_notices_a_change_of_the_logits() -> No
         loss.backward()
 
 
+@pytest.mark.parametrize("name", ["weight", "sample_weight"])
+def test_torch_backward_notices_a_change_of_weights(name: str) -> None:
+    cross_entropy = integration("torch").cross_entropy
+    import torch
+
+    logits, weights = torch.zeros(2, 2, requires_grad=True), torch.ones(2)
+    loss = cross_entropy(logits, torch.tensor([0, 1]), **{name: weights})
+    weights[0] = 5
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with pytest.raises(TypeError, match=f"{name} has dtype torch.bfloat16"):
+        cross_entropy(logits, torch.tensor([0, 1]), **{name: weights.bfloat16()})
+
+
 def test_torch_refuses_what_it_cannot_differentiate() -> None:
     cross_entropy = integration("torch").cross_entropy
     import torch
@@ -230,6 +244,33 @@ def test_scipy_objective_has_the_gradient_of_its_value(sparse: bool, intercept: 
     before = theta.copy()
     objective(theta)
     np.testing.assert_array_equal(theta, before)
+
+
+class Table:
+    """What a pandas DataFrame is to `softmax_regression`: products are tables again, and arrays of them are read-only."""
+
+    def __init__(self, values: Any) -> None:
+        self.values, self.shape = np.array(values), np.shape(values)
+        self.values.flags.writeable = False
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values
+
+    def __matmul__(self, other: Any) -> Table:
+        return Table(self.values @ other)
+
+    @property
+    def T(self) -> Table:
+        return Table(self.values.T)
+
+
+def test_scipy_objective_takes_tables(rng: np.random.Generator) -> None:
+    softmax_regression = integration("scipy").softmax_regression
+    x, labels, theta = rng.standard_normal((9, 3)), rng.integers(0, 4, 9), rng.standard_normal(16)
+    loss, grad = softmax_regression(x, labels, 4)(theta)
+    loss_of_table, grad_of_table = softmax_regression(Table(x), labels, 4)(theta)
+    assert loss_of_table == loss
+    np.testing.assert_array_equal(grad_of_table, grad)
 
 
 def test_scipy_objective_says_what_is_wrong() -> None:
