@@ -247,7 +247,7 @@ def test_scipy_objective_has_the_gradient_of_its_value(sparse: bool, intercept: 
 
 
 class Table:
-    """What a pandas DataFrame is to `softmax_regression`: products are tables again, and arrays of them are read-only."""
+    """Like a pandas DataFrame: products are tables again, and arrays made of them are read-only."""
 
     def __init__(self, values: Any) -> None:
         self.values, self.shape = np.array(values), np.shape(values)
