@@ -82,9 +82,11 @@ cdef struct State:
     double log_total[GROUP]         # log(1 + tail)
     double loss[GROUP]
     double exact_grad[GROUP]        # the gradient of exact_class
+    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
+    double rest_at_max[GROUP]       # weighted_smoothing: mass - q, of that class,
+    double grad_at_max[GROUP]       # and its gradient, if it is the only maximum and not the label
     # BY_ROWS only:
     Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label, or the maximum; -1: nowhere
-    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
     double x_label[GROUP]           # the label's logit
 
 cdef inline int own_dtype(const floating *dtype) noexcept nogil:
@@ -129,27 +131,34 @@ cdef inline double moved(double mass, double row_max, double larger) noexcept no
 cdef inline double weight_of(const Job *job, Py_ssize_t j) noexcept nogil:
     return 1.0 if job.request.weight == NULL else job.request.weight[j]
 
+cdef inline void add_labels(const Job *job, const double *weight, const double *d, State *s, Py_ssize_t r,
+                            Py_ssize_t n) noexcept nogil:
+    """Completes n states from r on, which lack only their labels and have e already. weight[k] and d[k] are the
+    weight of the label of r + k and x - row_max. An ignored row gets some state."""
+    cdef double hot = job.plan.hot, uniform = job.plan.uniform, smoothing_mass = job.smoothing_mass
+    cdef Py_ssize_t p
+    for p in range(n):
+        s.q[r + p] = (hot + uniform)*weight[p]
+        s.rest[r + p] = smoothing_mass - uniform*weight[p]
+        s.mass[r + p] = smoothing_mass + hot*weight[p]
+        s.linear[r + p] -= times(hot*weight[p], d[p])
+    for p in range(n if job.plan.weighted_smoothing else 0):
+        s.rest[r + p] = uniform*job.other_weights[max(s.label[r + p], 0)]
+        s.rest_at_max[r + p] = uniform*job.other_weights[max(s.first_max[r + p], 0)] + hot*weight[p]
+
 cdef inline void add_label(const Job *job, double x_label, double e_label, State *s, Py_ssize_t r) noexcept nogil:
     """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max)."""
-    cdef const Plan *plan = &job.plan
-    cdef Py_ssize_t label = s.label[r]
-    cdef double weight = weight_of(job, label)
-    s.exact_class[r] = label
-    s.q[r] = (plan.hot + plan.uniform)*weight
-    if plan.weighted_smoothing:
-        s.rest[r] = plan.uniform*job.other_weights[label]
-    else:
-        s.rest[r] = job.smoothing_mass - plan.uniform*weight
-    s.mass[r] = job.smoothing_mass + plan.hot*weight
-    s.linear[r] += times(plan.hot*weight, s.row_max[r] - x_label)
-    s.e[r] = e_label
+    cdef double weight = weight_of(job, s.label[r]), d = x_label - s.row_max[r]
+    s.exact_class[r], s.e[r] = s.label[r], e_label
+    add_labels(job, &weight, &d, s, r, 1)
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
-    """Computes loss, a, b and exact_grad of n states from r on, which are complete."""
+    """Computes loss, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""
     cdef Py_ssize_t p
     job.plan.primitives.coefficients(
         n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, s.q + r, s.rest + r, s.e + r,
-        s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.exact_grad + r)
+        s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.exact_grad + r, s.rest_at_max + r,
+        s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
     if job.request.operation == LOG_SOFTMAX:
         for p in range(r, r + n):
             s.a[p], s.b[p] = 1, s.log_total[p]
@@ -160,13 +169,3 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
 cdef inline bint cancels_at_maximum(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
     """Whether p - q may cancel at a maximum that is not the label: weighted smoothing can make its q large too."""
     return job.plan.weighted_smoothing and s.tail[r] < 1 and s.e[r] < 1
-
-cdef inline double grad_at_maximum(const Job *job, const State *s, Py_ssize_t r, Py_ssize_t j) noexcept nogil:
-    """The gradient of class j, which is that maximum."""
-    cdef double uniform = job.plan.uniform, q = uniform*job.request.weight[j]
-    cdef double rest = uniform*job.other_weights[j] + job.plan.hot*job.request.weight[s.label[r]]
-    cdef double e = 1, log_total, loss, a, exact_grad
-    job.plan.primitives.coefficients(
-        1, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, &q, &rest, &e, s.scale + r,
-        &log_total, &loss, &a, &exact_grad)
-    return exact_grad

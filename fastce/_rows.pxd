@@ -7,8 +7,8 @@ from libc.string cimport memset
 
 from ._blocks cimport base_block, block, evenly_spaced, grad_block, next_block, row_at, store_block
 from ._job cimport (
-    BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled, set_sum,
-    shift_of, value,
+    BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_sum, shift_of,
+    value,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
@@ -129,7 +129,7 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, 
                     base_block(job, i, j, n, scratch + BLOCK), &exact_class, s.exact_grad + r, stream)
         store_block(job, i, j, n, dst)
     if cancels_at_maximum(job, s, r) and s.first_max[r] >= 0:
-        scratch[0] = <floating>grad_at_maximum(job, s, r, s.first_max[r])
+        scratch[0] = <floating>s.grad_at_max[r]
         store_block(job, i, s.first_max[r], 1, scratch)
 
 cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
