@@ -131,26 +131,30 @@ cdef inline double moved(double mass, double row_max, double larger) noexcept no
 cdef inline double weight_of(const Job *job, Py_ssize_t j) noexcept nogil:
     return 1.0 if job.request.weight == NULL else job.request.weight[j]
 
-cdef inline void add_labels(const Job *job, const double *weight, const double *d, State *s, Py_ssize_t r,
-                            Py_ssize_t n) noexcept nogil:
-    """Completes n states from r on, which lack only their labels and have e already. weight[k] and d[k] are the
-    weight of the label of r + k and x - row_max. An ignored row gets some state."""
+cdef inline void add_labels(const Job *job, const double *d, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
+    """Completes n states from r on, which lack only their labels and have e already; d is x_label - row_max, of each. An
+    ignored row gets the state of some label."""
     cdef double hot = job.plan.hot, uniform = job.plan.uniform, smoothing_mass = job.smoothing_mass
+    cdef const double *others = job.other_weights
     cdef Py_ssize_t p
-    for p in range(n):
-        s.q[r + p] = (hot + uniform)*weight[p]
-        s.rest[r + p] = smoothing_mass - uniform*weight[p]
-        s.mass[r + p] = smoothing_mass + hot*weight[p]
-        s.linear[r + p] -= times(hot*weight[p], d[p])
-    for p in range(n if job.plan.weighted_smoothing else 0):
-        s.rest[r + p] = uniform*job.other_weights[max(s.label[r + p], 0)]
-        s.rest_at_max[r + p] = uniform*job.other_weights[max(s.first_max[r + p], 0)] + hot*weight[p]
+    for p in range(r, r + n):               # looked up first, so that the compiler vectorises what follows
+        s.q[p] = weight_of(job, max(s.label[p], 0))
+        if others != NULL:
+            s.rest[p], s.rest_at_max[p] = others[max(s.label[p], 0)], others[max(s.first_max[p], 0)]
+    for p in range(r, r + n):
+        s.linear[p] -= times(hot*s.q[p], d[p - r])
+        s.mass[p] = smoothing_mass + hot*s.q[p]
+        if others != NULL:
+            s.rest[p], s.rest_at_max[p] = uniform*s.rest[p], uniform*s.rest_at_max[p] + hot*s.q[p]
+        else:
+            s.rest[p] = smoothing_mass - uniform*s.q[p]
+        s.q[p] = (hot + uniform)*s.q[p]
 
 cdef inline void add_label(const Job *job, double x_label, double e_label, State *s, Py_ssize_t r) noexcept nogil:
     """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max)."""
-    cdef double weight = weight_of(job, s.label[r]), d = x_label - s.row_max[r]
+    cdef double d = x_label - s.row_max[r]
     s.exact_class[r], s.e[r] = s.label[r], e_label
-    add_labels(job, &weight, &d, s, r, 1)
+    add_labels(job, &d, s, r, 1)
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
     """Computes loss, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""

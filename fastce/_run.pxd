@@ -132,13 +132,14 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     cdef const Matrix *upstream = &request.upstream
     cdef bint by_row = upstream.data != NULL and (
         request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM)
+    cdef double scale = request.scale
     cdef Py_ssize_t p
     for p in range(count if request.sample_weight != NULL or by_row else 0):
-        s.scale[p] = request.scale
-        if request.sample_weight != NULL:
-            s.scale[p] *= request.sample_weight[start + p]
-        if by_row:
-            s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
+        s.scale[p] = scale
+    for p in range(count if request.sample_weight != NULL else 0):
+        s.scale[p] *= request.sample_weight[start + p]
+    for p in range(count if by_row else 0):
+        s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
 
 cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
     cdef const char *row = row_at(&job.request.logits, i)
@@ -173,9 +174,7 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
         for p in range(count):
             s.loss[p] *= request.sample_weight[start + p]
     if s.ignored > 0:
-        for p in range(count):
-            if s.label[p] < 0:
-                s.loss[p] = 0
+        f.zero_ignored(s.label, count, s.loss)
     if request.losses != NULL:
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))

@@ -15,15 +15,22 @@ from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 cdef enum:
     TILE_SCRATCH = 2*TILE_SIZE + 8*GROUP
 
+cdef struct TileSum:
+    # One of the state's sums.
+    double *total                   # in the state
+    double lost[GROUP]              # what the additions lost, see Sum
+    double part[GROUP]              # the sums of a block, except of the first one
+
 cdef struct Tile:
     Py_ssize_t start                # of its rows
     Py_ssize_t count
     Py_ssize_t width                # count, rounded up to whole vectors
     Py_ssize_t classes              # in a block
     bint read_blocks                # the state depends on more than what is given and the labels' logits
-    bint keep                       # there is one block, and tile_state leaves it and its base in scratch
+    bint one_block
+    bint keep                       # tile_state leaves the only block and its base in scratch
     bint store_exp                  # and replaces its logits by their exponentials
-    bint pick_labels                # there is one block, and the labels' logits and exponentials are picked from it
+    bint pick_labels                # the labels' logits and exponentials are picked from the only block
     # In scratch, of the logits' dtype:
     void *x                         # a block of logits
     void *base                      # and its targets
@@ -35,22 +42,19 @@ cdef struct Tile:
     void *label_grad
     void *maximum                   # what is in x where the only maximum is
     void *max_grad
-    double lost_tail[GROUP]         # what the additions to the state's sums lost, see Sum
-    double lost_mass[GROUP]
-    double lost_linear[GROUP]
-    double lost_rest[GROUP]
-    double part[GROUP]              # sums of a block
-    double part_rest[GROUP]
-    double part_linear[GROUP]
+    TileSum tail
+    TileSum mass
+    TileSum linear
+    TileSum rest
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
 
-cdef inline void add_part(const ce_primitives *f, bint first, double *total, double *lost, const double *part,
-                          Py_ssize_t n) noexcept nogil:
-    if first:
-        memcpy(total, part, n*sizeof(double))
-        memset(lost, 0, n*sizeof(double))
-    else:
-        f.add_compensated(total, lost, part, n)
+cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
+    """Where the sums of the block that begins with class j are written before add_block."""
+    return sum.total if j == 0 else sum.part
+
+cdef inline void add_block(const ce_primitives *f, TileSum *sum, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
+    if j > 0:
+        f.add_compensated(sum.total, sum.lost, sum.part, n)
 
 cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n,
                                 floating *base) noexcept nogil:
@@ -69,6 +73,7 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
     """The state of no class, or with stats_given what is known of it."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef Py_ssize_t width = tile.width, p
+    tile.tail.total, tile.mass.total, tile.linear.total, tile.rest.total = s.tail, s.mass, s.linear, s.rest
     if job.request.stats_given:
         memset(row_max, 0, width*sizeof(floating))
         memcpy(row_max, (<const floating *>job.request.row_max) + tile.start, tile.count*sizeof(floating))
@@ -81,14 +86,15 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         s.first_max[p] = -1
     memset(s.linear, 0, width*sizeof(double))
     if tile.pick_labels:
-        memset(tile.label, 0, width*sizeof(floating))
         f.label_lanes(s.label, tile.count, 0, tile.label)
     else:
         memset(s.mass, 0, width*sizeof(double))
         memset(s.rest, 0, width*sizeof(double))
-        memset(tile.lost_mass, 0, width*sizeof(double))
-        memset(tile.lost_linear, 0, width*sizeof(double))
-        memset(tile.lost_rest, 0, width*sizeof(double))
+    if not tile.one_block:
+        memset(tile.tail.lost, 0, width*sizeof(double))
+        memset(tile.mass.lost, 0, width*sizeof(double))
+        memset(tile.linear.lost, 0, width*sizeof(double))
+        memset(tile.rest.lost, 0, width*sizeof(double))
 
 cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                               floating *row_max) noexcept nogil:
@@ -99,36 +105,37 @@ cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j
     job.plan.primitives.tile_max(tile.x, n, tile.width, row_max)
     for p in range(tile.width if j > 0 else 0):
         if row_max[p] > before[p]:
-            s.tail[p] = rescaled(1 + s.tail[p] + tile.lost_tail[p], before[p], row_max[p])
+            s.tail[p] = rescaled(1 + s.tail[p] + tile.tail.lost[p], before[p], row_max[p])
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
-            s.rest[p], tile.lost_rest[p], tile.lost_tail[p] = s.mass[p], tile.lost_mass[p], 0
+            s.rest[p], tile.rest.lost[p], tile.tail.lost[p] = s.mass[p], tile.mass.lost[p], 0
 
 cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                floating *scratch) noexcept nogil:
     """Adds the base of a block to mass, rest and linear. Scratch is tile.base."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = scratch
-    cdef double mass
+    cdef double *linear = to_add(&tile.linear, j) if job.plan.with_loss else NULL
+    cdef double *mass = to_add(&tile.mass, j)
+    cdef double part
     cdef Py_ssize_t width = tile.width, p
     if job.plan.base_kind == CE_BY_ELEMENT:
         load_base_tile(job, tile, j, n, scratch)
-        f.tile_sums(tile.x, base, n, width, tile.row_max, tile.part, tile.part_rest,
-                    tile.part_linear if job.plan.with_loss else NULL)
-        add_part(f, j == 0, s.mass, tile.lost_mass, tile.part, width)
-        add_part(f, j == 0, s.rest, tile.lost_rest, tile.part_rest, width)
+        f.tile_sums(tile.x, base, n, width, tile.row_max, mass, to_add(&tile.rest, j), linear)
+        add_block(f, &tile.mass, j, width)
+        add_block(f, &tile.rest, j, width)
     else:
         base = base_block(job, 0, j, n, scratch)
         if not tile.pick_labels:
-            mass = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
+            part = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
             for p in range(width):
-                tile.part[p] = mass
-            add_part(f, j == 0, s.mass, tile.lost_mass, tile.part, width)
-        if job.plan.with_loss:
-            f.tile_gap_dot(tile.x, base, n, width, tile.row_max, tile.part_linear)
+                mass[p] = part
+            add_block(f, &tile.mass, j, width)
+        if linear != NULL:
+            f.tile_gap_dot(tile.x, base, n, width, tile.row_max, linear)
             for p in range(width):
-                tile.part_linear[p] *= job.plan.base_scale
-    if job.plan.with_loss:
-        add_part(f, j == 0, s.linear, tile.lost_linear, tile.part_linear, width)
+                linear[p] *= job.plan.base_scale
+    if linear != NULL:
+        add_block(f, &tile.linear, j, width)
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
@@ -147,9 +154,9 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
-        tile.label if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_stride, dst,
+        tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e, next, next_stride, dst,
         dst_stride)
-    add_part(job.plan.primitives, j == 0, s.tail, tile.lost_tail, tile.part, tile.width)
+    add_block(job.plan.primitives, &tile.tail, j, tile.width)
 
 cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """Computes the state of a tile's rows. What row_state says of stats_given holds here too."""
@@ -185,9 +192,7 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
             s.rest[p] = job.smoothing_mass - job.plan.uniform
             s.mass[p] = job.smoothing_mass + job.plan.hot
     elif tile.pick_labels:
-        for p in range(tile.count):
-            tile.part[p] = job.request.weight[max(s.label[p], 0)]
-        add_labels(job, tile.part, tile.d_label, s, 0, tile.count)
+        add_labels(job, tile.d_label, s, 0, tile.count)
     else:
         for p in range(tile.count):
             if s.label[p] >= 0:
@@ -197,8 +202,10 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
 
 cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src,
                                floating *dst) noexcept nogil:
+    cdef Py_ssize_t p
     f.narrow(src, tile.count, dst)
-    memset(dst + tile.count, 0, (tile.width - tile.count)*sizeof(floating))
+    for p in range(tile.count, tile.width):
+        dst[p] = 0
 
 cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *label) noexcept nogil:
     """Fills a, b and, where they are used, label_grad, maximum and max_grad; and label if there are none."""
@@ -248,16 +255,16 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
-    cdef bint one_block, given = job.request.stats_given
+    cdef bint given = job.request.stats_given
     cdef Tile tile
     tile.start, tile.count = start, count
     tile.width = (count + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
     tile.classes = TILE_SIZE/tile.width
-    one_block = job.request.classes <= tile.classes
-    tile.pick_labels = one_block and job.plan.with_labels
-    tile.read_blocks = (not given or tile.pick_labels or job.plan.base_kind != CE_ONES)
-    tile.keep = one_block and tile.read_blocks
-    tile.store_exp = one_block and not given and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
+    tile.one_block = job.request.classes <= tile.classes
+    tile.pick_labels = tile.one_block and job.plan.with_labels
+    tile.read_blocks = not given or tile.pick_labels or job.plan.base_kind != CE_ONES
+    tile.keep = tile.one_block and tile.read_blocks
+    tile.store_exp = tile.keep and not given and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
     tile.x, tile.base, scratch = scratch, scratch + TILE_SIZE, scratch + 2*TILE_SIZE
     tile.row_max, tile.row_max_before, tile.a, tile.b = scratch, scratch + GROUP, scratch + 2*GROUP, scratch + 3*GROUP
     tile.label, tile.label_grad, scratch = scratch + 4*GROUP, scratch + 5*GROUP, scratch + 6*GROUP
