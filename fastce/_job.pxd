@@ -15,7 +15,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
 
-from ._primitives cimport ce_primitives
+from ._primitives cimport ce_add_label, ce_primitives
 from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
 cdef enum:
@@ -55,7 +55,8 @@ cdef struct Job:
     Plan plan
     const void *weight              # for targets: weight in the dtype of the logits
     const void *smoothing           # weighted_smoothing: uniform*weight in the dtype of the logits; else NULL
-    const double *other_weights     # weighted_smoothing: for each class, the sum of the other classes' weights
+    const double *other_q           # weighted_smoothing: for each class, the sum of uniform*weight of the other classes
+    const void *narrow_other_q      # the same in the dtype of the logits
     double smoothing_mass           # for labels: sum over j of uniform*weight_j
     double *unit_sums               # of the losses
 
@@ -82,10 +83,10 @@ cdef struct State:
     double log_total[GROUP]         # log(1 + tail)
     double loss[GROUP]
     double exact_grad[GROUP]        # the gradient of exact_class
-    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
-    double rest_at_max[GROUP]       # weighted_smoothing: mass - q, of that class,
+    double rest_at_max[GROUP]       # weighted_smoothing: mass - q of the maximum,
     double grad_at_max[GROUP]       # and its gradient, if it is the only maximum and not the label
     # BY_ROWS only:
+    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
     Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label, or the maximum; -1: nowhere
     double x_label[GROUP]           # the label's logit
 
@@ -131,30 +132,16 @@ cdef inline double moved(double mass, double row_max, double larger) noexcept no
 cdef inline double weight_of(const Job *job, Py_ssize_t j) noexcept nogil:
     return 1.0 if job.request.weight == NULL else job.request.weight[j]
 
-cdef inline void add_labels(const Job *job, const double *d, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
-    """Completes n states from r on, which lack only their labels and have e already; d is x_label - row_max, of each. An
-    ignored row gets the state of some label."""
-    cdef double hot = job.plan.hot, uniform = job.plan.uniform, smoothing_mass = job.smoothing_mass
-    cdef const double *others = job.other_weights
-    cdef Py_ssize_t p
-    for p in range(r, r + n):               # looked up first, so that the compiler vectorises what follows
-        s.q[p] = weight_of(job, max(s.label[p], 0))
-        if others != NULL:
-            s.rest[p], s.rest_at_max[p] = others[max(s.label[p], 0)], others[max(s.first_max[p], 0)]
-    for p in range(r, r + n):
-        s.linear[p] -= times(hot*s.q[p], d[p - r])
-        s.mass[p] = smoothing_mass + hot*s.q[p]
-        if others != NULL:
-            s.rest[p], s.rest_at_max[p] = uniform*s.rest[p], uniform*s.rest_at_max[p] + hot*s.q[p]
-        else:
-            s.rest[p] = smoothing_mass - uniform*s.q[p]
-        s.q[p] = (hot + uniform)*s.q[p]
-
 cdef inline void add_label(const Job *job, double x_label, double e_label, State *s, Py_ssize_t r) noexcept nogil:
-    """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max)."""
-    cdef double d = x_label - s.row_max[r]
-    s.exact_class[r], s.e[r] = s.label[r], e_label
-    add_labels(job, &d, s, r, 1)
+    """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max). With weighted_smoothing,
+    rest_at_max is the maximum's other_q before."""
+    cdef const Plan *plan = &job.plan
+    cdef Py_ssize_t label = s.label[r]
+    if plan.weighted_smoothing:
+        s.rest[r] = job.other_q[label]
+    ce_add_label(weight_of(job, label), x_label - s.row_max[r], plan.hot, plan.uniform, job.smoothing_mass, s.mass + r,
+                 s.linear + r, s.q + r, s.rest + r, s.rest_at_max + r if plan.weighted_smoothing else NULL)
+    s.exact_class[r], s.e[r] = label, e_label
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
     """Computes loss, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""

@@ -104,6 +104,8 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
     s.exact_class[r] = s.first_max[r]
     if job.request.operation != CROSS_ENTROPY:      # p and log(p): no class has a target, and their sum counts as 1
         s.mass[r], s.rest[r], s.exact_class[r] = 1, 1, -1
+    if job.plan.weighted_smoothing:
+        s.rest_at_max[r] = job.other_q[max(s.first_max[r], 0)]
     if job.plan.with_labels and s.label[r] >= 0:
         k = s.label[r]
         x_label = (<const floating *>(row_at(&job.request.logits, i) + k*job.request.logits.class_stride))[0]

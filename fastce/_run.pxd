@@ -223,9 +223,10 @@ cdef inline void run_units(const Job *job, floating *scratch) noexcept nogil:
 
 # -- One call
 
-cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, double uniform, double *others,
-                                   double *mass) noexcept nogil:
-    """others[j] = the sum of all weights but weight[j], not formed by subtraction. mass = uniform*the sum of all."""
+cdef inline void set_other_q(const double *weight, Py_ssize_t classes, double uniform, double *others,
+                             floating *narrow, double *mass) noexcept nogil:
+    """others[j] and narrow[j] = uniform*the sum of all weights but weight[j], not formed by subtraction.
+    mass = uniform*the sum of all."""
     cdef Py_ssize_t j
     cdef Sum total
     set_sum(&total, 0)
@@ -235,7 +236,8 @@ cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, dou
     mass[0] = uniform*value(&total)
     set_sum(&total, 0)
     for j in range(classes - 1, -1, -1):
-        others[j] += value(&total)
+        others[j] = uniform*(others[j] + value(&total))
+        narrow[j] = <floating>others[j]
         add(&total, weight[j])
 
 cdef inline int run_as(const Request *request, const floating *dtype) noexcept nogil:
@@ -250,10 +252,10 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     job.request = request
     make_plan(request, &job.plan)
     # All the memory that a run needs: scratch of each thread, aligned to cache lines, the sums of the units, and one
-    # number for each class where labels are smoothed with weights (also the other weights) or targets have weights.
+    # number for each class where labels are smoothed with weights (also that of the others) or targets have weights.
     others = classes if job.plan.weighted_smoothing else 0
     weights = classes if others or (job.plan.base_kind == CE_BY_ELEMENT and request.weight != NULL) else 0
-    memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights)*sizeof(floating)
+    memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights + others)*sizeof(floating)
                             + (job.plan.units + others)*sizeof(double))
     if memory == NULL:
         return -1
@@ -265,9 +267,9 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
         for j in range(weights):
             weight[j] = <floating>((job.plan.uniform if others else 1)*request.weight[j])
         if others:
-            job.smoothing, job.other_weights = weight, job.unit_sums + job.plan.units
-            set_other_weights(request.weight, classes, job.plan.uniform, job.unit_sums + job.plan.units,
-                              &job.smoothing_mass)
+            job.smoothing, job.other_q, job.narrow_other_q = weight, job.unit_sums + job.plan.units, weight + classes
+            set_other_q(request.weight, classes, job.plan.uniform, job.unit_sums + job.plan.units, weight + classes,
+                        &job.smoothing_mass)
         else:
             job.weight = weight
     run_units(&job, scratch)

@@ -7,13 +7,13 @@ from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, State, add_label, add_labels, coefficients, moved, rescaled, weight_of,
+    GROUP, TILE_SIZE, Job, State, add_label, coefficients, moved, rescaled, weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef enum:
-    TILE_SCRATCH = 2*TILE_SIZE + 8*GROUP
+    TILE_SCRATCH = 2*TILE_SIZE + 9*GROUP
 
 cdef struct TileSum:
     # One of the state's sums.
@@ -42,6 +42,7 @@ cdef struct Tile:
     void *label_grad
     void *maximum                   # what is in x where the only maximum is
     void *max_grad
+    void *max_others                # weighted_smoothing: other_q of the maximum
     TileSum tail
     TileSum mass
     TileSum linear
@@ -82,9 +83,9 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
     else:
         for p in range(width):
             row_max[p] = -INFINITY
-    for p in range(width if job.plan.weighted_smoothing else 0):
-        s.first_max[p] = -1
     memset(s.linear, 0, width*sizeof(double))
+    if job.plan.weighted_smoothing:
+        memset(tile.max_others, 0, width*sizeof(floating))
     if tile.pick_labels:
         f.label_lanes(s.label, tile.count, 0, tile.label)
     else:
@@ -130,8 +131,10 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
             for p in range(width):
                 mass[p] = part
             add_block(f, &tile.mass, j, width)
+        if linear != NULL or base != NULL:
+            f.tile_gap_dot(tile.x, base, (<const floating *>job.narrow_other_q) + j, n, width, tile.row_max,
+                           to_add(&tile.linear, j), tile.max_others)
         if linear != NULL:
-            f.tile_gap_dot(tile.x, base, n, width, tile.row_max, linear)
             for p in range(width):
                 linear[p] *= job.plan.base_scale
     if linear != NULL:
@@ -158,6 +161,18 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst_stride)
     add_block(job.plan.primitives, &tile.tail, j, tile.width)
 
+cdef inline void add_labels(const Job *job, const Tile *tile, State *s) noexcept nogil:
+    """Completes the states, where labels have weights. An ignored row gets some state."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double weight[GROUP]
+    cdef Py_ssize_t p
+    for p in range(tile.count):
+        weight[p] = job.request.weight[max(s.label[p], 0)]
+        if job.plan.weighted_smoothing:
+            s.rest[p] = job.other_q[max(s.label[p], 0)]
+    f.add_labels(tile.count, weight, tile.d_label, job.plan.hot, job.plan.uniform, job.smoothing_mass, s.mass,
+                 s.linear, s.q, s.rest, s.rest_at_max if job.plan.weighted_smoothing else NULL)
+
 cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """Computes the state of a tile's rows. What row_state says of stats_given holds here too."""
     cdef const ce_primitives *f = job.plan.primitives
@@ -171,8 +186,6 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
         load_tile(f, logits, tile.start, tile.count, j, n, tile.width, x)
         if not given:
             raise_maxima(job, tile, s, j, n, <floating *>tile.row_max)
-        if job.plan.weighted_smoothing:
-            f.tile_find(x, n, tile.width, tile.row_max, j, s.first_max)
         if job.plan.base_scale != 0:
             add_tile_base(job, tile, s, j, n, <floating *>tile.base)
         if not given:
@@ -181,6 +194,8 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
             f.tile_labels(x, n, tile.width, tile.row_max, tile.label, tile.d_label, s.e)
     f.widen_state(tile.row_max, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
                   tile.d_label if same_targets and job.plan.hot != 0 else NULL)
+    if job.plan.weighted_smoothing:
+        f.widen(tile.max_others, tile.count, s.rest_at_max)
     if not job.plan.with_labels:
         for p in range(tile.count):
             s.e[p] = 1
@@ -192,7 +207,7 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
             s.rest[p] = job.smoothing_mass - job.plan.uniform
             s.mass[p] = job.smoothing_mass + job.plan.hot
     elif tile.pick_labels:
-        add_labels(job, tile.d_label, s, 0, tile.count)
+        add_labels(job, tile, s)
     else:
         for p in range(tile.count):
             if s.label[p] >= 0:
@@ -268,7 +283,7 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     tile.x, tile.base, scratch = scratch, scratch + TILE_SIZE, scratch + 2*TILE_SIZE
     tile.row_max, tile.row_max_before, tile.a, tile.b = scratch, scratch + GROUP, scratch + 2*GROUP, scratch + 3*GROUP
     tile.label, tile.label_grad, scratch = scratch + 4*GROUP, scratch + 5*GROUP, scratch + 6*GROUP
-    tile.maximum, tile.max_grad = scratch, scratch + GROUP
+    tile.maximum, tile.max_grad, tile.max_others = scratch, scratch + GROUP, scratch + 2*GROUP
     tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)

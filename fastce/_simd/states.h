@@ -95,6 +95,25 @@ static void FN(coefficients)(Py_ssize_t n, const double *row_max, const double *
 #undef COEFFICIENTS
 }
 
+CE_INLINE void FN(add_labels_)(Py_ssize_t n, const double *restrict weight, const double *restrict d, double hot,
+                               double uniform, double smoothing_mass, double *restrict mass, double *restrict linear,
+                               double *restrict q, double *restrict rest, double *restrict rest_at_max)
+{
+    for (Py_ssize_t r = 0; r < n; r++)
+        ce_add_label(weight[r], d[r], hot, uniform, smoothing_mass, mass + r, linear + r, q + r, rest + r,
+                     rest_at_max ? rest_at_max + r : NULL);
+}
+
+static void FN(add_labels)(Py_ssize_t n, const double *weight, const double *d, double hot, double uniform,
+                           double smoothing_mass, double *mass, double *linear, double *q, double *rest,
+                           double *rest_at_max)
+{
+    if (rest_at_max)
+        FN(add_labels_)(n, weight, d, hot, uniform, smoothing_mass, mass, linear, q, rest, rest_at_max);
+    else
+        FN(add_labels_)(n, weight, d, hot, uniform, smoothing_mass, mass, linear, q, rest, NULL);
+}
+
 static void FN(zero_ignored)(const int64_t *restrict labels, Py_ssize_t n, double *restrict values)
 {
     for (Py_ssize_t r = 0; r < n; r++)

@@ -121,19 +121,24 @@ static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssiz
         flush;                                          \
     } while (0)
 
-CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const int base_kind, Py_ssize_t classes, Py_ssize_t width,
-                                 const T *row_max, double *sum)
+CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const T *others, Py_ssize_t classes, Py_ssize_t width,
+                                 const T *row_max, double *sum, T *found_, const int base_kind)
 {
     for (Py_ssize_t r = 0; r < width; r += LANES) {
         const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
-        VEC even = zero, odd = zero;
+        VEC even = zero, odd = zero, found = base_kind == CE_ONES ? zero : LOAD(found_ + r);
         ACC acc = ACC_ZERO;
         Py_ssize_t j = 0;
-#define ADD(some)                                                                        \
-    do {                                                                                 \
-        const VEC gap = shift - LOAD(x + j * width + r);                                 \
-        some = some + (base_kind == CE_ONES ? gap : FN(gap_term)(SET1(base[j]), gap));   \
-        j++;                                                                             \
+#define ADD(some)                                                       \
+    do {                                                                \
+        const VEC gap = shift - LOAD(x + j * width + r);                \
+        if (base_kind == CE_ONES) {                                     \
+            some = some + gap;                                          \
+        } else {                                                        \
+            some = some + FN(gap_term)(SET1(base[j]), gap);             \
+            found = SELECT_EQ(gap, zero, SET1(others[j]), found);       \
+        }                                                               \
+        j++;                                                            \
     } while (0)
 #define FLUSH                      \
     do {                           \
@@ -144,16 +149,18 @@ CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const int base_kind,
 #undef ADD
 #undef FLUSH
         ACC_STORE(sum + r, acc);
+        if (base_kind == CE_BY_CLASS)
+            STORE(found_ + r, found);
     }
 }
 
-static void FN(tile_gap_dot)(const void *x, const void *base, Py_ssize_t classes, Py_ssize_t width,
-                             const void *row_max, double *sum)
+static void FN(tile_gap_dot)(const void *x, const void *base, const void *others, Py_ssize_t classes,
+                             Py_ssize_t width, const void *row_max, double *sum, void *found)
 {
     if (base)
-        FN(tile_gap_dot_)(x, base, CE_BY_CLASS, classes, width, row_max, sum);
+        FN(tile_gap_dot_)(x, base, others, classes, width, row_max, sum, found, CE_BY_CLASS);
     else
-        FN(tile_gap_dot_)(x, NULL, CE_ONES, classes, width, row_max, sum);
+        FN(tile_gap_dot_)(x, NULL, NULL, classes, width, row_max, sum, NULL, CE_ONES);
 }
 
 CE_INLINE void FN(tile_sums_)(const T *x, const T *base, Py_ssize_t classes, Py_ssize_t width, const T *row_max,
@@ -201,23 +208,6 @@ static void FN(tile_sums)(const void *x, const void *base, Py_ssize_t classes, P
         FN(tile_sums_)(x, base, classes, width, row_max, mass, rest, gap_dot, 1);
     else
         FN(tile_sums_)(x, base, classes, width, row_max, mass, rest, NULL, 0);
-}
-
-static void FN(tile_find)(const void *x_, Py_ssize_t classes, Py_ssize_t width, const void *value_, Py_ssize_t first,
-                          Py_ssize_t *at)
-{
-    const T *x = x_, *value = value_;
-    for (Py_ssize_t r = 0; r < width; r += LANES) {
-        VEC found = SET1(-1), jv = SET1(0);
-        T part[LANES];
-        for (Py_ssize_t j = 0; j < classes; j++) {
-            found = SELECT_EQ(LOAD(x + j * width + r), LOAD(value + r), jv, found);
-            jv = jv + SET1(1);
-        }
-        STORE(part, found);
-        for (int k = 0; k < LANES; k++)
-            at[r + k] = part[k] < 0 ? at[r + k] : first + (Py_ssize_t)part[k];
-    }
 }
 
 static void FN(tile_labels)(const void *x_, Py_ssize_t classes, Py_ssize_t width, const void *row_max_,
