@@ -36,9 +36,14 @@ cdef inline Py_ssize_t evenly_spaced(const Matrix *a, Py_ssize_t i, Py_ssize_t n
 
 cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                            Py_ssize_t step) noexcept nogil:
+    cdef const number *contiguous = <const number *>src
     cdef Py_ssize_t k
-    for k in range(n):
-        dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
+    if stride == sizeof(number) and step == 1:
+        for k in range(n):          # the compiler vectorises this one
+            dst[k] = <scratch_number>contiguous[k]
+    else:
+        for k in range(n):
+            dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
 
 cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                         Py_ssize_t step) noexcept nogil:
@@ -112,6 +117,23 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
 
 # -- Tiles
 
+cdef enum:
+    GATHERED = 2048     # numbers that are gathered before they are transposed, and so the most classes in a tile
+
+cdef inline void transpose_gathered(const ce_primitives *f, const Matrix *a, const char *src, Py_ssize_t rows,
+                                    Py_ssize_t classes, Py_ssize_t width, floating *tile) noexcept nogil:
+    """tile[k, p] = number k of row p, where rows at src are row_stride apart."""
+    cdef floating gathered[GATHERED]
+    cdef Py_ssize_t size = sizeof(floating), step = GATHERED/classes, p, k, n
+    for p from 0 <= p < rows by step:
+        n = min(step, rows - p)
+        if a.row_stride == classes*a.class_stride:
+            gather(a.dtype, src + p*a.row_stride, a.class_stride, n*classes, gathered, 1)
+        else:
+            for k in range(n):
+                gather(a.dtype, src + (p + k)*a.row_stride, a.class_stride, classes, gathered + k*classes, 1)
+        f.transpose(gathered, classes*size, n, classes, tile + p, width*size)
+
 cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                            Py_ssize_t classes, Py_ssize_t width, floating *tile) noexcept nogil:
     """tile[k, p] = a[i + p, j + k], and 0 for count <= p < width."""
@@ -129,8 +151,7 @@ cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i
             for k in range(classes):
                 gather(a.dtype, src + k*a.class_stride, a.row_stride, run, tile + k*width + p, 1)
         else:
-            for k in range(run):
-                gather(a.dtype, src + k*a.row_stride, a.class_stride, classes, tile + p + k, width)
+            transpose_gathered(f, a, src, run, classes, width, tile + p)
         p += run
     if count < width:
         for k in range(classes):
@@ -220,10 +241,8 @@ cdef inline double mean_weight(const Request *request) noexcept nogil:
             ce_chosen_f32.settle_labels(label, n, request.classes, request.ignore_index, request.has_ignore_index,
                                         scratch)
             for p in range(n):
-                if scratch[p] < 0:
-                    weight[p] = 0
-                elif request.weight != NULL:
-                    weight[p] *= request.weight[scratch[p]]
+                weight[p] *= request.weight[max(scratch[p], 0)] if request.weight != NULL else 1
+            ce_chosen_f64.zero_ignored(scratch, n, weight)
         add(&total, ce_chosen_f64.row_sum(weight, n))
         i += n
     return value(&total)

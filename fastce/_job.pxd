@@ -15,7 +15,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
 
-from ._primitives cimport ce_primitives
+from ._primitives cimport ce_add_label, ce_primitives
 from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
 cdef enum:
@@ -56,7 +56,8 @@ cdef struct Job:
     Plan plan
     const void *weight              # for targets: weight in the dtype of the logits
     const void *smoothing           # weighted_smoothing: uniform*weight in the dtype of the logits; else NULL
-    const double *other_weights     # weighted_smoothing: for each class, the sum of the other classes' weights
+    const double *other_q           # weighted_smoothing: for each class, the sum of uniform*weight of the other classes
+    const void *narrow_other_q      # the same in the dtype of the logits
     double smoothing_mass           # for labels: sum over j of uniform*weight_j
     double *unit_sums               # of the losses
     void *scratch                   # of all threads
@@ -84,9 +85,11 @@ cdef struct State:
     double log_total[GROUP]         # log(1 + tail)
     double loss[GROUP]
     double exact_grad[GROUP]        # the gradient of exact_class
+    double rest_at_max[GROUP]       # weighted_smoothing: mass - q of the maximum,
+    double grad_at_max[GROUP]       # and its gradient, if it is the only maximum and not the label
     # BY_ROWS only:
-    Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label, or the maximum; -1: nowhere
     Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
+    Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label, or the maximum; -1: nowhere
     double x_label[GROUP]           # the label's logit
 
 cdef inline int own_dtype(const floating *dtype) noexcept nogil:
@@ -132,26 +135,23 @@ cdef inline double weight_of(const Job *job, Py_ssize_t j) noexcept nogil:
     return 1.0 if job.request.weight == NULL else job.request.weight[j]
 
 cdef inline void add_label(const Job *job, double x_label, double e_label, State *s, Py_ssize_t r) noexcept nogil:
-    """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max)."""
+    """Completes the state r, which lacks only its label; e_label is exp(x_label - row_max). With weighted_smoothing,
+    rest_at_max is the maximum's other_q before."""
     cdef const Plan *plan = &job.plan
     cdef Py_ssize_t label = s.label[r]
-    cdef double weight = weight_of(job, label)
-    s.exact_class[r] = label
-    s.q[r] = (plan.hot + plan.uniform)*weight
     if plan.weighted_smoothing:
-        s.rest[r] = plan.uniform*job.other_weights[label]
-    else:
-        s.rest[r] = job.smoothing_mass - plan.uniform*weight
-    s.mass[r] = job.smoothing_mass + plan.hot*weight
-    s.linear[r] += times(plan.hot*weight, s.row_max[r] - x_label)
-    s.e[r] = e_label
+        s.rest[r] = job.other_q[label]
+    ce_add_label(weight_of(job, label), x_label - s.row_max[r], plan.hot, plan.uniform, job.smoothing_mass, s.mass + r,
+                 s.linear + r, s.q + r, s.rest + r, s.rest_at_max + r if plan.weighted_smoothing else NULL)
+    s.exact_class[r], s.e[r] = label, e_label
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
-    """Computes loss, a, b and exact_grad of n states from r on, which are complete."""
+    """Computes loss, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""
     cdef Py_ssize_t p
     job.plan.primitives.coefficients(
         n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, s.q + r, s.rest + r, s.e + r,
-        s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.exact_grad + r)
+        s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.exact_grad + r, s.rest_at_max + r,
+        s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
     if job.request.operation == LOG_SOFTMAX:
         for p in range(r, r + n):
             s.a[p], s.b[p] = 1, s.log_total[p]
@@ -162,13 +162,3 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
 cdef inline bint cancels_at_maximum(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
     """Whether p - q may cancel at a maximum that is not the label: weighted smoothing can make its q large too."""
     return job.plan.weighted_smoothing and s.tail[r] < 1 and s.e[r] < 1
-
-cdef inline double grad_at_maximum(const Job *job, const State *s, Py_ssize_t r, Py_ssize_t j) noexcept nogil:
-    """The gradient of class j, which is that maximum."""
-    cdef double uniform = job.plan.uniform, q = uniform*job.request.weight[j]
-    cdef double rest = uniform*job.other_weights[j] + job.plan.hot*job.request.weight[s.label[r]]
-    cdef double e = 1, log_total, loss, a, exact_grad
-    job.plan.primitives.coefficients(
-        1, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, &q, &rest, &e, s.scale + r,
-        &log_total, &loss, &a, &exact_grad)
-    return exact_grad

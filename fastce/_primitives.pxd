@@ -36,11 +36,14 @@ cdef extern from * nogil:
         void (*tile_max)(const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
                              double *, double *, double *, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
-        void (*tile_gap_dot)(const void *, const void *, int, Py_ssize_t, Py_ssize_t, const void *,
-                             double *) noexcept nogil
-        void (*tile_sum)(const void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double *) noexcept nogil
+        void (*tile_gap_dot)(const void *, const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *,
+                             void *) noexcept nogil
+        void (*tile_sums)(const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *, double *,
+                          double *) noexcept nogil
+        void (*tile_labels)(const void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double *,
+                            double *) noexcept nogil
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
-                          const void *, int, const void *, const void *) noexcept nogil
+                          const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
         void (*row_affine)(void *, const void *, Py_ssize_t, double, double) noexcept nogil
         void (*row_scale)(const void *, const void *, void *, Py_ssize_t, double) noexcept nogil
         double (*row_sigmoid)(const void *, const void *, const void *, Py_ssize_t, double, void *,
@@ -57,7 +60,10 @@ cdef extern from * nogil:
                        double *) noexcept nogil
         void (*coefficients)(Py_ssize_t, const double *, const double *, const double *, const double *, double,
                              const double *, const double *, const double *, const double *, double *, double *,
-                             double *, double *) noexcept nogil
+                             double *, double *, const double *, double *) noexcept nogil
+        void (*add_labels)(Py_ssize_t, const double *, const double *, double, double, double, double *, double *,
+                           double *, double *, double *) noexcept nogil
+        void (*zero_ignored)(const int64_t *, Py_ssize_t, double *) noexcept nogil
         Py_ssize_t (*count_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int) noexcept nogil
         Py_ssize_t (*settle_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int, int64_t *) noexcept nogil
     ctypedef struct ce_isa:
@@ -68,6 +74,8 @@ cdef extern from * nogil:
     const ce_primitives *ce_chosen_f64
     int ce_choose(int isa) noexcept
     double ce_tail_if_finite(double tail, double row_max) noexcept
+    void ce_add_label(double weight, double d, double hot, double uniform, double smoothing_mass, double *mass,
+                      double *linear, double *q, double *rest, double *rest_at_max) noexcept
 
 cdef extern from "_threads.h" nogil:
     int ce_openmp_version() noexcept

@@ -52,7 +52,7 @@ cdef inline void row_from_stats(const floating *src, int form, Py_ssize_t n, Py_
     cdef const ce_primitives *f = primitives(src)
     cdef double zero = 0, one = 1, log_total, loss, a, exact_grad
     f.coefficients(1, &row_max, &tail, &one, &zero, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a,
-                   &exact_grad)
+                   &exact_grad, NULL, NULL)
     f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, &a, &zero, NULL, &label, &exact_grad, 0)
 
 

@@ -7,8 +7,8 @@ from libc.string cimport memset
 
 from ._blocks cimport base_block, block, evenly_spaced, grad_block, next_block, row_at, store_block
 from ._job cimport (
-    BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled, set_sum,
-    shift_of, value,
+    BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_sum, shift_of,
+    value,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
@@ -104,6 +104,8 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
     s.exact_class[r] = s.first_max[r]
     if job.request.operation != CROSS_ENTROPY:      # p and log(p): no class has a target, and their sum counts as 1
         s.mass[r], s.rest[r], s.exact_class[r] = 1, 1, -1
+    if job.plan.weighted_smoothing:
+        s.rest_at_max[r] = job.other_q[max(s.first_max[r], 0)]
     if job.plan.with_labels and s.label[r] >= 0:
         k = s.label[r]
         x_label = (<const floating *>(row_at(&job.request.logits, i) + k*job.request.logits.class_stride))[0]
@@ -129,7 +131,7 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, 
                     base_block(job, i, j, n, scratch + BLOCK), &exact_class, s.exact_grad + r, stream)
         store_block(job, i, j, n, dst)
     if cancels_at_maximum(job, s, r) and s.first_max[r] >= 0:
-        scratch[0] = <floating>grad_at_maximum(job, s, r, s.first_max[r])
+        scratch[0] = <floating>s.grad_at_max[r]
         store_block(job, i, s.first_max[r], 1, scratch)
 
 cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:

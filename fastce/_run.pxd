@@ -131,13 +131,14 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     cdef const Matrix *upstream = &request.upstream
     cdef bint by_row = upstream.data != NULL and (
         request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM)
+    cdef double scale = request.scale
     cdef Py_ssize_t p
     for p in range(count if request.sample_weight != NULL or by_row else 0):
-        s.scale[p] = request.scale
-        if request.sample_weight != NULL:
-            s.scale[p] *= request.sample_weight[start + p]
-        if by_row:
-            s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
+        s.scale[p] = scale
+    for p in range(count if request.sample_weight != NULL else 0):
+        s.scale[p] *= request.sample_weight[start + p]
+    for p in range(count if by_row else 0):
+        s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
 
 cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
     cdef const char *row = row_at(&job.request.logits, i)
@@ -172,9 +173,7 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
         for p in range(count):
             s.loss[p] *= request.sample_weight[start + p]
     if s.ignored > 0:
-        for p in range(count):
-            if s.label[p] < 0:
-                s.loss[p] = 0
+        f.zero_ignored(s.label, count, s.loss)
     if request.losses != NULL:
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))
@@ -221,9 +220,10 @@ cdef inline void run_unit_f64(const void *job, Py_ssize_t unit, int thread) noex
 
 # -- One call
 
-cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, double uniform, double *others,
-                                   double *mass) noexcept nogil:
-    """others[j] = the sum of all weights but weight[j], not formed by subtraction. mass = uniform*the sum of all."""
+cdef inline void set_other_q(const double *weight, Py_ssize_t classes, double uniform, double *others,
+                             floating *narrow, double *mass) noexcept nogil:
+    """others[j] and narrow[j] = uniform*the sum of all weights but weight[j], not formed by subtraction.
+    mass = uniform*the sum of all."""
     cdef Py_ssize_t j
     cdef Sum total
     set_sum(&total, 0)
@@ -233,7 +233,8 @@ cdef inline void set_other_weights(const double *weight, Py_ssize_t classes, dou
     mass[0] = uniform*value(&total)
     set_sum(&total, 0)
     for j in range(classes - 1, -1, -1):
-        others[j] += value(&total)
+        others[j] = uniform*(others[j] + value(&total))
+        narrow[j] = <floating>others[j]
         add(&total, weight[j])
 
 cdef inline int run_as(const Request *request, const floating *dtype) noexcept nogil:
@@ -248,10 +249,10 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     job.request = request
     make_plan(request, &job.plan)
     # All the memory that a run needs: scratch of each thread, aligned to cache lines, the sums of the units, and one
-    # number for each class where labels are smoothed with weights (also the other weights) or targets have weights.
+    # number for each class where labels are smoothed with weights (also that of the others) or targets have weights.
     others = classes if job.plan.weighted_smoothing else 0
     weights = classes if others or (job.plan.base_kind == CE_BY_ELEMENT and request.weight != NULL) else 0
-    memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights)*sizeof(floating)
+    memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights + others)*sizeof(floating)
                             + (job.plan.units + others)*sizeof(double))
     if memory == NULL:
         return -1
@@ -263,9 +264,9 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
         for j in range(weights):
             weight[j] = <floating>((job.plan.uniform if others else 1)*request.weight[j])
         if others:
-            job.smoothing, job.other_weights = weight, job.unit_sums + job.plan.units
-            set_other_weights(request.weight, classes, job.plan.uniform, job.unit_sums + job.plan.units,
-                              &job.smoothing_mass)
+            job.smoothing, job.other_q, job.narrow_other_q = weight, job.unit_sums + job.plan.units, weight + classes
+            set_other_q(request.weight, classes, job.plan.uniform, job.unit_sums + job.plan.units, weight + classes,
+                        &job.smoothing_mass)
         else:
             job.weight = weight
     job.scratch = scratch

@@ -7,22 +7,30 @@ from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled,
-    weight_of,
+    GROUP, TILE_SIZE, Job, State, add_label, coefficients, moved, rescaled, weight_of,
 )
-from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_STORED, ce_primitives
+from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef enum:
-    TILE_SCRATCH = 2*TILE_SIZE + 6*GROUP
+    TILE_SCRATCH = 2*TILE_SIZE + 9*GROUP
+
+cdef struct TileSum:
+    # One of the state's sums.
+    double *total                   # in the state
+    double lost[GROUP]              # what the additions lost, see Sum
+    double part[GROUP]              # the sums of a block, except of the first one
 
 cdef struct Tile:
     Py_ssize_t start                # of its rows
     Py_ssize_t count
     Py_ssize_t width                # count, rounded up to whole vectors
     Py_ssize_t classes              # in a block
-    bint store_exp                  # there is one block, whose logits are replaced by their exponentials
-    bint pick_labels                # there is one block, and the labels' logits and exponentials are picked from it
+    bint read_blocks                # the state depends on more than what is given and the labels' logits
+    bint one_block
+    bint keep                       # tile_state leaves the only block and its base in scratch
+    bint store_exp                  # and replaces its logits by their exponentials
+    bint pick_labels                # the labels' logits and exponentials are picked from the only block
     # In scratch, of the logits' dtype:
     void *x                         # a block of logits
     void *base                      # and its targets
@@ -30,37 +38,43 @@ cdef struct Tile:
     void *row_max_before            # of the blocks before
     void *a
     void *b
-    void *exact_class               # the label; or if base is by element, the value of x where the gradient may cancel
-    void *exact_grad
-    double lost_tail[GROUP]         # what the additions to the state's sums lost, see Sum
-    double lost_mass[GROUP]
-    double lost_linear[GROUP]
-    double lost_rest[GROUP]
-    double part[GROUP]              # sums of a block
+    void *label                     # the label, counted from the block's first class
+    void *label_grad
+    void *maximum                   # what is in x where the only maximum is
+    void *max_grad
+    void *max_others                # weighted_smoothing: other_q of the maximum
+    TileSum tail
+    TileSum mass
+    TileSum linear
+    TileSum rest
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
 
-cdef inline void add_part(const ce_primitives *f, bint first, double *total, double *lost, const double *part,
-                          Py_ssize_t n) noexcept nogil:
-    if first:
-        memcpy(total, part, n*sizeof(double))
-        memset(lost, 0, n*sizeof(double))
-    else:
-        f.add_compensated(total, lost, part, n)
+cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
+    """Where the sums of the block that begins with class j are written before add_block."""
+    return sum.total if j == 0 else sum.part
+
+cdef inline void add_block(const ce_primitives *f, TileSum *sum, Py_ssize_t j, Py_ssize_t n) noexcept nogil:
+    if j > 0:
+        f.add_compensated(sum.total, sum.lost, sum.part, n)
 
 cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n,
                                 floating *base) noexcept nogil:
     """The targets of a block, weighted and smoothed."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double weight
     cdef Py_ssize_t k
-    load_tile(job.plan.primitives, &job.request.targets, tile.start, tile.count, j, n, tile.width, base)
-    if job.plan.hot != 1 or job.plan.uniform != 0 or job.weight != NULL:
-        for k in range(n):
-            job.plan.primitives.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight_of(job, j + k),
-                                           job.plan.uniform*weight_of(job, j + k))
+    load_tile(f, &job.request.targets, tile.start, tile.count, j, n, tile.width, base)
+    for k in range(n if job.weight != NULL else 0):
+        weight = weight_of(job, j + k)
+        f.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight, job.plan.uniform*weight)
+    if job.weight == NULL and job.plan.uniform != 0:
+        f.row_affine(base, NULL, n*tile.width, job.plan.hot, job.plan.uniform)
 
 cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_max) noexcept nogil:
     """The state of no class, or with stats_given what is known of it."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef Py_ssize_t width = tile.width, p
+    tile.tail.total, tile.mass.total, tile.linear.total, tile.rest.total = s.tail, s.mass, s.linear, s.rest
     if job.request.stats_given:
         memset(row_max, 0, width*sizeof(floating))
         memcpy(row_max, (<const floating *>job.request.row_max) + tile.start, tile.count*sizeof(floating))
@@ -70,15 +84,18 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         for p in range(width):
             row_max[p] = -INFINITY
     memset(s.linear, 0, width*sizeof(double))
+    if job.plan.weighted_smoothing:
+        memset(tile.max_others, 0, width*sizeof(floating))
     if tile.pick_labels:
-        memset(tile.exact_class, 0, width*sizeof(floating))
-        f.label_lanes(s.label, tile.count, 0, tile.exact_class)
+        f.label_lanes(s.label, tile.count, 0, tile.label)
     else:
         memset(s.mass, 0, width*sizeof(double))
         memset(s.rest, 0, width*sizeof(double))
-        memset(tile.lost_mass, 0, width*sizeof(double))
-        memset(tile.lost_linear, 0, width*sizeof(double))
-        memset(tile.lost_rest, 0, width*sizeof(double))
+    if not tile.one_block:
+        memset(tile.tail.lost, 0, width*sizeof(double))
+        memset(tile.mass.lost, 0, width*sizeof(double))
+        memset(tile.linear.lost, 0, width*sizeof(double))
+        memset(tile.rest.lost, 0, width*sizeof(double))
 
 cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                               floating *row_max) noexcept nogil:
@@ -89,35 +106,39 @@ cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j
     job.plan.primitives.tile_max(tile.x, n, tile.width, row_max)
     for p in range(tile.width if j > 0 else 0):
         if row_max[p] > before[p]:
-            s.tail[p] = rescaled(1 + s.tail[p] + tile.lost_tail[p], before[p], row_max[p])
+            s.tail[p] = rescaled(1 + s.tail[p] + tile.tail.lost[p], before[p], row_max[p])
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
-            s.rest[p], tile.lost_rest[p], tile.lost_tail[p] = s.mass[p], tile.lost_mass[p], 0
+            s.rest[p], tile.rest.lost[p], tile.tail.lost[p] = s.mass[p], tile.mass.lost[p], 0
 
 cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                floating *scratch) noexcept nogil:
     """Adds the base of a block to mass, rest and linear. Scratch is tile.base."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = scratch
-    cdef double mass
+    cdef double *linear = to_add(&tile.linear, j) if job.plan.with_loss else NULL
+    cdef double *mass = to_add(&tile.mass, j)
+    cdef double part
     cdef Py_ssize_t width = tile.width, p
     if job.plan.base_kind == CE_BY_ELEMENT:
         load_base_tile(job, tile, j, n, scratch)
-        f.tile_sum(base, n, width, NULL, NULL, tile.part)
-        add_part(f, j == 0, s.mass, tile.lost_mass, tile.part, width)
-        f.tile_sum(base, n, width, tile.x, tile.row_max, tile.part)
-        add_part(f, j == 0, s.rest, tile.lost_rest, tile.part, width)
+        f.tile_sums(tile.x, base, n, width, tile.row_max, mass, to_add(&tile.rest, j), linear)
+        add_block(f, &tile.mass, j, width)
+        add_block(f, &tile.rest, j, width)
     else:
         base = base_block(job, 0, j, n, scratch)
         if not tile.pick_labels:
-            mass = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
+            part = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
             for p in range(width):
-                tile.part[p] = mass
-            add_part(f, j == 0, s.mass, tile.lost_mass, tile.part, width)
-    if job.plan.with_loss:
-        f.tile_gap_dot(tile.x, base, job.plan.base_kind, n, width, tile.row_max, tile.part)
-        for p in range(width):
-            tile.part[p] *= job.plan.base_scale
-        add_part(f, j == 0, s.linear, tile.lost_linear, tile.part, width)
+                mass[p] = part
+            add_block(f, &tile.mass, j, width)
+        if linear != NULL or base != NULL:
+            f.tile_gap_dot(tile.x, base, (<const floating *>job.narrow_other_q) + j, n, width, tile.row_max,
+                           to_add(&tile.linear, j), tile.max_others)
+        if linear != NULL:
+            for p in range(width):
+                linear[p] *= job.plan.base_scale
+    if linear != NULL:
+        add_block(f, &tile.linear, j, width)
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
@@ -136,20 +157,31 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
-        tile.exact_class if tile.pick_labels else NULL, tile.part, tile.d_label, s.e, next, next_stride, dst,
+        tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e, next, next_stride, dst,
         dst_stride)
-    add_part(job.plan.primitives, j == 0, s.tail, tile.lost_tail, tile.part, tile.width)
+    add_block(job.plan.primitives, &tile.tail, j, tile.width)
+
+cdef inline void add_labels(const Job *job, const Tile *tile, State *s) noexcept nogil:
+    """Completes the states, where labels have weights. An ignored row gets some state."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double weight[GROUP]
+    cdef Py_ssize_t p
+    for p in range(tile.count):
+        weight[p] = job.request.weight[max(s.label[p], 0)]
+        if job.plan.weighted_smoothing:
+            s.rest[p] = job.other_q[max(s.label[p], 0)]
+    f.add_labels(tile.count, weight, tile.d_label, job.plan.hot, job.plan.uniform, job.smoothing_mass, s.mass,
+                 s.linear, s.q, s.rest, s.rest_at_max if job.plan.weighted_smoothing else NULL)
 
 cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """Computes the state of a tile's rows. What row_state says of stats_given holds here too."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const Matrix *logits = &job.request.logits
-    cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT, given = job.request.stats_given
-    cdef bint same_targets = job.request.weight == NULL and tile.pick_labels
+    cdef bint given = job.request.stats_given, same_targets = job.request.weight == NULL and tile.pick_labels
     cdef Py_ssize_t j, n, p
     cdef double x_label
     begin_tile(job, tile, s, <floating *>tile.row_max)
-    for j from 0 <= j < (job.request.classes if by_element or not given else 0) by tile.classes:
+    for j from 0 <= j < (job.request.classes if tile.read_blocks else 0) by tile.classes:
         n = min(job.request.classes - j, tile.classes)
         load_tile(f, logits, tile.start, tile.count, j, n, tile.width, x)
         if not given:
@@ -158,8 +190,12 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
             add_tile_base(job, tile, s, j, n, <floating *>tile.base)
         if not given:
             add_tile_exponentials(job, tile, s, j, n, sizeof(floating))
+        elif tile.pick_labels:
+            f.tile_labels(x, n, tile.width, tile.row_max, tile.label, tile.d_label, s.e)
     f.widen_state(tile.row_max, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
                   tile.d_label if same_targets and job.plan.hot != 0 else NULL)
+    if job.plan.weighted_smoothing:
+        f.widen(tile.max_others, tile.count, s.rest_at_max)
     if not job.plan.with_labels:
         for p in range(tile.count):
             s.e[p] = 1
@@ -170,96 +206,84 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
             s.q[p] = job.plan.hot + job.plan.uniform
             s.rest[p] = job.smoothing_mass - job.plan.uniform
             s.mass[p] = job.smoothing_mass + job.plan.hot
+    elif tile.pick_labels:
+        add_labels(job, tile, s)
     else:
         for p in range(tile.count):
             if s.label[p] >= 0:
                 x_label = (<const floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride))[0]
-                add_label(job, x_label, s.e[p] if tile.pick_labels else exp(x_label - s.row_max[p]), s, p)
+                add_label(job, x_label, exp(x_label - s.row_max[p]), s, p)
     s.same_targets = same_targets
 
 cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src,
                                floating *dst) noexcept nogil:
+    cdef Py_ssize_t p
     f.narrow(src, tile.count, dst)
-    memset(dst + tile.count, 0, (tile.width - tile.count)*sizeof(floating))
+    for p in range(tile.count, tile.width):
+        dst[p] = 0
 
-cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *exact_class) noexcept nogil:
-    """Fills a, b, exact_grad and, unless it depends on the block or is there already, exact_class."""
+cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *label) noexcept nogil:
+    """Fills a, b and, where they are used, label_grad, maximum and max_grad; and label if there are none."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *row_max = <const floating *>tile.row_max
+    cdef double value[GROUP]
     cdef Py_ssize_t p
     coefficients(job, s, 0, tile.count)
+    if s.ignored > 0:
+        f.zero_ignored(s.label, tile.count, s.a)
+        f.zero_ignored(s.label, tile.count, s.b)
+        f.zero_ignored(s.label, tile.count, s.exact_grad)
+        f.zero_ignored(s.label, tile.count, s.grad_at_max)
     narrow_padded(f, tile, s.a, <floating *>tile.a)
     narrow_padded(f, tile, s.b, <floating *>tile.b)
-    narrow_padded(f, tile, s.exact_grad, <floating *>tile.exact_grad)
-    if job.plan.base_kind == CE_BY_ELEMENT:     # wherever a maximum is that has most of the probability
-        for p in range(tile.width):
-            exact_class[p] = INFINITY
-            if p < tile.count and s.tail[p] < 1:
-                exact_class[p] = <floating>f.exp_one if tile.store_exp else row_max[p]
-    elif not tile.pick_labels:
-        for p in range(tile.width):
-            exact_class[p] = -1                 # no class
-
-cdef inline Py_ssize_t exact_maxima(const Job *job, const Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
-                                    const floating *x, Py_ssize_t *at, double *exact_grad) noexcept nogil:
-    """Where in a block maxima are whose gradient may cancel, and their gradient. Returns how many."""
-    cdef floating maximum
-    cdef Py_ssize_t found = 0, p, k
-    for p in range(tile.count):
-        if s.label[p] >= 0 and cancels_at_maximum(job, s, p):
-            maximum = (<floating *>tile.row_max)[p]
-            if tile.store_exp:
-                maximum = <floating>job.plan.primitives.exp_one
-            for k in range(n):
-                if x[k*tile.width + p] == maximum:
-                    at[found], exact_grad[found] = k*tile.width + p, grad_at_maximum(job, s, p, j + k)
-                    found += 1
-                    break
-    return found
+    narrow_padded(f, tile, s.exact_grad, <floating *>tile.label_grad)
+    if job.plan.base_kind != CE_ONES:
+        # Two or more maxima have a tail of at least 1, and their gradient does not cancel.
+        for p in range(tile.count):
+            value[p] = f.exp_one if tile.store_exp else s.row_max[p]
+            value[p] = value[p] if s.tail[p] < 1 else INFINITY
+        narrow_padded(f, tile, value, <floating *>tile.maximum)
+        narrow_padded(f, tile, &s.grad_at_max[0] if job.plan.with_labels else &s.exact_grad[0],
+                      <floating *>tile.max_grad)
+    for p in range(0 if job.plan.with_labels else tile.width):
+        label[p] = -1                   # no class
 
 cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
-    """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits again."""
+    """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = <const floating *>tile.base
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if tile.store_exp else CE_EXP
-    cdef Py_ssize_t maxima[GROUP]
-    cdef Py_ssize_t width = tile.width, p, j, n, k, found = 0
-    begin_tile_grad(job, tile, s, <floating *>tile.exact_class)
+    cdef Py_ssize_t width = tile.width, j, n
+    begin_tile_grad(job, tile, s, <floating *>tile.label)
     for j from 0 <= j < job.request.classes by tile.classes:
         n = min(job.request.classes - j, tile.classes)
         if job.plan.base_kind != CE_BY_ELEMENT:
             base = base_block(job, 0, j, n, <floating *>tile.base)
-        elif not tile.store_exp:                                # else it is there already
+        elif not tile.keep:
             load_base_tile(job, tile, j, n, <floating *>tile.base)
-        if job.plan.with_labels and not tile.pick_labels:       # the same
-            f.label_lanes(s.label, tile.count, j, tile.exact_class)
-        if not tile.store_exp:
+        if job.plan.with_labels and not tile.pick_labels:       # else they are there already
+            f.label_lanes(s.label, tile.count, j, tile.label)
+        if not tile.keep:
             load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, x)
-        if job.plan.weighted_smoothing:
-            found = exact_maxima(job, tile, s, j, n, x, maxima, tile.part)
-        f.tile_grad(x, x, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.exact_class,
-                    tile.exact_grad)
-        for k in range(found):
-            x[maxima[k]] = <floating>tile.part[k]
-        for p in range(tile.count if s.ignored > 0 else 0):
-            if s.label[p] < 0:
-                for k in range(n):
-                    x[k*width + p] = 0
+        f.tile_grad(x, x, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.label,
+                    tile.label_grad, tile.maximum, tile.max_grad)
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, x)
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
-    cdef bint one_block
+    cdef bint given = job.request.stats_given
     cdef Tile tile
     tile.start, tile.count = start, count
     tile.width = (count + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
     tile.classes = TILE_SIZE/tile.width
-    one_block = job.request.classes <= tile.classes and not job.request.stats_given
-    tile.store_exp = one_block and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
-    tile.pick_labels = one_block and job.plan.with_labels
+    tile.one_block = job.request.classes <= tile.classes
+    tile.pick_labels = tile.one_block and job.plan.with_labels
+    tile.read_blocks = not given or tile.pick_labels or job.plan.base_kind != CE_ONES
+    tile.keep = tile.one_block and tile.read_blocks
+    tile.store_exp = tile.keep and not given and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
     tile.x, tile.base, scratch = scratch, scratch + TILE_SIZE, scratch + 2*TILE_SIZE
-    tile.row_max, tile.row_max_before, tile.a = scratch, scratch + GROUP, scratch + 2*GROUP
-    tile.b, tile.exact_class, tile.exact_grad = scratch + 3*GROUP, scratch + 4*GROUP, scratch + 5*GROUP
+    tile.row_max, tile.row_max_before, tile.a, tile.b = scratch, scratch + GROUP, scratch + 2*GROUP, scratch + 3*GROUP
+    tile.label, tile.label_grad, scratch = scratch + 4*GROUP, scratch + 5*GROUP, scratch + 6*GROUP
+    tile.maximum, tile.max_grad, tile.max_others = scratch, scratch + GROUP, scratch + 2*GROUP
     tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)

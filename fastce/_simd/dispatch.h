@@ -78,6 +78,21 @@ CE_INLINE void *ce_at(const void *p, Py_ssize_t offset) { return (char *)p + off
 /* tail, or NaN if row_max is infinite: then every class is masked, or a logit is +inf. */
 CE_INLINE double ce_tail_if_finite(double tail, double row_max) { return tail + 0 * row_max; }
 
+/* Completes the state of a row that lacks only its label, whose weight is given and whose logit is row_max + d.
+ * Unless rest_at_max is NULL, rest is complete already, and rest_at_max lacks only the label too. */
+CE_INLINE void ce_add_label(double weight, double d, double hot, double uniform, double smoothing_mass, double *mass,
+                            double *linear, double *q, double *rest, double *rest_at_max)
+{
+    const double hot_weight = hot * weight;
+    *mass = smoothing_mass + hot_weight;
+    *linear -= hot_weight == 0 ? 0 : hot_weight * d;
+    *q = (hot + uniform) * weight;
+    if (rest_at_max)
+        *rest_at_max += hot_weight;
+    else
+        *rest = smoothing_mass - uniform * weight;
+}
+
 /* total + lost += term: adds term to total, and the rounding error of that to lost (Knuth's TwoSum). TYPE is the type
  * of all three: a number or a vector. */
 #define CE_ADD_COMPENSATED(TYPE, total, lost, term)                     \

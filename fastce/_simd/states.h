@@ -55,25 +55,69 @@ static void FN(losses)(Py_ssize_t n, const double *restrict row_max, const doubl
     }
 }
 
-static void FN(coefficients)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
-                             const double *restrict mass, const double *restrict linear, double z_loss,
-                             const double *restrict q, const double *restrict rest, const double *restrict e,
-                             const double *restrict scale, double *restrict log_total, double *restrict loss,
-                             double *restrict a, double *restrict exact_grad)
+CE_INLINE void FN(coefficients_)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
+                                 const double *restrict mass, const double *restrict linear, double z_loss,
+                                 const double *restrict q, const double *restrict rest, const double *restrict e,
+                                 const double *restrict scale, double *restrict log_total, double *restrict loss,
+                                 double *restrict a, double *restrict exact_grad,
+                                 const double *restrict rest_at_max, double *restrict grad_at_max)
 {
     for (Py_ssize_t r = 0; r < n; r++) {
         double share;
         const double log_r = FN(log1p)(tail[r], &share);
         const double slope = z_loss ? 2 * z_loss * (row_max[r] + log_r) : 0; /* d(z_loss * lse^2) / d(lse) */
         /* (mass + slope)*p - q with p = 1 - tail*share */
-        const double grad_if_p_near_1 = (rest[r] - mass[r] * (tail[r] * share)) + slope * share;
+        const double lost = mass[r] * (tail[r] * share), gained = slope * share;
+        const double grad_if_p_near_1 = (rest[r] - lost) + gained;
         const double grad_otherwise = (mass[r] + slope) * (e[r] * share) - q[r];
         log_total[r] = log_r;
         loss[r] = FN(loss)(log_r, row_max[r], mass[r], linear[r], z_loss);
         a[r] = scale[r] * ((mass[r] + slope) * share);
         /* The class is a maximum, and the only one: two or more maxima have p <= 1/2 each, and tail >= 1. */
         exact_grad[r] = scale[r] * (((e[r] == 1.0) & (tail[r] < 1.0)) ? grad_if_p_near_1 : grad_otherwise);
+        if (grad_at_max)
+            grad_at_max[r] = scale[r] * ((rest_at_max[r] - lost) + gained);
     }
+}
+
+static void FN(coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
+                             const double *linear, double z_loss, const double *q, const double *rest, const double *e,
+                             const double *scale, double *log_total, double *loss, double *a, double *exact_grad,
+                             const double *rest_at_max, double *grad_at_max)
+{
+#define COEFFICIENTS(rest_at_max, grad_at_max)                                                                     \
+    FN(coefficients_)(n, row_max, tail, mass, linear, z_loss, q, rest, e, scale, log_total, loss, a, exact_grad,    \
+                      rest_at_max, grad_at_max)
+    if (grad_at_max)
+        COEFFICIENTS(rest_at_max, grad_at_max);
+    else
+        COEFFICIENTS(NULL, NULL);
+#undef COEFFICIENTS
+}
+
+CE_INLINE void FN(add_labels_)(Py_ssize_t n, const double *restrict weight, const double *restrict d, double hot,
+                               double uniform, double smoothing_mass, double *restrict mass, double *restrict linear,
+                               double *restrict q, double *restrict rest, double *restrict rest_at_max)
+{
+    for (Py_ssize_t r = 0; r < n; r++)
+        ce_add_label(weight[r], d[r], hot, uniform, smoothing_mass, mass + r, linear + r, q + r, rest + r,
+                     rest_at_max ? rest_at_max + r : NULL);
+}
+
+static void FN(add_labels)(Py_ssize_t n, const double *weight, const double *d, double hot, double uniform,
+                           double smoothing_mass, double *mass, double *linear, double *q, double *rest,
+                           double *rest_at_max)
+{
+    if (rest_at_max)
+        FN(add_labels_)(n, weight, d, hot, uniform, smoothing_mass, mass, linear, q, rest, rest_at_max);
+    else
+        FN(add_labels_)(n, weight, d, hot, uniform, smoothing_mass, mass, linear, q, rest, NULL);
+}
+
+static void FN(zero_ignored)(const int64_t *restrict labels, Py_ssize_t n, double *restrict values)
+{
+    for (Py_ssize_t r = 0; r < n; r++)
+        values[r] = labels[r] < 0 ? 0 : values[r];
 }
 
 static Py_ssize_t FN(count_labels)(const int64_t *labels, Py_ssize_t n, int64_t classes, int64_t ignored,

@@ -107,78 +107,169 @@ static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssiz
 #undef TILE_EXP_SUM
 }
 
+/* Does `add(sum)` for each class, `sum` being even or odd in turns, and `flush` after every four classes: neither has
+ * more than two terms then, or three at the end. */
+#define FOUR_AT_A_TIME(classes, add, flush)             \
+    do {                                                \
+        Py_ssize_t left_ = (classes);                   \
+        for (; left_ >= 4; left_ -= 4) {                \
+            add(even); add(odd); add(even); add(odd);   \
+            flush;                                      \
+        }                                               \
+        for (; left_ > 0; left_--)                      \
+            add(even);                                  \
+        flush;                                          \
+    } while (0)
+
+CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const T *others, Py_ssize_t classes, Py_ssize_t width,
+                                 const T *row_max, double *sum, T *found_, const int base_kind)
+{
+    for (Py_ssize_t r = 0; r < width; r += LANES) {
+        const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
+        VEC even = zero, odd = zero, found = base_kind == CE_ONES ? zero : LOAD(found_ + r);
+        ACC acc = ACC_ZERO;
+        Py_ssize_t j = 0;
+#define ADD(some)                                                       \
+    do {                                                                \
+        const VEC gap = shift - LOAD(x + j * width + r);                \
+        if (base_kind == CE_ONES) {                                     \
+            some = some + gap;                                          \
+        } else {                                                        \
+            some = some + FN(gap_term)(SET1(base[j]), gap);             \
+            found = SELECT_EQ(gap, zero, SET1(others[j]), found);       \
+        }                                                               \
+        j++;                                                            \
+    } while (0)
+#define FLUSH                      \
+    do {                           \
+        ACC_ADD(acc, even + odd);  \
+        even = odd = zero;         \
+    } while (0)
+        FOUR_AT_A_TIME(classes, ADD, FLUSH);
+#undef ADD
+#undef FLUSH
+        ACC_STORE(sum + r, acc);
+        if (base_kind == CE_BY_CLASS)
+            STORE(found_ + r, found);
+    }
+}
+
+static void FN(tile_gap_dot)(const void *x, const void *base, const void *others, Py_ssize_t classes,
+                             Py_ssize_t width, const void *row_max, double *sum, void *found)
+{
+    if (base)
+        FN(tile_gap_dot_)(x, base, others, classes, width, row_max, sum, found, CE_BY_CLASS);
+    else
+        FN(tile_gap_dot_)(x, NULL, NULL, classes, width, row_max, sum, NULL, CE_ONES);
+}
+
+CE_INLINE void FN(tile_sums_)(const T *x, const T *base, Py_ssize_t classes, Py_ssize_t width, const T *row_max,
+                              double *mass, double *rest, double *gap_dot, const int with_gaps)
+{
+    for (Py_ssize_t r = 0; r < width; r += LANES) {
+        const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
+        VEC even = zero, odd = zero, at_max = zero, gaps_even = zero, gaps_odd = zero;
+        ACC acc_rest = ACC_ZERO, acc_max = ACC_ZERO, acc_gaps = ACC_ZERO;
+        Py_ssize_t at = r;
+#define ADD(some)                                                    \
+    do {                                                             \
+        const VEC gap = shift - LOAD(x + at), t = LOAD(base + at);   \
+        ADD_BY_EQ(gap, zero, t, at_max, t, some);                    \
+        if (with_gaps)                                               \
+            gaps_##some = gaps_##some + FN(gap_term)(t, gap);        \
+        at += width;                                                 \
+    } while (0)
+#define FLUSH                                          \
+    do {                                               \
+        ACC_ADD(acc_rest, even + odd);                 \
+        ACC_ADD(acc_max, at_max);                      \
+        if (with_gaps)                                 \
+            ACC_ADD(acc_gaps, gaps_even + gaps_odd);   \
+        even = odd = at_max = zero;                    \
+        gaps_even = gaps_odd = zero;                   \
+    } while (0)
+        FOUR_AT_A_TIME(classes, ADD, FLUSH);
+#undef ADD
+#undef FLUSH
+        ACC_STORE(rest + r, acc_rest);
+        ACC_STORE(mass + r, acc_max);
+        for (int k = 0; k < LANES; k++)
+            mass[r + k] += rest[r + k];
+        if (with_gaps)
+            ACC_STORE(gap_dot + r, acc_gaps);
+    }
+}
+#undef FOUR_AT_A_TIME
+
+static void FN(tile_sums)(const void *x, const void *base, Py_ssize_t classes, Py_ssize_t width, const void *row_max,
+                          double *mass, double *rest, double *gap_dot)
+{
+    if (gap_dot)
+        FN(tile_sums_)(x, base, classes, width, row_max, mass, rest, gap_dot, 1);
+    else
+        FN(tile_sums_)(x, base, classes, width, row_max, mass, rest, NULL, 0);
+}
+
+static void FN(tile_labels)(const void *x_, Py_ssize_t classes, Py_ssize_t width, const void *row_max_,
+                            const void *label_, double *d_label, double *e_label)
+{
+    const T *x = x_, *row_max = row_max_, *label = label_;
+    for (Py_ssize_t r = 0; r < width; r += LANES) {
+        const VEC shift = LOAD(row_max + r);
+        VEC x_label = shift, jv = SET1(0);
+        for (Py_ssize_t j = 0; j < classes; j++) {
+            x_label = SELECT_EQ(LOAD(label + r), jv, LOAD(x + j * width + r), x_label);
+            jv = jv + SET1(1);
+        }
+        FN(widen_vec)(d_label + r, x_label - shift);
+        FN(widen_vec)(e_label + r, FN(exp)(x_label - shift));
+        for (int k = 0; k < LANES; k++)
+            e_label[r + k] *= EXP_UNSCALE;
+    }
+}
+
 /* The numbers of base for class j; at is the index of the element. */
 CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py_ssize_t at)
 {
     return base_kind == CE_ONES ? SET1(1) : base_kind == CE_BY_CLASS ? SET1(base[j]) : LOAD(base + at);
 }
 
-CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const int base_kind, Py_ssize_t classes, Py_ssize_t width,
-                                 const T *row_max, double *sum)
-{
-    for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC shift = FN(tile_shift)(row_max + r);
-        ACC acc = ACC_ZERO;
-        for (Py_ssize_t j = 0; j < classes; j++) {
-            const Py_ssize_t at = j * width + r;
-            ACC_ADD(acc, FN(gap_term)(FN(tile_base)(base, base_kind, j, at), shift - LOAD(x + at)));
-        }
-        ACC_STORE(sum + r, acc);
-    }
-}
-
-static void FN(tile_gap_dot)(const void *x, const void *base, int base_kind, Py_ssize_t classes, Py_ssize_t width,
-                             const void *row_max, double *sum)
-{
-    if (base_kind == CE_ONES)
-        FN(tile_gap_dot_)(x, base, CE_ONES, classes, width, row_max, sum);
-    else if (base_kind == CE_BY_CLASS)
-        FN(tile_gap_dot_)(x, base, CE_BY_CLASS, classes, width, row_max, sum);
-    else
-        FN(tile_gap_dot_)(x, base, CE_BY_ELEMENT, classes, width, row_max, sum);
-}
-
-static void FN(tile_sum)(const void *base_, Py_ssize_t classes, Py_ssize_t width, const void *x_, const void *row_max_,
-                         double *sum)
-{
-    const T *base = base_, *x = x_, *row_max = row_max_;
-    for (Py_ssize_t r = 0; r < width; r += LANES) {
-        ACC acc = ACC_ZERO;
-        for (Py_ssize_t j = 0; j < classes; j++) {
-            const Py_ssize_t at = j * width + r;
-            VEC t = LOAD(base + at);
-            if (x)
-                t = SELECT_EQ(LOAD(x + at), LOAD(row_max + r), SET1(0), t);
-            ACC_ADD(acc, t);
-        }
-        ACC_STORE(sum + r, acc);
-    }
-}
-
 CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssize_t width, const int form,
                               const T *row_max, const T *a_, const T *b_, const T *base, const int base_kind,
-                              const T *exact_class_, const T *exact_grad_)
+                              const T *label_, const T *label_grad_, const T *maximum_, const T *max_grad_)
 {
+    const int labelled = base_kind != CE_BY_ELEMENT, cancels = base_kind != CE_ONES;
+    const VEC zero = SET1(0);
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC shift = form == CE_STORED ? SET1(0) : LOAD(row_max + r), a = LOAD(a_ + r), b = LOAD(b_ + r);
-        const VEC exact_class = LOAD(exact_class_ + r), exact_grad = LOAD(exact_grad_ + r);
-        VEC jv = SET1(0);
+        const VEC shift = form == CE_STORED ? zero : LOAD(row_max + r), a = LOAD(a_ + r), b = LOAD(b_ + r);
+        const VEC label = labelled ? LOAD(label_ + r) : zero, label_grad = labelled ? LOAD(label_grad_ + r) : zero;
+        const VEC maximum = cancels ? LOAD(maximum_ + r) : zero, max_grad = cancels ? LOAD(max_grad_ + r) : zero;
+        VEC jv = zero;
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + r;
-            const VEC s = LOAD(src + at);
-            const VEC t = FN(grad)(s, form, shift, a, b * FN(tile_base)(base, base_kind, j, at));
-            STORE(grad + at, SELECT_EQ(base_kind == CE_BY_ELEMENT ? s : jv, exact_class, exact_grad, t));
-            jv = jv + SET1(1);
+            const VEC s = LOAD(src + at), minus = b * FN(tile_base)(base, base_kind, j, at);
+            VEC t;
+            if (form == CE_DIFFERENCE)
+                t = FN(grad)(s, CE_DIFFERENCE, shift, a, minus);
+            else /* MAX replaces NaN by 0 */
+                t = FN(grad)(MAX(form == CE_EXP ? FN(exp)(s - shift) : s, zero), CE_STORED, shift, a, minus);
+            if (cancels)
+                t = SELECT_EQ(s, maximum, max_grad, t);
+            if (labelled) {
+                t = SELECT_EQ(jv, label, label_grad, t);
+                jv = jv + SET1(1);
+            }
+            STORE(grad + at, t);
         }
     }
 }
 
 static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ssize_t width, int form,
                           const void *row_max, const void *a, const void *b, const void *base, int base_kind,
-                          const void *exact_class, const void *exact_grad)
+                          const void *label, const void *label_grad, const void *maximum, const void *max_grad)
 {
-#define TILE_GRAD(form, kind) \
-    FN(tile_grad_)(src, grad, classes, width, form, row_max, a, b, base, kind, exact_class, exact_grad)
+#define TILE_GRAD(form, kind)                                                                                    \
+    FN(tile_grad_)(src, grad, classes, width, form, row_max, a, b, base, kind, label, label_grad, maximum, max_grad)
     if (form == CE_DIFFERENCE)
         TILE_GRAD(CE_DIFFERENCE, CE_ONES);
     else if (base_kind == CE_ONES)
