@@ -55,7 +55,7 @@ cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, 
     if job.plan.hot != 1 or job.plan.uniform != 0 or job.weight != NULL:
         for k in range(n):
             job.plan.primitives.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight_of(job, j + k),
-                                           job.plan.uniform*weight_of(job, j + k))
+                                           job.plan.uniform*weight_of(job, j + k), base + k*tile.width)
 
 cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_max) noexcept nogil:
     """The state of no class, or with stats_given what is known of it."""
