@@ -38,8 +38,8 @@ cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stri
                            Py_ssize_t step) noexcept nogil:
     cdef const number *contiguous = <const number *>src
     cdef Py_ssize_t k
-    if stride == sizeof(number) and step == 1:
-        for k in range(n):          # the compiler vectorises this one
+    if stride == sizeof(number) and step == 1:      # a loop that compilers vectorise
+        for k in range(n):
             dst[k] = <scratch_number>contiguous[k]
     else:
         for k in range(n):
@@ -82,21 +82,18 @@ cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t 
 cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                                        floating *scratch) noexcept nogil:
     """base of row i, n classes from class j on, contiguous; NULL for ones."""
-    cdef const Matrix *targets = &job.request.targets
-    cdef const char *src
+    cdef const floating *targets
     cdef const floating *weight = NULL
     if job.plan.base_kind == CE_ONES:
         return NULL
     if job.plan.base_kind == CE_BY_CLASS:
         return (<const floating *>job.smoothing) + j
-    src = row_at(targets, i) + j*targets.class_stride
-    if job.plan.targets_ready:
-        return <const floating *>src
-    gather(targets.dtype, src, targets.class_stride, n, scratch, 1)
+    targets = block(&job.request.targets, i, j, n, scratch)
     if job.weight != NULL:
         weight = (<const floating *>job.weight) + j
-    if job.plan.hot != 1 or job.plan.uniform != 0 or weight != NULL:
-        job.plan.primitives.row_affine(scratch, weight, n, job.plan.hot, job.plan.uniform)
+    if job.plan.hot == 1 and job.plan.uniform == 0 and weight == NULL:
+        return targets
+    job.plan.primitives.row_affine(targets, weight, n, job.plan.hot, job.plan.uniform, scratch)
     return scratch
 
 cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:

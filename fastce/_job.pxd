@@ -32,7 +32,6 @@ cdef struct Plan:
     # How a request is computed. _run.pxd chooses.
     const ce_primitives *primitives # for the dtype of the logits
     int path
-    bint rows_take_turns            # short rows are computed several at a time
     bint stream                     # the gradient is written past the caches
     bint with_labels
     bint with_loss
@@ -88,9 +87,10 @@ cdef struct State:
     double rest_at_max[GROUP]       # weighted_smoothing: mass - q of the maximum,
     double grad_at_max[GROUP]       # and its gradient, if it is the only maximum and not the label
     # BY_ROWS only:
-    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max; -1 while that is not known
-    Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label, or the maximum; -1: nowhere
+    Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label; -1: nowhere
+    Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max, if p - q may cancel there too; else -1
     double x_label[GROUP]           # the label's logit
+    double exact_src[GROUP]         # of base by element: what exact_class is known by, instead
 
 cdef inline int own_dtype(const floating *dtype) noexcept nogil:
     if floating is float:

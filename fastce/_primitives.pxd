@@ -27,12 +27,16 @@ cdef extern from * nogil:
         Py_ssize_t (*row_find)(const void *, Py_ssize_t, double) noexcept nogil
         void (*rows_exp_sum)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
                              int, const void *, double *) noexcept nogil
-        double (*row_gap_dot)(const void *, const void *, Py_ssize_t, double) noexcept nogil
+        void (*rows_base)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+                          double *, double *, double *) noexcept nogil
         double (*row_sum)(const void *, Py_ssize_t) noexcept nogil
         double (*row_dot)(const void *, const void *, Py_ssize_t) noexcept nogil
         void (*rows_grad)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
                           const double *, const double *, const void *, const Py_ssize_t *, const double *,
                           int) noexcept nogil
+        void (*rows_grad_by_element)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
+                                     Py_ssize_t, int, const double *, const double *, const double *, const double *,
+                                     const double *, int) noexcept nogil
         void (*tile_max)(const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
                              double *, double *, double *, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
@@ -44,7 +48,7 @@ cdef extern from * nogil:
                             double *) noexcept nogil
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
                           const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
-        void (*row_affine)(void *, const void *, Py_ssize_t, double, double) noexcept nogil
+        void (*row_affine)(const void *, const void *, Py_ssize_t, double, double, void *) noexcept nogil
         void (*row_scale)(const void *, const void *, void *, Py_ssize_t, double) noexcept nogil
         double (*row_sigmoid)(const void *, const void *, const void *, Py_ssize_t, double, void *,
                               void *) noexcept nogil

@@ -1,6 +1,7 @@
 # cython: cdivision=True
-# Rows: vectors along the classes. A long row is cut into blocks that stay in the cache, so that a forward reads each
-# logit from memory once, and a gradient is computed from logits that are still near.
+# Rows: vectors along the classes. Short rows are computed several at a time. A long row is cut into blocks that stay in
+# the cache, so that a forward reads each logit from memory once, and a gradient is computed from logits that are still
+# near.
 from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memset
@@ -14,125 +15,302 @@ from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_pr
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
 
 cdef enum:
-    LOGITS_IN_TURNS = 2048      # of rows that are computed together
+    LOGITS_IN_TURNS = 2048      # of short rows that are computed together
+
+cdef inline void set_exact_src(const Job *job, State *s, Py_ssize_t r, Py_ssize_t count, int form) noexcept nogil:
+    """Of base by element: what the maxima are known by of which there is only one, and whose p - q may cancel."""
+    cdef Py_ssize_t p
+    for p in range(r, r + count):
+        s.exact_src[p] = INFINITY
+        if s.tail[p] < 1:
+            s.exact_src[p] = job.plan.primitives.exp_one if form == CE_STORED else s.row_max[p]
+
+cdef inline void set_first_max(const Job *job, Py_ssize_t first_max, State *s, Py_ssize_t r) noexcept nogil:
+    """Notes where the maximum is, and what else there is of the row's targets: of the label, add_label adds that."""
+    s.first_max[r] = first_max
+    s.rest_at_max[r] = job.other_q[max(first_max, 0)]
+
+# -- Short rows: they have one block
+
+cdef struct Rows:
+    # Evenly spaced rows that are computed together. Each is contiguous; the steps are the bytes from row to row.
+    Py_ssize_t start
+    Py_ssize_t count
+    const char *x
+    Py_ssize_t x_step
+    const char *base                # NULL for ones, or if it is not used
+    Py_ssize_t base_step
+    char *grad                      # where the gradient is computed, or NULL
+    Py_ssize_t grad_step
+    int form                        # what the gradient is computed from: x (CE_EXP), or what was stored where it will be
+
+cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexcept nogil:
+    """Finds the numbers of rows where they lie, or gathers them into scratch."""
+    cdef const char *targets = NULL
+    cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), p
+    rows.x, rows.x_step = row_at(&job.request.logits, rows.start), job.request.logits.row_stride
+    if job.request.logits.class_stride != size:
+        rows.x, rows.x_step = <char *>scratch, n*size
+        for p in range(rows.count):
+            block(&job.request.logits, rows.start + p, 0, n, scratch + p*n)
+    scratch += BLOCK
+    rows.base, rows.base_step = NULL, 0
+    if job.plan.base_scale != 0:
+        rows.base = <const char *>base_block(job, rows.start, 0, n, scratch)
+    if job.plan.base_kind == CE_BY_ELEMENT:
+        rows.base_step = n*size if rows.base == <char *>scratch else job.request.targets.row_stride
+        for p in range(1, rows.count if rows.base == <char *>scratch else 0):
+            base_block(job, rows.start + p, 0, n, scratch + p*n)
+    scratch += BLOCK
+    rows.grad, rows.grad_step = NULL, 0
+    if job.plan.with_grad:
+        rows.grad, rows.grad_step = <char *>scratch, n*size
+        if job.request.grad.class_stride == size:
+            rows.grad, rows.grad_step = row_at(&job.request.grad, rows.start), job.request.grad.row_stride
+    rows.form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP if job.request.stats_given else CE_STORED
+
+cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r) noexcept nogil:
+    cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT
+    cdef Py_ssize_t p
+    if job.plan.base_scale == 0 or not (job.plan.with_loss or by_element):
+        return
+    job.plan.primitives.rows_base(
+        rows.x, rows.x_step, rows.base, rows.base_step, rows.count, job.request.classes, s.row_max + r,
+        s.linear + r if job.plan.with_loss else NULL, s.rest + r if by_element else NULL, s.q + r)
+    for p in range(r, r + rows.count):
+        s.linear[p] *= job.plan.base_scale
+        s.mass[p] = s.rest[p] + s.q[p]
+
+cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
+                                          const floating *dtype) noexcept nogil:
+    """Computes tail and the labels' exponentials, and stores what the gradient is computed from."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef const char *next = rows.x
+    cdef Py_ssize_t p
+    if rows.start + 2*rows.count <= job.request.rows and job.request.logits.class_stride == sizeof(floating):
+        next += rows.count*rows.x_step
+    f.rows_exp_sum(rows.x, rows.x_step, rows.grad, rows.grad_step, rows.count, job.request.classes, rows.form,
+                   s.row_max + r, 1, next, s.tail + r)
+    for p in range(rows.count if job.plan.with_labels and rows.grad != NULL else 0):
+        s.e[r + p] = (<floating *>(rows.grad + p*rows.grad_step))[s.label[r + p]]/f.exp_one
+
+cdef inline void look_up_stats(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
+                               floating *scratch) noexcept nogil:
+    """Sets row_max and tail to what is given, and computes the labels' exponentials."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double zero = 0, unused
+    cdef Py_ssize_t p
+    f.widen((<const floating *>job.request.row_max) + rows.start, rows.count, s.row_max + r)
+    f.widen((<const floating *>job.request.tail) + rows.start, rows.count, s.tail + r)
+    if job.plan.with_labels:
+        for p in range(rows.count):
+            scratch[p] = <floating>(s.x_label[r + p] - s.row_max[r + p])
+        f.rows_exp_sum(scratch, 0, scratch, 0, 1, rows.count, CE_STORED, &zero, 0, scratch, &unused)
+        for p in range(rows.count):
+            s.e[r + p] = scratch[p]/f.exp_one
+
+cdef inline void find_maxima(const Job *job, const Rows *rows, State *s, Py_ssize_t r) noexcept nogil:
+    """Where maxima are whose p - q may cancel though they are not the label."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef const char *src = rows.x if rows.form == CE_EXP else rows.grad
+    cdef Py_ssize_t step = rows.x_step if rows.form == CE_EXP else rows.grad_step, p
+    for p in range(rows.count):
+        if cancels_at_maximum(job, s, r + p):
+            set_first_max(job, f.row_find(src + p*step, job.request.classes,
+                                          f.exp_one if rows.form == CE_STORED else s.row_max[r + p]), s, r + p)
+
+cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
+                               floating *scratch) noexcept nogil:
+    """Computes the states from r on. What is needed of the logits is read before the gradient may overwrite them."""
+    cdef Py_ssize_t stop = r + rows.count, p
+    for p in range(r, stop):        # of p and log(p): no class has a target, and their sum counts as 1
+        s.linear[p], s.mass[p], s.rest[p], s.q[p], s.e[p] = 0, 1, 1, 0, 1
+        s.exact_class[p], s.first_max[p], s.rest_at_max[p] = -1, -1, 0
+    for p in range(rows.count if job.plan.with_labels else 0):
+        s.x_label[r + p] = (<const floating *>(rows.x + p*rows.x_step))[s.label[r + p]]
+    if job.request.stats_given:
+        look_up_stats(job, rows, s, r, scratch)
+    else:
+        job.plan.primitives.rows_max(rows.x, rows.x_step, rows.count, job.request.classes, s.row_max + r)
+    add_base_of_rows(job, rows, s, r)
+    if not job.request.stats_given:
+        add_exponentials_of_rows(job, rows, s, r, scratch)
+    for p in range(r, stop):
+        s.tail[p] = ce_tail_if_finite(s.tail[p], s.row_max[p])
+    if job.plan.with_grad and job.plan.weighted_smoothing:
+        find_maxima(job, rows, s, r)
+    for p in range(r, stop if job.plan.with_labels else 0):
+        add_label(job, s.x_label[p], s.e[p], s, p)
+
+cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
+                              const floating *dtype) noexcept nogil:
+    """The gradient from the states from r on."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef const char *src = rows.x if rows.form == CE_EXP else rows.grad
+    cdef const double *shift = s.row_max
+    cdef floating *dst
+    cdef Py_ssize_t src_step = rows.x_step if rows.form == CE_EXP else rows.grad_step, n = job.request.classes, p
+    coefficients(job, s, r, rows.count)
+    if rows.form == CE_DIFFERENCE:
+        shift = s.x_label
+        for p in range(r, r + rows.count):
+            s.x_label[p] = 0        # what is stored are differences already
+    if job.plan.base_kind == CE_BY_ELEMENT:
+        set_exact_src(job, s, r, rows.count, rows.form)
+        f.rows_grad_by_element(src, src_step, rows.base, rows.base_step, rows.grad, rows.grad_step, rows.count, n,
+                               rows.form, s.row_max + r, s.a + r, s.b + r, s.exact_src + r, s.exact_grad + r, False)
+    else:
+        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
+                    shift + r, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
+    for p in range(rows.count):
+        dst = <floating *>(rows.grad + p*rows.grad_step)
+        if s.first_max[r + p] >= 0:
+            dst[s.first_max[r + p]] = <floating>s.grad_at_max[r + p]
+        store_block(job, rows.start + p, 0, n, dst)
+
+cdef inline Py_ssize_t rows_together(const Job *job, Py_ssize_t i, Py_ssize_t n, const State *s,
+                                     Py_ssize_t r) noexcept nogil:
+    """How many of n rows from i on, the first of which is not ignored, can be computed together."""
+    cdef Py_ssize_t k = 1
+    n = min(evenly_spaced(&job.request.logits, i, n), max(LOGITS_IN_TURNS/job.request.classes, 1))
+    if job.plan.with_grad:
+        n = evenly_spaced(&job.request.grad, i, n)
+    if job.plan.base_kind == CE_BY_ELEMENT:
+        n = evenly_spaced(&job.request.targets, i, n)
+    if s.ignored == 0:
+        return n
+    while k < n and s.label[r + k] >= 0:
+        k += 1
+    return k
+
+cdef inline Py_ssize_t short_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
+                                  floating *scratch) noexcept nogil:
+    """State and gradient of rows, as many as can be computed together. They take turns at every step: one row's loads
+    and arithmetic fill the gaps that the end of another's leaves. Returns how many."""
+    cdef Rows rows
+    rows.start, rows.count = start, rows_together(job, start, count, s, r)
+    load_rows(job, &rows, scratch)
+    state_of_rows(job, &rows, s, r, scratch + 2*BLOCK)
+    if job.plan.with_grad:
+        grad_of_rows(job, &rows, s, r, scratch)
+    return rows.count
+
+# -- Long rows, block by block
 
 cdef struct RowSums:
-    # The state of the blocks of a row so far.
+    # The state of the blocks of a row so far. The mass of base is rest + top.
     double row_max
     Sum tail
-    Sum mass
     Sum linear
-    Sum rest                    # mass without the target of the first maximum
+    Sum rest
+    Sum top                         # base at the maximum
 
-cdef inline Py_ssize_t add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
-                                        floating *e, bint find_max, RowSums *sums) noexcept nogil:
-    """Adds a block of logits, from class j on, to row_max and tail, and writes its exponentials to e unless NULL.
-    Returns where in the block the row's first maximum so far is, -1 if it is in another block or not find_max."""
+cdef inline void add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
+                                  RowSums *sums) noexcept nogil:
+    """Adds a block of logits, from class j on, to row_max and tail."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *next = next_block(job, i, j + n, x)
     cdef double block_max, part, shift = shift_of(sums.row_max)
     f.rows_max(x, 0, 1, n, &block_max)
     if not block_max > sums.row_max:
-        f.rows_exp_sum(x, 0, e, 0, 1, n, CE_STORED, &shift, 0, next, &part)
+        f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &shift, 0, next, &part)
         add(&sums.tail, part)
-        return -1
-    f.rows_exp_sum(x, 0, e, 0, 1, n, CE_STORED, &block_max, 1, next, &part)
+        return
+    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &block_max, 1, next, &part)
     if j == 0:
         set_sum(&sums.tail, part)
     else:
         set_sum(&sums.tail, rescaled(1 + value(&sums.tail), sums.row_max, block_max))
         add(&sums.tail, part)
-        add(&sums.linear, moved(value(&sums.mass), sums.row_max, block_max))
+        add(&sums.rest, value(&sums.top))
+        set_sum(&sums.top, 0)
+        add(&sums.linear, moved(value(&sums.rest), sums.row_max, block_max))
     sums.row_max = block_max
-    return f.row_find(x, n, block_max) if find_max else -1
 
-cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
-                          Py_ssize_t first_max, RowSums *sums, double *q, floating *scratch) noexcept nogil:
-    """Adds the base of a block, from class j on, to mass, linear and rest. first_max is what add_exponentials returned;
-    if it is in this block and base is the target row, its target is written to q."""
-    cdef const ce_primitives *f = job.plan.primitives
+cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x, RowSums *sums,
+                          floating *scratch) noexcept nogil:
+    """Adds the base of a block, from class j on, to linear, rest and top. Its logits were added before."""
     cdef const floating *base = base_block(job, i, j, n, scratch)
-    cdef double part
+    cdef double shift = shift_of(sums.row_max), linear, rest = n, top = 0
+    job.plan.primitives.rows_base(x, 0, base, 0, 1, n, &shift, &linear if job.plan.with_loss else NULL,
+                                  &rest if base != NULL else NULL, &top)
     if job.plan.with_loss:
-        add(&sums.linear, job.plan.base_scale*f.row_gap_dot(x, base, n, shift_of(sums.row_max)))
-    if job.plan.base_kind == CE_BY_ELEMENT and first_max >= 0:
-        sums.rest = sums.mass
-        add(&sums.rest, f.row_sum(base, first_max))
-        add(&sums.rest, f.row_sum(base + first_max + 1, n - first_max - 1))
-        sums.mass = sums.rest
-        add(&sums.mass, base[first_max])
-        q[0] = base[first_max]
-    else:
-        part = job.plan.base_scale*(n if base == NULL else f.row_sum(base, n))
-        add(&sums.mass, part)
-        add(&sums.rest, part)
+        add(&sums.linear, job.plan.base_scale*linear)
+    add(&sums.rest, job.plan.base_scale*rest)
+    add(&sums.top, top)
 
-cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *e,
-                           floating *scratch) noexcept nogil:
-    """Computes the state r, of row i, and writes the row's exponentials to e unless NULL. With stats_given, row_max and
-    tail are not computed but looked up, and only what else is needed is read."""
-    cdef const ce_primitives *f = job.plan.primitives
+cdef inline Py_ssize_t first_maximum(const Job *job, Py_ssize_t i, double row_max, floating *scratch) noexcept nogil:
+    """The first class of row i whose logit is row_max, or -1."""
+    cdef Py_ssize_t j, n, k
+    for j from 0 <= j < job.request.classes by BLOCK:
+        n = min(job.request.classes - j, BLOCK)
+        k = job.plan.primitives.row_find(block(&job.request.logits, i, j, n, scratch), n, row_max)
+        if k >= 0:
+            return j + k
+    return -1
+
+cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
+    """Computes the state r, of row i. With stats_given, row_max and tail are not computed but looked up, and only what
+    else is needed is read."""
     cdef const floating *x
     cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT, given = job.request.stats_given
-    # Where the maximum is matters only if its target may be large too. Of labels without weights, only the label's is.
-    cdef bint find_max = by_element or job.plan.weighted_smoothing
-    cdef Py_ssize_t j, n, k
+    cdef Py_ssize_t j, n
     cdef RowSums sums
     cdef double x_label
     sums.row_max = -INFINITY
     set_sum(&sums.tail, -1)         # of no class, so that 1 + tail is 0
-    set_sum(&sums.mass, 0)
     set_sum(&sums.linear, 0)
     set_sum(&sums.rest, 0)
-    s.first_max[r], s.q[r], s.e[r] = -1, 0, 1
+    set_sum(&sums.top, 0)
     if given:
         sums.row_max = (<const floating *>job.request.row_max)[i]
         set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
-    for j from 0 <= j < (job.request.classes if find_max or not given else 0) by BLOCK:
+    for j from 0 <= j < (job.request.classes if by_element or not given else 0) by BLOCK:
         n = min(job.request.classes - j, BLOCK)
         x = block(&job.request.logits, i, j, n, scratch)
         if not given:
-            k = add_exponentials(job, i, j, n, x, e, find_max, &sums)
-        else:
-            k = f.row_find(x, n, sums.row_max) if s.first_max[r] < 0 else -1
-        if k >= 0:
-            s.first_max[r] = j + k
-        if job.plan.base_scale != 0:
-            add_base(job, i, j, n, x, k, &sums, s.q + r, scratch + BLOCK)
+            add_exponentials(job, i, j, n, x, &sums)
+        if job.plan.base_scale != 0 and (job.plan.with_loss or by_element):
+            add_base(job, i, j, n, x, &sums, scratch + BLOCK)
     s.row_max[r], s.tail[r] = sums.row_max, ce_tail_if_finite(value(&sums.tail), sums.row_max)
-    s.mass[r], s.linear[r], s.rest[r] = value(&sums.mass), value(&sums.linear), value(&sums.rest)
-    s.exact_class[r] = s.first_max[r]
-    if job.request.operation != CROSS_ENTROPY:      # p and log(p): no class has a target, and their sum counts as 1
-        s.mass[r], s.rest[r], s.exact_class[r] = 1, 1, -1
-    if job.plan.weighted_smoothing:
-        s.rest_at_max[r] = job.other_q[max(s.first_max[r], 0)]
+    s.linear[r], s.rest[r], s.q[r] = value(&sums.linear), value(&sums.rest), value(&sums.top)
+    s.mass[r], s.e[r], s.exact_class[r], s.first_max[r], s.rest_at_max[r] = s.rest[r] + s.q[r], 1, -1, -1, 0
+    if job.request.operation != CROSS_ENTROPY:      # see state_of_rows
+        s.mass[r], s.rest[r], s.q[r] = 1, 1, 0
     if job.plan.with_labels and s.label[r] >= 0:
-        k = s.label[r]
-        x_label = (<const floating *>(row_at(&job.request.logits, i) + k*job.request.logits.class_stride))[0]
-        add_label(job, x_label, e[k]/f.exp_one if e != NULL else exp(x_label - sums.row_max), s, r)
+        x_label = (<const floating *>(row_at(&job.request.logits, i)
+                                      + s.label[r]*job.request.logits.class_stride))[0]
+        add_label(job, x_label, exp(x_label - sums.row_max), s, r)
 
-cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *e,
-                          floating *scratch) noexcept nogil:
-    """The gradient of row i, from its exponentials in e or, when that is NULL, from its logits again."""
+cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
+    """The gradient of row i. Its exponentials are computed again, which costs less than storing and reading them."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *src = e
+    cdef const floating *x
+    cdef const floating *base
     cdef floating *dst
     cdef bint stream = job.plan.stream and job.request.grad.class_stride == sizeof(floating)
     cdef Py_ssize_t j, n, exact_class
-    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP if e == NULL else CE_STORED
+    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP
     coefficients(job, s, r, 1)
+    set_exact_src(job, s, r, 1, form)
     for j from 0 <= j < job.request.classes by BLOCK:
         n = min(job.request.classes - j, BLOCK)
-        if e == NULL:
-            src = block(&job.request.logits, i, j, n, scratch)
+        x = block(&job.request.logits, i, j, n, scratch)
+        base = base_block(job, i, j, n, scratch + BLOCK)
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
-        exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
-        f.rows_grad(src, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r,
-                    base_block(job, i, j, n, scratch + BLOCK), &exact_class, s.exact_grad + r, stream)
+        if job.plan.base_kind == CE_BY_ELEMENT:
+            f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, s.exact_src + r,
+                                   s.exact_grad + r, stream)
+        else:
+            exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
+            f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, base, &exact_class,
+                        s.exact_grad + r, stream)
         store_block(job, i, j, n, dst)
-    if cancels_at_maximum(job, s, r) and s.first_max[r] >= 0:
+    if s.first_max[r] >= 0:
         scratch[0] = <floating>s.grad_at_max[r]
         store_block(job, i, s.first_max[r], 1, scratch)
+
+# -- Groups
 
 cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
     cdef floating *dst
@@ -143,82 +321,22 @@ cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) 
         memset(dst, 0, n*sizeof(floating))
         store_block(job, i, j, n, dst)
 
-cdef inline void rows_in_turns(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Py_ssize_t r,
-                               const floating *dtype) noexcept nogil:
-    """State and gradient of short rows that are evenly spaced, each of one block, which take turns at every step: one
-    row's loads and arithmetic fill the gaps that the end of another's leaves. Classes are contiguous, and base is
-    nothing or ones."""
-    cdef const ce_primitives *f = job.plan.primitives
-    cdef const char *x = row_at(&job.request.logits, start)
-    cdef char *e = NULL             # the exponentials are stored where the gradient will be
-    cdef Py_ssize_t n = job.request.classes, x_step = job.request.logits.row_stride, e_step = 0, p
-    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED
-    if job.plan.with_grad:
-        e, e_step = row_at(&job.request.grad, start), job.request.grad.row_stride
-    f.rows_max(x, x_step, count, n, s.row_max + r)
-    for p in range(r, r + count):
-        s.linear[p], s.exact_class[p], s.mass[p], s.rest[p], s.q[p] = 0, -1, 1, 1, 0
-    if job.plan.base_scale != 0 and job.plan.with_loss:
-        for p in range(count):
-            s.linear[r + p] = job.plan.base_scale*f.row_gap_dot(x + p*x_step, NULL, n, s.row_max[r + p])
-    if job.plan.with_labels:
-        for p in range(count):      # before e may overwrite them
-            s.x_label[r + p] = (<const floating *>(x + p*x_step))[s.label[r + p]]
-    f.rows_exp_sum(x, x_step, e, e_step, count, n, form, s.row_max + r, 1,
-                   x + count*x_step if start + 2*count <= job.request.rows else x, s.tail + r)
-    for p in range(r, r + count):
-        s.tail[p] = ce_tail_if_finite(s.tail[p], s.row_max[p])
-    if job.plan.with_labels:
-        for p in range(count):
-            add_label(job, s.x_label[r + p],
-                      0 if e == NULL else (<floating *>(e + p*e_step))[s.label[r + p]]/f.exp_one, s, r + p)
-    if e == NULL:
-        return
-    coefficients(job, s, r, count)
-    if form == CE_DIFFERENCE:
-        for p in range(r, r + count):
-            s.x_label[p] = 0        # what is stored are differences already
-        f.rows_grad(e, e_step, e, e_step, count, n, form, s.x_label + r, s.a + r, s.b + r, NULL, NULL, NULL, False)
-    else:
-        f.rows_grad(e, e_step, e, e_step, count, n, form, s.row_max + r, s.a + r, s.b + r, NULL, s.exact_class + r,
-                    s.exact_grad + r, False)
-
-cdef inline Py_ssize_t rows_for_turns(const Job *job, Py_ssize_t i, Py_ssize_t n, const State *s,
-                                      Py_ssize_t r) noexcept nogil:
-    """How many of n rows from i on, the first of which is not ignored, can be computed together."""
-    cdef Py_ssize_t k = 1
-    n = min(evenly_spaced(&job.request.logits, i, n), max(LOGITS_IN_TURNS/job.request.classes, 1))
-    if job.plan.with_grad:
-        n = evenly_spaced(&job.request.grad, i, n)
-    if s.ignored == 0:
-        return n
-    while k < n and s.label[r + k] >= 0:
-        k += 1
-    return k
-
 cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
-    cdef bint one_block = job.request.classes <= BLOCK, with_grad = job.plan.with_grad
-    cdef Py_ssize_t r = 0, n
-    # A row of one block stores its exponentials, in scratch because its logits are read again and the gradient may be
-    # in their place. Those of longer rows are computed again, which costs less than reading them again.
-    cdef floating *e = NULL
-    if with_grad and one_block and not job.request.stats_given and job.request.operation != LOG_SOFTMAX:
-        e = scratch + 2*BLOCK
+    cdef Py_ssize_t r = 0
     while r < count:
-        n = 1
         if s.ignored > 0 and s.label[r] < 0:
             if job.request.row_max == NULL and job.request.tail == NULL:    # its logits are not even read
                 s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
             else:
-                row_state(job, start + r, s, r, e, scratch)
-            if with_grad:
+                row_state(job, start + r, s, r, scratch)
+            if job.plan.with_grad:
                 row_zero_grad(job, start + r, scratch)
-        elif job.plan.rows_take_turns and one_block:
-            n = rows_for_turns(job, start + r, count - r, s, r)
-            rows_in_turns(job, start + r, n, s, r, scratch)
+        elif job.request.classes <= BLOCK:
+            r += short_rows(job, start + r, count - r, s, r, scratch)
+            continue
         else:
-            row_state(job, start + r, s, r, e, scratch)
-            if with_grad:
-                row_grad(job, start + r, s, r, e, scratch)
-        r += n
+            row_state(job, start + r, s, r, scratch)
+            if job.plan.with_grad:
+                row_grad(job, start + r, s, r, scratch)
+        r += 1

@@ -97,17 +97,16 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef const Matrix *grad = &request.grad
     cdef Py_ssize_t logits = request.rows*request.classes
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
-    cdef bint contiguous = x.class_stride == size
+    cdef bint contiguous = x.class_stride == size, in_place = contiguous and (
+        grad.data == NULL or grad.class_stride == size)
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
     # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
     p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
-    p.rows_take_turns = (p.base_kind == CE_ONES and not request.stats_given and contiguous
-                         and (not p.with_grad or grad.class_stride == size))
     if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
-    elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
+    elif (request.classes <= (TILES_BEAT_TURNS if in_place else TILES_BEAT_ROWS)
             or (x.row_stride == size and not contiguous
                 and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)):
         p.path = BY_TILES

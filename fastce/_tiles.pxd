@@ -66,9 +66,10 @@ cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, 
     load_tile(f, &job.request.targets, tile.start, tile.count, j, n, tile.width, base)
     for k in range(n if job.weight != NULL else 0):
         weight = weight_of(job, j + k)
-        f.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight, job.plan.uniform*weight)
+        f.row_affine(base + k*tile.width, NULL, tile.width, job.plan.hot*weight, job.plan.uniform*weight,
+                     base + k*tile.width)
     if job.weight == NULL and job.plan.uniform != 0:
-        f.row_affine(base, NULL, n*tile.width, job.plan.hot, job.plan.uniform)
+        f.row_affine(base, NULL, n*tile.width, job.plan.hot, job.plan.uniform, base)
 
 cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_max) noexcept nogil:
     """The state of no class, or with stats_given what is known of it."""

@@ -1,11 +1,11 @@
 /* Primitives that treat every element alike. */
 
-static void FN(row_affine)(void *q_, const void *weight_, Py_ssize_t n, double slope, double offset)
+static void FN(row_affine)(const void *c_, const void *weight_, Py_ssize_t n, double slope, double offset, void *q_)
 {
+    const T *c = c_, *weight = weight_;
     T *q = q_;
-    const T *weight = weight_;
     for (Py_ssize_t i = 0; i < n; i += LANES) {
-        VEC t = FMA(SET1((T)slope), FN(load_upto)(q + i, n - i), SET1((T)offset));
+        VEC t = FMA(SET1((T)slope), FN(load_upto)(c + i, n - i), SET1((T)offset));
         if (weight)
             t = t * FN(load_upto)(weight + i, n - i);
         FN(store_upto)(q + i, t, n - i);

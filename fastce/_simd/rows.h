@@ -133,15 +133,92 @@ static double FN(row_dot)(const void *x_, const void *y_, Py_ssize_t n)
     RETURN_SUM(n, FN(load_upto)(x + i, m) * FN(load_upto)(y + i, m));
 }
 
-static double FN(row_gap_dot)(const void *x_, const void *base_, Py_ssize_t n, double shift_)
-{
-    const T *x = x_, *base = base_;
-    const VEC shift = SET1((T)shift_);
-#define GAP (shift - FN(load_upto)(x + i, m))
-    RETURN_SUM(n, base ? FN(gap_term)(FN(load_upto)(base + i, m), GAP) : FN(first_lanes)(GAP, m));
-#undef GAP
-}
 #undef RETURN_SUM
+
+CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, double *linear, double *rest,
+                            double *top)
+{
+    const VEC shift = SET1(shift_), zero = SET1(0);
+    VEC gap[2] = {zero, zero}, others[2] = {zero, zero}, at_shift[2] = {zero, zero};
+    ACC linear_acc = ACC_ZERO, rest_acc = ACC_ZERO, top_acc = ACC_ZERO;
+#define TERM(k, load, load_base)                                            \
+    do {                                                                    \
+        const VEC d = shift - (load), c = (load_base);                      \
+        if (linear)                                                         \
+            gap[k] = gap[k] + FN(gap_term)(c, d);                           \
+        if (rest)                                                           \
+            ADD_BY_EQ(d, zero, c, at_shift[k], c, others[k]);               \
+    } while (0)
+#define WHOLE(k, i)                                                         \
+    do {                                                                    \
+        if (base)                                                           \
+            TERM(k, LOAD(x + (i)), LOAD(base + (i)));                       \
+        else                                                                \
+            gap[k] = gap[k] + (shift - LOAD(x + (i)));                      \
+    } while (0)
+#define ADD_TERMS()                                                         \
+    do {                                                                    \
+        if (linear)                                                         \
+            ACC_ADD(linear_acc, gap[0] + gap[1]);                           \
+        if (rest) {                                                         \
+            ACC_ADD(rest_acc, others[0] + others[1]);                       \
+            ACC_ADD(top_acc, at_shift[0] + at_shift[1]);                    \
+        }                                                                   \
+    } while (0)
+    if (n < LANES) {
+        TERM(0, LOAD_PART(x, n, shift_), base ? LOAD_PART(base, n, 0) : SET1(1));
+    } else {
+        Py_ssize_t i = 0;
+        for (; i + 8 * LANES <= n; i += 8 * LANES) {
+            for (int k = 0; k < 8; k++)
+                WHOLE(k % 2, i + k * LANES);
+            ADD_TERMS(); /* every sum has at most five terms */
+            gap[0] = gap[1] = others[0] = others[1] = at_shift[0] = at_shift[1] = zero;
+        }
+        for (; i + 2 * LANES <= n; i += 2 * LANES) {
+            WHOLE(0, i);
+            WHOLE(1, i + LANES);
+        }
+        if (i + LANES <= n) {
+            WHOLE(0, i);
+            i += LANES;
+        }
+        if (i < n) { /* the last vector overlaps the one before it */
+            const VEC edge = LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i);
+            TERM(1, LOAD(x + n - LANES), base ? SELECT_EQ(edge, zero, zero, LOAD(base + n - LANES)) : edge);
+        }
+    }
+    ADD_TERMS();
+#undef TERM
+#undef WHOLE
+#undef ADD_TERMS
+    if (linear)
+        *linear = ACC_SUM(linear_acc);
+    if (rest) {
+        *rest = ACC_SUM(rest_acc);
+        *top = ACC_SUM(top_acc);
+    }
+}
+
+static void FN(rows_base)(const void *x, Py_ssize_t x_row_stride, const void *base, Py_ssize_t base_row_stride,
+                          Py_ssize_t rows, Py_ssize_t n, const double *shift, double *linear, double *rest,
+                          double *top)
+{
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *row = ce_at(x, r * x_row_stride);
+        if (!base) {
+            FN(row_base)(row, NULL, n, (T)shift[r], linear + r, NULL, NULL);
+            continue;
+        }
+        const T *base_row = ce_at(base, r * base_row_stride);
+        if (!rest)
+            FN(row_base)(row, base_row, n, (T)shift[r], linear + r, NULL, NULL);
+        else if (!linear)
+            FN(row_base)(row, base_row, n, (T)shift[r], NULL, rest + r, top + r);
+        else
+            FN(row_base)(row, base_row, n, (T)shift[r], linear + r, rest + r, top + r);
+    }
+}
 
 /* a*e - b, with e made of s as `form` says. */
 CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
@@ -153,11 +230,19 @@ CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
     return FMSUB(a, s * SET1(EXP_UNSCALE), b);
 }
 
-CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *base,
-                            Py_ssize_t exact_class, T exact_grad, const int stream)
+/* The same, or where by_value and s == at, exact. */
+CE_INLINE VEC FN(grad_or_exact)(VEC s, const int form, VEC shift, VEC a, VEC b, const int by_value, VEC at, VEC exact)
 {
-    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_);
-#define GRAD(load, load_base) FN(grad)(load, form, shift, a, b * (base ? (load_base) : SET1(1)))
+    const VEC grad = FN(grad)(s, form, shift, a, b);
+    return by_value ? SELECT_EQ(s, at, exact, grad) : grad;
+}
+
+CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *base,
+                            Py_ssize_t exact_class, const int by_value, T exact_src, T exact_grad, const int stream)
+{
+    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_), at = SET1(exact_src), exact = SET1(exact_grad);
+#define GRAD(load, load_base) \
+    FN(grad_or_exact)(load, form, shift, a, b * (base ? (load_base) : SET1(1)), by_value, at, exact)
     if (stream || n < LANES) {
         Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
         const int in_head = exact_class < i;
@@ -167,7 +252,7 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
             VEC t = GRAD(LOAD(src + i), LOAD(base + i));
             /* Storing it afterwards would fetch the line back from memory. */
             if ((size_t)(exact_class - i) < LANES)
-                t = SELECT_EQ(LOAD(FN(iota)), SET1((T)(exact_class - i)), SET1(exact_grad), t);
+                t = SELECT_EQ(LOAD(FN(iota)), SET1((T)(exact_class - i)), exact, t);
             STREAM(grad + i, t);
         }
         if (i < n)
@@ -180,8 +265,9 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
         const VEC first = GRAD(LOAD(src), LOAD(base)), last = GRAD(LOAD(src + n - LANES), LOAD(base + n - LANES));
         const Py_ssize_t head = FN(to_aligned)(grad, n);
         Py_ssize_t i = head;
-        for (; i + LANES <= n; i += LANES)
+        for (; i + LANES <= n; i += LANES) {
             STORE(grad + i, GRAD(LOAD(src + i), LOAD(base + i)));
+        }
         if (i < n)
             STORE(grad + n - LANES, last);
         if (head)
@@ -203,7 +289,7 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
         const Py_ssize_t at = exact_class ? exact_class[r] : -1;
         const T exact = exact_class ? (T)exact_grad[r] : 0;
 #define ROW_GRAD(form, base, stream) \
-    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, exact, stream)
+    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, 0, 0, exact, stream)
 #define ROW_GRAD_BY_FORM(base, stream)                         \
     (form == CE_EXP      ? ROW_GRAD(CE_EXP, base, stream)      \
      : form == CE_STORED ? ROW_GRAD(CE_STORED, base, stream)   \
@@ -213,6 +299,27 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
         else
             stream ? ROW_GRAD_BY_FORM(NULL, 1) : ROW_GRAD_BY_FORM(NULL, 0);
 #undef ROW_GRAD_BY_FORM
+#undef ROW_GRAD
+    }
+}
+
+static void FN(rows_grad_by_element)(const void *src, Py_ssize_t src_row_stride, const void *base,
+                                     Py_ssize_t base_row_stride, void *grad, Py_ssize_t grad_row_stride,
+                                     Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a,
+                                     const double *b, const double *exact_src, const double *exact_grad, int stream)
+{
+    for (Py_ssize_t r = 0; r < rows; r++) {
+        const T *src_row = ce_at(src, r * src_row_stride), *base_row = ce_at(base, r * base_row_stride);
+        T *grad_row = ce_at(grad, r * grad_row_stride);
+#define ROW_GRAD(form, stream)                                                                                   \
+    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base_row, -1, 1, (T)exact_src[r],    \
+                 (T)exact_grad[r], stream)
+        if (form == CE_STORED)
+            ROW_GRAD(CE_STORED, 0); /* for rows that are so short that they are not streamed */
+        else if (stream)
+            ROW_GRAD(CE_EXP, 1);
+        else
+            ROW_GRAD(CE_EXP, 0);
 #undef ROW_GRAD
     }
 }
