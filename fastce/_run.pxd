@@ -13,9 +13,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ._blocks cimport counted_labels, row_at, settle_group
-from ._jacobians cimport jacobian_row
+from ._jacobians cimport jacobians
 from ._job cimport (
-    BLOCK, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, set_sum, value,
+    BLOCK, BY_COLUMNS, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, set_sum, value,
 )
 from ._primitives cimport (
     CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
@@ -35,21 +35,25 @@ cdef enum:
     TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
     MIN_TILE_WIDTH = 48         # when there are enough rows
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
+    COLUMN_GROUP = 4096         # rows of a unit that is worked on where it lies: shorter runs of memory are slower
     STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches
     MAX_THREADS = 256
 
 # -- Choices
 
+cdef inline bint is_product(const Request *request) noexcept nogil:
+    return request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD
+
 cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
     """What the operation is a function of. Its dtype is that of the results."""
-    if request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD:
+    if is_product(request):
         return &request.y
     return &request.logits
 
 cdef inline bint is_computable(const Request *r) noexcept nogil:
     """Whether the matrices that the operation needs are there, with dtypes that it takes."""
     cdef int operation = r.operation, dtype = main_input(r).dtype
-    cdef bint product = operation == SOFTMAX_GRAD or operation == LOG_SOFTMAX_GRAD
+    cdef bint product = is_product(r)
     cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
@@ -75,8 +79,18 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
     p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
                        and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
+cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
+    return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
+
+cdef inline int product_path(const Request *r, int size) noexcept nogil:
+    if r.y.class_stride == size and r.upstream.class_stride == size and r.grad.class_stride == size:
+        return BY_ROWS
+    if rows_contiguous(&r.y, size) and rows_contiguous(&r.upstream, size) and rows_contiguous(&r.grad, size):
+        return BY_COLUMNS
+    return BY_TILES
+
 cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
-    """Groups and units. They depend on the shapes alone, never on the number of threads."""
+    """Groups and units. Where losses are added, they depend on the shapes alone, never on the number of threads."""
     cdef Py_ssize_t rows = request.rows, classes = request.classes
     # A tile that holds all classes need not compute its exponentials twice; one of few rows wastes memory lines. An odd
     # number of lines from class to class, so that they do not fall on each other in the cache.
@@ -90,6 +104,9 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
             p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
         else:
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
+    if p.path == BY_COLUMNS:
+        p.unit = (rows + p.threads - 1)/p.threads
+        p.unit = p.group = min((p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES, <Py_ssize_t>COLUMN_GROUP)
     p.units = (rows + p.unit - 1)/p.unit
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
@@ -106,7 +123,9 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
     p.rows_take_turns = (p.base_kind == CE_ONES and not request.stats_given and contiguous
                          and (not p.with_grad or grad.class_stride == size))
-    if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
+    if is_product(request):
+        p.path = product_path(request, size)
+    elif operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
     elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
             or (x.row_stride == size and not contiguous
@@ -114,15 +133,15 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
-    plan_units(request, p)
-    p.scratch = TILE_SCRATCH if p.path == BY_TILES else 3*BLOCK
     if ce_must_be_serial():
         p.threads = 1
     elif request.num_threads > 0:
         p.threads = request.num_threads
     else:
         p.threads = 1 if logits < 2*UNIT_LOGITS else ce_automatic_threads()
+    plan_units(request, p)
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
+    p.scratch = TILE_SCRATCH if p.path == BY_TILES else 5*p.group if p.path == BY_COLUMNS else 3*BLOCK
 
 # -- Units
 
@@ -184,15 +203,16 @@ cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, float
     """Row i of an operation that is no function of the row's state. Returns the sum of its losses."""
     if job.request.operation == SIGMOID_TWO_TERM:
         return sigmoid_row(job, i, scale, scratch)
-    if job.request.operation == SOFTMAX_TWO_TERM:
-        return softmax_row(job, i, scale, scratch)
-    jacobian_row(job, i, scratch)
-    return 0
+    return softmax_row(job, i, scale, scratch)
 
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef State s
     cdef Sum total
+    if is_product(job.request):
+        jacobians(job, start, stop, scratch)
+        job.unit_sums[unit] = 0
+        return
     set_sum(&total, 0)
     s.same_targets = False
     for p in range(min(job.plan.group, stop - start)):

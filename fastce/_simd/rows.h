@@ -127,12 +127,6 @@ static double FN(row_sum)(const void *x_, Py_ssize_t n)
     RETURN_SUM(n, FN(load_upto)(x + i, m));
 }
 
-static double FN(row_dot)(const void *x_, const void *y_, Py_ssize_t n)
-{
-    const T *x = x_, *y = y_;
-    RETURN_SUM(n, FN(load_upto)(x + i, m) * FN(load_upto)(y + i, m));
-}
-
 static double FN(row_gap_dot)(const void *x_, const void *base_, Py_ssize_t n, double shift_)
 {
     const T *x = x_, *base = base_;
