@@ -4,14 +4,16 @@
 # There are three ways to compute. Rows (_rows.pxd) run vectors along the classes, several short rows in turns. Tiles
 # (_tiles.pxd) run them across rows. The operations that are no function of a row's state have files of their own.
 #
-# Rows are worked on in units. The number of units depends on the shapes alone. Each unit adds its losses in order, and
-# the sums of the units are added in order, so the result is the same to the bit for every number of threads.
+# Rows are worked on in units. Where losses are added, the number of units depends on the shapes alone. Each unit adds
+# its losses in order, and the sums of the units are added in order, so the result is the same to the bit for every
+# number of threads.
 from cython cimport floating
 from cython.parallel cimport prange, threadid
 from libc.math cimport isfinite
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from ._argmax cimport argmax
 from ._blocks cimport counted_labels, row_at, settle_group
 from ._jacobians cimport jacobians
 from ._job cimport (
@@ -22,8 +24,8 @@ from ._primitives cimport (
     ce_must_be_serial, ce_primitives,
 )
 from ._request cimport (
-    CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
-    SOFTMAX_TWO_TERM, U64, Matrix, Request,
+    ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX,
+    SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
 from ._rows cimport rows
 from ._sigmoid cimport sigmoid_row
@@ -57,7 +59,8 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= SOFTMAX_TWO_TERM and (dtype == F32 or dtype == F64)
+    return (CROSS_ENTROPY <= operation <= ARGMAX and (dtype == F32 or dtype == F64)
+            and (operation != ARGMAX or r.first_max != NULL)
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
@@ -82,10 +85,14 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
 cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
     return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
 
-cdef inline int product_path(const Request *r, int size) noexcept nogil:
-    if r.y.class_stride == size and r.upstream.class_stride == size and r.grad.class_stride == size:
+cdef inline int path_by_layout(const Request *r, int size) noexcept nogil:
+    """The path of a product or of ARGMAX: the matrices are worked on where they lie, if they lie alike."""
+    cdef const Matrix *x = main_input(r)
+    cdef const Matrix *u = &r.upstream if is_product(r) else x
+    cdef const Matrix *grad = &r.grad if is_product(r) else x
+    if x.class_stride == size and u.class_stride == size and grad.class_stride == size:
         return BY_ROWS
-    if rows_contiguous(&r.y, size) and rows_contiguous(&r.upstream, size) and rows_contiguous(&r.grad, size):
+    if rows_contiguous(x, size) and rows_contiguous(u, size) and rows_contiguous(grad, size):
         return BY_COLUMNS
     return BY_TILES
 
@@ -113,7 +120,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     """Chooses how a request with at least one row is computed. p is zero before. No other function chooses."""
     cdef const Matrix *x = main_input(request)
     cdef const Matrix *grad = &request.grad
-    cdef Py_ssize_t logits = request.rows*request.classes
+    cdef Py_ssize_t logits = request.rows*request.classes, least
+    cdef bint by_layout = is_product(request) or request.operation == ARGMAX
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
     cdef bint contiguous = x.class_stride == size
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
@@ -123,8 +131,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
     p.rows_take_turns = (p.base_kind == CE_ONES and not request.stats_given and contiguous
                          and (not p.with_grad or grad.class_stride == size))
-    if is_product(request):
-        p.path = product_path(request, size)
+    if by_layout:
+        p.path = path_by_layout(request, size)
     elif operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
     elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
@@ -138,10 +146,16 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     elif request.num_threads > 0:
         p.threads = request.num_threads
     else:
-        p.threads = 1 if logits < 2*UNIT_LOGITS else ce_automatic_threads()
+        least = 16*UNIT_LOGITS if operation == ARGMAX else 2*UNIT_LOGITS    # because ARGMAX is so fast
+        p.threads = 1 if logits < least else ce_automatic_threads()
     plan_units(request, p)
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
-    p.scratch = TILE_SCRATCH if p.path == BY_TILES else 5*p.group if p.path == BY_COLUMNS else 3*BLOCK
+    if p.path == BY_TILES:
+        p.scratch = TILE_SCRATCH
+    elif p.path == BY_COLUMNS:
+        p.scratch = 5*p.group
+    else:
+        p.scratch = 0 if by_layout else 3*BLOCK
 
 # -- Units
 
@@ -209,9 +223,12 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) no
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef State s
     cdef Sum total
+    job.unit_sums[unit] = 0
     if is_product(job.request):
         jacobians(job, start, stop, scratch)
-        job.unit_sums[unit] = 0
+        return
+    if job.request.operation == ARGMAX:
+        argmax(job, start, stop, scratch)
         return
     set_sum(&total, 0)
     s.same_targets = False

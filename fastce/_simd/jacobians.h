@@ -1,5 +1,5 @@
-/* Products of an upstream gradient u with the Jacobian of y, which are a sum over the classes and then one step for each
- * element. y = softmax(x): y * (u - sum u*y). y = log_softmax(x): u - exp(y) * sum u. */
+/* Products of an upstream gradient u with the Jacobian of y, which are a sum over the classes and then one step for
+ * each element. y = softmax(x): y * (u - sum u*y). y = log_softmax(x): u - exp(y) * sum u. */
 
 /* sum + the term of an element. */
 CE_INLINE VEC FN(add_jacobian_term)(VEC y, VEC u, VEC sum, const int of_log)
