@@ -83,7 +83,7 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> dict[str,
         "backward from stats": (of("cross_entropy_grad", x, labels, stats=stats, out=out), "0.8"),
         "layer, call and backward": (forward_and_backward, "1.6"),
         ARGMAX: (partial(x.argmax, -1), ""),
-        "predict": (partial(fastce.predict, x), "0.7 argmax"),
+        "predict": (of("predict", x), "0.7 argmax"),
     }
 
 

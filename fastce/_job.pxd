@@ -26,6 +26,7 @@ cdef enum:
 cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
     BY_TILES            # vectors across rows (_tiles.pxd)
+    BY_COLUMNS          # vectors across rows, where they lie (_jacobians.pxd, _argmax.pxd)
     BY_ELEMENTS         # the operations that are no function of a row's state, row by row
 
 cdef struct Plan:

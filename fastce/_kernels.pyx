@@ -34,26 +34,27 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, defaults,
-    matrix,
+    ARGMAX, CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
 from ._rules cimport AXIS, MAX_RULES, Rule, add_rules
 from ._run cimport execute
 
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
-cdef object float32 = numpy.float32, float64 = numpy.float64, new_tuple = tuple.__new__, stats_type = SoftmaxStats
+cdef object float32 = numpy.float32, float64 = numpy.float64, intp = numpy.dtype(numpy.intp)
+cdef object new_tuple = tuple.__new__, stats_type = SoftmaxStats
 cdef object MISSING = object()
+
+cdef enum:
+    BRIEF = 512             # so few logits take less time than to release the GIL and to take it again
 
 cdef enum:              # what a function returns
     LOSS = 1, ARRAY = 2
 
-cdef enum:
-    PREDICT = 100       # an operation of the frame alone
-
 cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
-    "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": PREDICT,
+    "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": ARGMAX,
 }
 
 cdef Rule rules[MAX_RULES]
@@ -84,6 +85,7 @@ cdef class Call:
     cdef object out             # the caller's buffer, or None
     cdef object grad            # what the kernels write to: `out`, or a new array
     cdef object losses
+    cdef object classes         # what `predict` returns
     cdef object stats
     cdef double total
 
@@ -94,7 +96,7 @@ cdef class Call:
         cdef Arguments *a = &self.a
         cdef int k
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
-        a.is_product, a.integers = self.function.is_product, self.function.operation == PREDICT
+        a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
@@ -117,16 +119,16 @@ cdef class Call:
             return empty(self.input.shape, self.input.dtype)
         return empty_like(self.input)
 
-    cdef object new_result(self, bint by_class, void **data):
+    cdef object new_result(self, bint by_class, object dtype, void **data):
         """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
         cdef Py_buffer view
         cdef list order
         if self.a.axes.sorted and not by_class:
-            array = empty(self.a.request.rows if self.a.axes.ndim == 2 else row_shape(&self.a), self.input.dtype)
+            array = empty(self.a.request.rows if self.a.axes.ndim == 2 else row_shape(&self.a), dtype)
         else:
             order = [self.a.axes.order[k] for k in range(self.a.axes.ndim - 1)] + [self.a.axes.class_axis]
             shape = [self.input.shape[k] for k in order]
-            array = empty(shape if by_class else shape[:self.a.axes.ndim - 1], self.input.dtype)
+            array = empty(shape if by_class else shape[:self.a.axes.ndim - 1], dtype)
             order = order if by_class else row_axes(&self.a)
             array = array.transpose([order.index(k) for k in range(len(order))])
         PyObject_GetBuffer(array, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
@@ -151,18 +153,22 @@ cdef class Call:
                 self.grad.fill(0)
         if self.function.returns & LOSS:
             if a.reduction == NONE:
-                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, &r.losses)
+                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
             else:
                 r.total = &self.total
         if a.return_stats:
-            row_max = self.new_result(False, &r.row_max)
-            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, &r.tail)))
+            row_max = self.new_result(False, self.input.dtype, &r.row_max)
+            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, self.input.dtype, &r.tail)))
+        if r.operation == ARGMAX:
+            self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
 
     cdef object results(self):
         cdef Arguments *a = &self.a
         cdef double loss = self.total
         value, result = self.losses, self.grad
+        if self.function.operation == ARGMAX:
+            return self.classes[()] if a.axes.ndim == 1 else self.classes
         if self.out is not None and self.out is not result:
             result = self.out
             result[...] = value if self.grad is None else self.grad
@@ -191,8 +197,6 @@ cdef object run_call(Function function, object first, object second, dict option
         arguments, options = _checks.bound(function.face, function.arguments, present(first, second), options)
         first = arguments[0]
         second = arguments[1] if len(arguments) == 2 else MISSING
-    if function.operation == PREDICT and not options and is_plain_logits(first):
-        return first.argmax(-1)
     memset(given, 0, sizeof(given))
     for name, value in options.items():
         number = function.options.get(name)
@@ -202,12 +206,14 @@ cdef object run_call(Function function, object first, object second, dict option
     call = Call.__new__(Call)
     call.function = function
     call.take_arguments(first, second, given)
-    if function.operation == PREDICT:
+    if function.operation == ARGMAX and input_dtype(&call.a) < F32:     # integers are compared as they are
         return call.input.argmax(call.a.axes.class_axis)
     call.make_results()
-    if call.a.request.rows > 0:
+    if call.a.request.rows*call.a.request.classes > BRIEF:
         with nogil:
-            status = execute(&call.a.request)
+            status = run(&call.a.request)
+    elif call.a.request.rows > 0:
+        status = run(&call.a.request)
     if status != 0:
         raise MemoryError(f"no memory to work on {call.a.request.rows} rows of {call.a.request.classes} classes")
     return call.results()
@@ -248,22 +254,7 @@ def function(str operation, *returns):
     return bind
 
 
-# --- Predictions and one-hot rows ------------------------------------------------------------------------------------
-
-cdef bint is_plain_logits(object value):
-    """Whether NumPy's own argmax along the last axis is what `predict` is: logits with at least one class."""
-    cdef Py_buffer view
-    cdef bint plain
-    if type(value) is not ndarray:
-        return False
-    try:
-        PyObject_GetBuffer(value, &view, PyBUF_RECORDS_RO)
-    except (BufferError, TypeError, ValueError):
-        return False
-    plain = dtype_of(&view) >= F32 and view.ndim > 0 and view.shape[view.ndim - 1] > 0
-    PyBuffer_Release(&view)
-    return plain
-
+# --- One-hot rows ----------------------------------------------------------------------------------------------------
 
 def set_ones(rows, labels, Py_ssize_t classes, Py_ssize_t inner, one):
     """Copy `one` to rows[..., label, ...] for each label. All arrays are in C order, and `inner` elements of `rows`

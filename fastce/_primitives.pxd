@@ -30,7 +30,6 @@ cdef extern from * nogil:
         void (*rows_base)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
                           double *, double *, double *) noexcept nogil
         double (*row_sum)(const void *, Py_ssize_t) noexcept nogil
-        double (*row_dot)(const void *, const void *, Py_ssize_t) noexcept nogil
         void (*rows_grad)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
                           const double *, const double *, const void *, const Py_ssize_t *, const double *,
                           int) noexcept nogil
@@ -49,9 +48,17 @@ cdef extern from * nogil:
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
                           const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
         void (*row_affine)(const void *, const void *, Py_ssize_t, double, double, void *) noexcept nogil
-        void (*row_scale)(const void *, const void *, void *, Py_ssize_t, double) noexcept nogil
         double (*row_sigmoid)(const void *, const void *, const void *, Py_ssize_t, double, void *,
                               void *) noexcept nogil
+        void (*rows_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
+                              Py_ssize_t, int) noexcept nogil
+        void (*columns_jacobian_sum)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int,
+                                     int, void *, void *) noexcept nogil
+        void (*columns_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
+                                 Py_ssize_t, int, const void *) noexcept nogil
+        void (*rows_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *) noexcept nogil
+        void (*columns_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *, void *,
+                               void *) noexcept nogil
         void (*transpose)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*copy_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil

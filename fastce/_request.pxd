@@ -14,6 +14,7 @@ cdef enum:              # operations
     LOG_SOFTMAX_GRAD    # the same for y = log(softmax(x))
     SIGMOID_TWO_TERM    # -sum c*log(p) + (1 - c)*log(1 - p) with p = 1/(1 + exp(-x))
     SOFTMAX_TWO_TERM    # the same with p = softmax(x)
+    ARGMAX              # where the largest x of each row is, written to first_max
 
 cdef enum:              # dtypes
     NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
@@ -33,7 +34,7 @@ cdef struct Request:
     int operation
     Py_ssize_t rows
     Py_ssize_t classes
-    # Inputs. The dtype of the logits, F32 or F64, is that of every output except total.
+    # Inputs. The dtype of the logits, F32 or F64, is that of every output except total and first_max.
     Matrix logits
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
@@ -58,6 +59,7 @@ cdef struct Request:
     void *losses                    # sample_weight*loss by row (SIGMOID_TWO_TERM: by element)
     void *row_max                   # by row: max x
     void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
+    Py_ssize_t *first_max           # ARGMAX, which needs it, by row: the first NaN or, without NaN, the first maximum
 
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""

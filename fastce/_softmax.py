@@ -282,7 +282,7 @@ def one_hot(labels: Any, num_classes: int, *, dtype: Any = np.float32, axis: int
 
 
 @function("predict")
-def predict(logits: Any, *, axis: int = -1) -> Any:
+def predict(logits: Any, *, axis: int = -1, num_threads: int | None = None) -> Any:
     """The most probable class of each row: the first index of its maximum.
 
     Parameters
@@ -292,6 +292,8 @@ def predict(logits: Any, *, axis: int = -1) -> Any:
         are. NaN counts as a maximum, as in `numpy.argmax`.
     axis : int, default -1
         The axis of the classes.
+    num_threads : int, optional
+        As in `cross_entropy`. Integers are compared by NumPy, in one thread.
 
     Returns
     -------

@@ -199,7 +199,3 @@ def each_case(condition: Callable[[Case], bool] = lambda case: True) -> pytest.M
 
 def takes_out(case: Case) -> bool:
     return case.out is not None
-
-
-def takes_threads(case: Case) -> bool:
-    return case.name != "predict"

@@ -11,6 +11,8 @@ CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector is LANES numbers of memory
 #include "rows.h"
 #include "tiles.h"
 #include "elements.h"
+#include "jacobians.h"
+#include "argmax.h"
 #include "copies.h"
 
 static const ce_primitives FN(table) = {

@@ -12,16 +12,6 @@ static void FN(row_affine)(const void *c_, const void *weight_, Py_ssize_t n, do
     }
 }
 
-static void FN(row_scale)(const void *y_, const void *upstream_, void *grad_, Py_ssize_t n, double shift)
-{
-    const T *y = y_, *upstream = upstream_;
-    T *grad = grad_;
-    for (Py_ssize_t i = 0; i < n; i += LANES) {
-        const VEC t = FN(load_upto)(upstream + i, n - i) - SET1((T)shift);
-        FN(store_upto)(grad + i, FN(load_upto)(y + i, n - i) * t, n - i);
-    }
-}
-
 CE_INLINE double FN(sigmoid)(const T *z_, const T *a_, const T *b_, Py_ssize_t n, T scale, T *loss_, T *grad)
 {
     const VEC zero = SET1(0), one = SET1(1);

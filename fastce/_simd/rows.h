@@ -126,13 +126,6 @@ static double FN(row_sum)(const void *x_, Py_ssize_t n)
     const T *x = x_;
     RETURN_SUM(n, FN(load_upto)(x + i, m));
 }
-
-static double FN(row_dot)(const void *x_, const void *y_, Py_ssize_t n)
-{
-    const T *x = x_, *y = y_;
-    RETURN_SUM(n, FN(load_upto)(x + i, m) * FN(load_upto)(y + i, m));
-}
-
 #undef RETURN_SUM
 
 CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, double *linear, double *rest,

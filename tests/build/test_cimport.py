@@ -43,7 +43,7 @@ for suffix, T in (("f32", "float"), ("f64", "double")):
 # _request.pxd, the fields in their order.
 OPERATIONS = [
     "CROSS_ENTROPY", "SOFTMAX", "LOG_SOFTMAX", "LOGSUMEXP", "SOFTMAX_GRAD", "LOG_SOFTMAX_GRAD", "SIGMOID_TWO_TERM",
-    "SOFTMAX_TWO_TERM",
+    "SOFTMAX_TWO_TERM", "ARGMAX",
 ]  # fmt: skip
 DTYPES = ["NO_DTYPE", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F32", "F64"]
 
@@ -86,6 +86,7 @@ class Request(ctypes.Structure):
         ("losses", ctypes.c_void_p),
         ("row_max", ctypes.c_void_p),
         ("tail", ctypes.c_void_p),
+        ("first_max", ctypes.c_void_p),
     ]
 
 
@@ -389,6 +390,9 @@ def test_every_operation(suffix: str) -> None:
         np.testing.assert_array_equal(out, getattr(fastce, f"{name.lower()}_grad")(u, y[name]))
     assert run(operation=OPERATIONS.index("LOGSUMEXP"), logits=z, losses=losses) == 0
     np.testing.assert_array_equal(losses, fastce.logsumexp(z))
+    first_max = np.empty(30, np.intp)
+    assert run(operation=OPERATIONS.index("ARGMAX"), logits=z, first_max=first_max) == 0
+    np.testing.assert_array_equal(first_max, z.argmax(-1))
     options = {"sample_weight": sample, "weight": weight}
     fields = options | {"logits": z, "targets": c, "grad": out, "total": total}
     assert run(**fields, upstream=up, losses=losses) == 0
@@ -424,6 +428,7 @@ def test_what_cannot_be_computed_is_refused_and_nothing_is_written() -> None:
         {"operation": OPERATIONS.index("SOFTMAX_GRAD")},
         {"operation": OPERATIONS.index("SOFTMAX_GRAD"), "y": z},
         {"operation": OPERATIONS.index("LOG_SOFTMAX_GRAD"), "y": z, "upstream": z, "grad": None},
+        {"operation": OPERATIONS.index("ARGMAX")},
         {"total": None, "losses": None, "stats_given": 1},
     ]
     for change in wrong:

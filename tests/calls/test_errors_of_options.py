@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calling import CASES, DTYPES, Case, each_case, takes_out, takes_threads
+from calling import CASES, DTYPES, Case, each_case, takes_out
 from layouts import unaligned
 from numpy.lib.stride_tricks import as_strided
 from wrong_calls import (
@@ -228,7 +228,7 @@ def test_show_config_names_its_modes(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("threads", [ROWS, 10**6, 2**31, 2**40, 2**70, np.int64(2), np.uint8(1)], ids=repr)
-@each_case(takes_threads)
+@each_case()
 def test_any_number_of_threads_is_taken(case: Case, threads: int) -> None:
     arguments = case.make((ROWS, CLASSES))
     case.assert_same(case(arguments, num_threads=threads), case(arguments, num_threads=1), bitwise=True)

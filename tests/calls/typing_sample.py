@@ -104,7 +104,7 @@ assert_type(fastce.log_softmax_grad(x64, x32), NDArray[np.float32])
 assert_type(fastce.logsumexp(x32), NDArray[np.float32] | Any)
 assert_type(fastce.logsumexp([0, 1]), NDArray[np.floating[Any]] | Any)
 assert_type(fastce.logsumexp(x32, axis=0, out=x32[0, :]), NDArray[np.float32])
-assert_type(fastce.predict(x64, axis=0), NDArray[np.intp] | Any)
+assert_type(fastce.predict(x64, axis=0, num_threads=2), NDArray[np.intp] | Any)
 assert_type(fastce.one_hot(labels, 3, dtype=np.float64), NDArray[Any])
 x64 - fastce.logsumexp(x64)[:, None]
 rows: NDArray[np.intp] = fastce.predict(x64)

@@ -114,6 +114,22 @@ def test_nan_stays_in_its_row_of_a_product(package, family, width, dtype):
 
 
 @dtypes
+@widths
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_infinite_upstream_of_a_product(package, order, width, dtype):
+    """The sum is infinite, not NaN, wherever in the row the element is."""
+    y = np.full((3, width), 1 / width, dtype, order)
+    for at in {0, width // 2, width - 2, width - 1}:
+        upstream = np.zeros((3, width), dtype, order)
+        upstream[1, at] = INF
+        expected = np.zeros((3, width))
+        expected[1] = -INF
+        expected[1, at] = NAN
+        np.testing.assert_array_equal(package.softmax_grad(upstream, y), expected)
+        np.testing.assert_array_equal(package.log_softmax_grad(upstream, -y), expected)
+
+
+@dtypes
 class TestSpecialElementsOfSigmoid:
     @pytest.mark.parametrize(
         "z, c, loss, grad",
@@ -418,6 +434,20 @@ def test_special_numbers_of_predict(package, dtype, width, row, at):
         at += width - 3
     np.testing.assert_array_equal(package.predict(logits), [at, at])
     np.testing.assert_array_equal(package.predict(logits.T, axis=0), [at, at])
+
+
+@dtypes
+@widths
+@pytest.mark.parametrize("values", [[-1, -0.0, 0.0], [-INF, 1], [-INF, 0, INF], [*range(30), NAN], [-INF, INF, NAN]])
+def test_predict_is_argmax_wherever_the_largest_is(package, values, width, dtype):
+    """Equal numbers in all lanes and blocks, in rows, across rows, and in copies of tiles."""
+    x = np.random.default_rng(width).choice(values, (37, width)).astype(dtype)
+    x[0], x[1] = -INF, np.finfo(dtype).max
+    x[1, width // 2 :] *= -1  # their sum may overflow
+    want = np.argmax(x, axis=-1)
+    np.testing.assert_array_equal(package.predict(x), want)
+    np.testing.assert_array_equal(package.predict(np.asfortranarray(x)), want)
+    np.testing.assert_array_equal(package.predict(np.repeat(x, 2, axis=1)[:, ::2]), want)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calling import DTYPES, Case, each_case, takes_threads
+from calling import DTYPES, Case, each_case
 
 SHAPES = [
     *[(1, 1), (2, 3), (7, 10), (129, 10), (3000, 7), (5000, 3), (33, 64), (257, 130), (65, 1000), (33, 4500)],
@@ -24,7 +24,7 @@ def assert_same_bits(case: Case, arguments: dict[str, np.ndarray], about: str, *
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_case(takes_threads)
+@each_case()
 def test_results_do_not_depend_on_the_number_of_threads(case: Case, dtype: type) -> None:
     for shape in SHAPES + (LARGE if case.name.startswith("cross_entropy") else []):
         arguments = case.make(shape, dtype)
@@ -39,12 +39,12 @@ def test_results_do_not_depend_on_the_number_of_threads(case: Case, dtype: type)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@each_case(takes_threads)
+@each_case()
 def test_results_on_every_axis_do_not_depend_on_the_number_of_threads(case: Case, axis: int, dtype: type) -> None:
     assert_same_bits(case, case.make((130, 21, 67), dtype, axis), f"axis={axis}", axis=axis)
 
 
-@each_case(takes_threads)
+@each_case()
 def test_more_threads_than_rows(case: Case) -> None:
     arguments = case.make((3, 70_000), np.float64)
     case.assert_same(case(arguments, num_threads=64), case(arguments, num_threads=1), bitwise=True)

@@ -129,6 +129,7 @@ for classes in [*range(1, 20), 31, 33, 41, 47, 49, 63, 65, 95, 97, 100, 127, 129
                     f(y, axis=axis, out=out)
                 fastce.softmax_grad(u, y, axis=axis, out=out)
                 fastce.log_softmax_grad(u, y, axis=axis, out=out)
+                assert (fastce.predict(y, axis=axis) == y.argmax(axis)).all()
                 for activation in ("sigmoid", "softmax"):
                     fastce.binary_cross_entropy_with_grad(y, u, activation=activation, axis=axis, out=out)
                 assert fastce.cross_entropy_with_grad(y, t, axis=axis, out=y)[1] is y
