@@ -36,9 +36,14 @@ cdef inline Py_ssize_t evenly_spaced(const Matrix *a, Py_ssize_t i, Py_ssize_t n
 
 cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                            Py_ssize_t step) noexcept nogil:
+    cdef const number *run = <const number *>src
     cdef Py_ssize_t k
-    for k in range(n):
-        dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
+    if stride == sizeof(number) and step == 1:      # a loop that compilers vectorise
+        for k in range(n):
+            dst[k] = <scratch_number>run[k]
+    else:
+        for k in range(n):
+            dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
 
 cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                         Py_ssize_t step) noexcept nogil:

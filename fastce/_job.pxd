@@ -34,6 +34,7 @@ cdef struct Plan:
     int path
     bint rows_take_turns            # short rows are computed several at a time
     bint stream                     # the gradient is written past the caches
+    bint across                     # SIGMOID_TWO_TERM: elements are taken along the rows, class by class
     bint with_labels
     bint with_loss
     bint with_grad

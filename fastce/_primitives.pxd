@@ -43,8 +43,8 @@ cdef extern from * nogil:
                           const void *, int, const void *, const void *) noexcept nogil
         void (*row_affine)(void *, const void *, Py_ssize_t, double, double) noexcept nogil
         void (*row_scale)(const void *, const void *, void *, Py_ssize_t, double) noexcept nogil
-        double (*row_sigmoid)(const void *, const void *, const void *, Py_ssize_t, double, void *,
-                              void *) noexcept nogil
+        double (*row_sigmoid)(const void *, const void *, const void *, const void *, const void *, Py_ssize_t, double,
+                              void *, void *) noexcept nogil
         void (*transpose)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*copy_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil

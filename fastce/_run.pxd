@@ -26,7 +26,7 @@ from ._request cimport (
     SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
 from ._rows cimport rows
-from ._sigmoid cimport sigmoid_row
+from ._sigmoid cimport PIECE, SIGMOID_SCRATCH, sigmoid_rows
 from ._softmax_two_term cimport softmax_row
 from ._tiles cimport TILE_SCRATCH, tiles
 
@@ -90,6 +90,8 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
             p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
         else:
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
+    if p.across:
+        p.unit = max(p.unit, min(rows/16, PIECE))
     p.units = (rows + p.unit - 1)/p.unit
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
@@ -99,6 +101,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef Py_ssize_t logits = request.rows*request.classes
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
     cdef bint contiguous = x.class_stride == size
+    cdef bint contiguous_rows = x.row_stride == size and not contiguous and (
+        request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
@@ -109,13 +113,14 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
     elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
-            or (x.row_stride == size and not contiguous
-                and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)):
+            or contiguous_rows):
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
+    p.across = operation == SIGMOID_TWO_TERM and contiguous_rows
     plan_units(request, p)
-    p.scratch = TILE_SCRATCH if p.path == BY_TILES else 3*BLOCK
+    p.scratch = (TILE_SCRATCH if p.path == BY_TILES else SIGMOID_SCRATCH if operation == SIGMOID_TWO_TERM
+                 else 3*BLOCK)
     if ce_must_be_serial():
         p.threads = 1
     elif request.num_threads > 0:
@@ -182,8 +187,6 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
 
 cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
     """Row i of an operation that is no function of the row's state. Returns the sum of its losses."""
-    if job.request.operation == SIGMOID_TWO_TERM:
-        return sigmoid_row(job, i, scale, scratch)
     if job.request.operation == SOFTMAX_TWO_TERM:
         return softmax_row(job, i, scale, scratch)
     jacobian_row(job, i, scratch)
@@ -193,6 +196,9 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) no
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef State s
     cdef Sum total
+    if job.request.operation == SIGMOID_TWO_TERM:
+        job.unit_sums[unit] = sigmoid_rows(job, start, stop, scratch)
+        return
     set_sum(&total, 0)
     s.same_targets = False
     for p in range(min(job.plan.group, stop - start)):
