@@ -34,6 +34,7 @@ cdef struct Plan:
     const ce_primitives *primitives # for the dtype of the logits
     int path
     bint stream                     # the gradient is written past the caches
+    bint across                     # SIGMOID_TWO_TERM: elements are taken along the rows, class by class
     bint with_labels
     bint with_loss
     bint with_grad

@@ -48,8 +48,8 @@ cdef extern from * nogil:
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
                           const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
         void (*row_affine)(const void *, const void *, Py_ssize_t, double, double, void *) noexcept nogil
-        double (*row_sigmoid)(const void *, const void *, const void *, Py_ssize_t, double, void *,
-                              void *) noexcept nogil
+        double (*row_sigmoid)(const void *, const void *, const void *, const void *, const void *, Py_ssize_t, double,
+                              void *, void *) noexcept nogil
         void (*rows_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
                               Py_ssize_t, int) noexcept nogil
         void (*columns_jacobian_sum)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int,

@@ -27,7 +27,7 @@ from ._request cimport (
     SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
 from ._rows cimport rows
-from ._sigmoid cimport sigmoid_row
+from ._sigmoid cimport PIECE, SIGMOID_SCRATCH, sigmoid_rows
 from ._softmax_two_term cimport softmax_row
 from ._tiles cimport TILE_SCRATCH, tiles
 
@@ -113,6 +113,8 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
     if p.path == BY_COLUMNS:
         p.unit = (rows + p.threads - 1)/p.threads
         p.unit = p.group = min((p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES, <Py_ssize_t>COLUMN_GROUP)
+    if p.across:
+        p.unit = max(p.unit, min(rows/16, PIECE))
     p.units = (rows + p.unit - 1)/p.unit
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
@@ -124,6 +126,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
     cdef bint contiguous = x.class_stride == size, in_place = contiguous and (
         grad.data == NULL or grad.class_stride == size)
+    cdef bint contiguous_rows = x.row_stride == size and not contiguous and (
+        request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
@@ -133,12 +137,11 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
         p.path = path_by_layout(request, size)
     elif operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
-    elif (request.classes <= (TILES_BEAT_TURNS if in_place else TILES_BEAT_ROWS)
-            or (x.row_stride == size and not contiguous
-                and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)):
+    elif request.classes <= (TILES_BEAT_TURNS if in_place else TILES_BEAT_ROWS) or contiguous_rows:
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
+    p.across = operation == SIGMOID_TWO_TERM and contiguous_rows
     if ce_must_be_serial():
         p.threads = 1
     elif request.num_threads > 0:
@@ -152,6 +155,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
         p.scratch = TILE_SCRATCH
     elif p.path == BY_COLUMNS:
         p.scratch = 5*p.group
+    elif operation == SIGMOID_TWO_TERM:
+        p.scratch = SIGMOID_SCRATCH
     else:
         p.scratch = 0 if by_layout else 3*BLOCK
 
@@ -212,8 +217,6 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
 
 cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
     """Row i of an operation that is no function of the row's state. Returns the sum of its losses."""
-    if job.request.operation == SIGMOID_TWO_TERM:
-        return sigmoid_row(job, i, scale, scratch)
     return softmax_row(job, i, scale, scratch)
 
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
@@ -227,6 +230,9 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
         return
     if job.request.operation == ARGMAX:
         argmax(job, start, stop, scratch)
+        return
+    if job.request.operation == SIGMOID_TWO_TERM:
+        job.unit_sums[unit] = sigmoid_rows(job, start, stop, scratch)
         return
     set_sum(&total, 0)
     s.same_targets = False

@@ -1,14 +1,28 @@
 # cython: cdivision=True
 # The two-term form of independent classes, p = 1/(1 + exp(-x)).
+#
+# Every element is computed alone, so a piece may be any elements that are near each other in memory: some rows, a part
+# of a long row, or, where it is the rows that are contiguous, some rows of one class.
 from cython cimport floating
 
-from ._blocks cimport block, gather, grad_block, row_at, store_block
-from ._job cimport BLOCK, Job, Sum, add, set_sum, value
-from ._primitives cimport ce_primitives
-from ._request cimport Matrix
+from libc.string cimport memcpy
+
+from ._blocks cimport evenly_spaced, gather, row_at
+from ._job cimport Job, Sum, add, own_dtype, set_sum, value
+from ._primitives cimport ce_chosen_f64, ce_primitives
+from ._request cimport F32, F64, Matrix, Request, matrix
 
 cdef enum:
     TWO_TERM_BLOCK = 256        # classes of the two-term forms that are worked on at a time, in float64
+    PIECE = 1024                # elements of a piece, at most
+    SIGMOID_SCRATCH = 13*PIECE  # seven blocks in the dtype, and three in float64
+
+cdef struct Piece:
+    # Rows i to i + rows - 1, classes j to j + classes - 1: all classes, or one row, or one class.
+    Py_ssize_t i
+    Py_ssize_t j
+    Py_ssize_t rows
+    Py_ssize_t classes
 
 cdef struct Elements:
     # Logits of a block, and the factors a = weight*pos_weight*c of -log(p) and b = weight*(1 - c) of -log(1 - p).
@@ -37,40 +51,171 @@ cdef inline void load_elements(const Job *job, Py_ssize_t i, Py_ssize_t j, Eleme
             e.a[k] *= weight[j + k]
             e.b[k] *= weight[j + k]
 
-cdef inline double sigmoid_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
-    """Row i of the two-term form of independent classes. Returns the sum of its losses."""
+# -- Pieces
+
+cdef inline bint is_even(const Matrix *a, const Piece *p, Py_ssize_t *stride) noexcept nogil:
+    """Whether the elements of a piece are at one distance from each other in a matrix, which is then set."""
+    stride[0] = a.class_stride if p.classes > 1 else a.row_stride
+    return p.rows == 1 or (evenly_spaced(a, p.i, p.rows) == p.rows
+                           and (p.classes == 1 or a.row_stride == p.classes*a.class_stride))
+
+cdef inline const floating *load_piece(const Matrix *a, const Piece *p, floating *scratch) noexcept nogil:
+    """The numbers of a piece, contiguous: where they lie, or gathered into scratch."""
+    cdef const char *src = row_at(a, p.i) + p.j*a.class_stride
+    cdef Py_ssize_t stride, r
+    if is_even(a, p, &stride):
+        if stride == sizeof(floating) and a.dtype == own_dtype(scratch):
+            return <const floating *>src
+        gather(a.dtype, src, stride, p.rows*p.classes, scratch, 1)
+    else:
+        for r in range(p.rows):
+            src = row_at(a, p.i + r) + p.j*a.class_stride
+            gather(a.dtype, src, a.class_stride, p.classes, scratch + r*p.classes, 1)
+    return scratch
+
+cdef inline floating *place_of_piece(const Matrix *a, const Piece *p, floating *scratch) noexcept nogil:
+    """Where the numbers of a piece are computed: in their place, or in scratch."""
+    cdef Py_ssize_t stride
+    if is_even(a, p, &stride) and stride == sizeof(floating):
+        return <floating *>(row_at(a, p.i) + p.j*a.class_stride)
+    return scratch
+
+cdef inline void scatter(const floating *src, Py_ssize_t n, char *dst, Py_ssize_t stride) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        (<floating *>(dst + k*stride))[0] = src[k]
+
+cdef inline void store_piece(const Matrix *a, const Piece *p, const floating *src) noexcept nogil:
+    """Writes the numbers of a piece, unless they are in their place already."""
+    cdef char *dst = row_at(a, p.i) + p.j*a.class_stride
+    cdef Py_ssize_t stride, r
+    if <const char *>src == dst:
+        return
+    if is_even(a, p, &stride):
+        scatter(src, p.rows*p.classes, dst, stride)
+    else:
+        for r in range(p.rows):
+            scatter(src + r*p.classes, p.classes, row_at(a, p.i + r) + p.j*a.class_stride, a.class_stride)
+
+# -- What elements are multiplied by
+
+cdef inline const floating *by_class(const ce_primitives *f, const double *weight, const Piece *p,
+                                     floating *scratch) noexcept nogil:
+    """The number of its class for each element of a piece; NULL for ones."""
+    cdef Py_ssize_t n = p.rows*p.classes, filled = p.classes, more
+    if weight == NULL:
+        return NULL
+    f.narrow(weight + p.j, p.classes, scratch)
+    while filled < n:
+        more = min(filled, n - filled)
+        memcpy(scratch + filled, scratch, more*sizeof(floating))
+        filled += more
+    return scratch
+
+cdef inline const double *by_row(const double *weight, const Piece *p, double *scratch) noexcept nogil:
+    """The number of its row for each element of a piece."""
+    cdef Py_ssize_t r, k
+    if p.classes == 1:
+        return weight + p.i
+    for r in range(p.rows):
+        for k in range(p.classes):
+            scratch[r*p.classes + k] = weight[p.i + r]
+    return scratch
+
+cdef inline void multiply(const floating *y, const double *factor, double scale, Py_ssize_t n,
+                          double *product) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        product[k] = y[k]*(scale*factor[k])
+
+# -- Losses and gradient
+
+cdef inline double sigmoid_piece(const Job *job, const Piece *p, const floating *positive, const floating *weight,
+                                 floating *scratch) noexcept nogil:
+    """A piece, with pos_weight and weight by element. Returns the sum of its losses."""
+    cdef const Request *request = job.request
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const Matrix *upstream = &job.request.upstream
-    cdef bint ready = job.plan.targets_ready
-    cdef double sample = 1 if job.request.sample_weight == NULL else job.request.sample_weight[i]
-    cdef const floating *a = scratch
-    cdef const floating *b = NULL if ready else scratch + TWO_TERM_BLOCK       # NULL: 1 - a
+    cdef Matrix losses = matrix(request.losses, own_dtype(scratch), request.classes*sizeof(floating), sizeof(floating))
+    cdef Py_ssize_t n = p.rows*p.classes, k
+    cdef double *factors = <double *>(scratch + 7*PIECE)
+    cdef double *product = factors + PIECE
+    cdef const double *numbers
+    cdef const double *loss_factor = NULL
+    cdef const double *grad_factor = NULL
+    cdef const floating *target
+    cdef floating *other = NULL
     cdef floating *grad = NULL
     cdef floating *loss = NULL
-    cdef const char *factor
-    cdef Py_ssize_t step = BLOCK if ready else TWO_TERM_BLOCK, j, n, k
-    cdef Elements e
-    cdef Sum total
-    set_sum(&total, 0)
-    for j from 0 <= j < job.request.classes by step:
-        n = min(job.request.classes - j, step)
-        if ready:
-            a = block(&job.request.targets, i, j, n, scratch)
+    cdef double sample = 1, scale = request.scale, total
+    if request.targets.dtype == F64 and own_dtype(scratch) == F32:      # 1 - c is formed before c is rounded
+        numbers = load_piece(&request.targets, p, product)
+        target, other = scratch + PIECE, scratch + 2*PIECE
+        f.narrow(numbers, n, scratch + PIECE)
+        for k in range(n):
+            other[k] = <floating>(1 - numbers[k])
+    else:
+        target = load_piece(&request.targets, p, scratch + PIECE)
+    if request.sample_weight != NULL:
+        if p.rows == 1:
+            sample = request.sample_weight[p.i]
+            scale *= sample
         else:
-            load_elements(job, i, j, &e)
-            f.narrow(e.a, n, scratch)
-            f.narrow(e.b, n, scratch + TWO_TERM_BLOCK)
-        if job.plan.with_grad:
-            grad = grad_block(job, i, j, scratch + 2*BLOCK)
-        if job.request.losses != NULL:
-            loss = (<floating *>job.request.losses) + i*job.request.classes + j
-        add(&total, f.row_sigmoid(block(&job.request.logits, i, j, n, scratch + BLOCK), a, b, n, scale, loss, grad))
-        for k in range(n if loss != NULL and job.request.sample_weight != NULL else 0):
+            loss_factor = grad_factor = by_row(request.sample_weight, p, factors)
+    if job.plan.with_grad:
+        grad = place_of_piece(&request.grad, p, scratch + 3*PIECE)
+        if request.upstream.data != NULL:
+            numbers = load_piece(&request.upstream, p, product + PIECE)
+            if grad_factor != NULL:
+                multiply(numbers, grad_factor, 1, n, product + PIECE)
+                numbers = product + PIECE
+            grad_factor = numbers
+    if request.losses != NULL:
+        loss = place_of_piece(&losses, p, scratch + 4*PIECE)
+    elif loss_factor != NULL:
+        loss = scratch + 4*PIECE
+    total = f.row_sigmoid(load_piece(&request.logits, p, scratch), target, other, positive, weight, n,
+                          scale if grad_factor == NULL else 1, loss, grad)
+    if loss_factor != NULL:
+        multiply(loss, loss_factor, 1, n, product)
+        f.narrow(product, n, loss)
+        total = ce_chosen_f64.row_sum(product, n)
+    elif sample != 1:
+        total *= sample
+        for k in range(n if loss != NULL else 0):
             loss[k] = <floating>(loss[k]*sample)
-        if job.plan.with_grad:
-            if upstream.data != NULL:
-                factor = row_at(upstream, i) + j*upstream.class_stride
-                for k in range(n):
-                    grad[k] = <floating>(grad[k]*(<const double *>(factor + k*upstream.class_stride))[0])
-            store_block(job, i, j, n, grad)
-    return sample*value(&total)
+    if request.losses != NULL:
+        store_piece(&losses, p, loss)
+    if job.plan.with_grad:
+        if grad_factor != NULL:
+            multiply(grad, grad_factor, scale, n, product)
+            f.narrow(product, n, grad)
+        store_piece(&request.grad, p, grad)
+    return total
+
+cdef inline double sigmoid_rows(const Job *job, Py_ssize_t start, Py_ssize_t stop, floating *scratch) noexcept nogil:
+    """Rows start to stop - 1. Returns the sum of their losses."""
+    cdef const Request *request = job.request
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef const floating *positive = NULL
+    cdef const floating *weight = NULL
+    cdef Py_ssize_t classes = request.classes, rows = PIECE, step = 1, parts, j
+    cdef Piece p
+    cdef Sum total
+    if not job.plan.across:             # a long row is divided into equal parts
+        parts = (classes + PIECE - 1)/PIECE
+        step = (classes + parts - 1)/parts
+        rows = PIECE/classes if parts == 1 else 1
+    set_sum(&total, 0)
+    p.i = start
+    while p.i < stop:
+        p.rows = min(rows, stop - p.i)
+        if job.plan.across:
+            p.rows = evenly_spaced(&request.logits, p.i, p.rows)
+        for j from 0 <= j < classes by step:
+            p.j, p.classes = j, min(step, classes - j)
+            if p.i == start or step < classes:      # else they are those of the piece before
+                positive = by_class(f, request.pos_weight, &p, scratch + 5*PIECE)
+                weight = by_class(f, request.weight, &p, scratch + 6*PIECE)
+            add(&total, sigmoid_piece(job, &p, positive, weight, scratch))
+        p.i += p.rows
+    return value(&total)

@@ -12,33 +12,75 @@ static void FN(row_affine)(const void *c_, const void *weight_, Py_ssize_t n, do
     }
 }
 
-CE_INLINE double FN(sigmoid)(const T *z_, const T *a_, const T *b_, Py_ssize_t n, T scale, T *loss_, T *grad)
+/* Adds the losses of `turns` vectors, or of one vector's first n < LANES numbers, to acc.
+ *
+ * From z to its loss, each operation waits for the one before. The work is therefore done in stages, each with a short
+ * loop over the vectors: a processor then overlaps the operations of several vectors. */
+#define SIGMOID_TURNS 16
+CE_INLINE void FN(sigmoid_turns)(const T *z_, const T *target, const T *other, const T *positive, const T *weight,
+                                 Py_ssize_t turns, Py_ssize_t n, T scale, T *loss, T *grad, ACC *acc)
 {
     const VEC zero = SET1(0), one = SET1(1);
-    ACC acc = ACC_ZERO;
-    for (Py_ssize_t i = 0; i < n; i += LANES) {
-        const VEC z = FN(load_upto)(z_ + i, n - i), a = FN(load_upto)(a_ + i, n - i);
-        VEC b = one - a;
-        if (b_)
-            b = FN(load_upto)(b_ + i, n - i);
-        const VEC up = MAX(z, zero), down = MAX(zero - z, zero);
-        /* exp(-|z|). MAX skips NaN, so NaN is taken from z itself. */
-        const VEC e = FN(exp)(SELECT_EQ(z, z, zero - (up + down), z)) * SET1(EXP_UNSCALE);
-        const VEC large = one / (one + e), small = e * large;
-        if (grad) {
-            const VEC p = SELECT_EQ(up, z, large, small), other = SELECT_EQ(up, z, small, large);
-            FN(store_upto)(grad + i, SET1(scale) * (b * p - a * other), n - i);
+    VEC e[SIGMOID_TURNS], large[SIGMOID_TURNS], rest[SIGMOID_TURNS];
+    for (Py_ssize_t k = 0; k < turns; k++) { /* exp(-|z|). MAX of two NaN is NaN. */
+        const VEC z = FN(load_upto)(z_ + k * LANES, n);
+        e[k] = FN(exp)(zero - MAX(zero - z, z)) * SET1(EXP_UNSCALE);
+    }
+    for (Py_ssize_t k = 0; k < turns; k++) { /* One division serves both 1/(1 + e) and e/(2 + e). */
+        const VEC u = one + e[k], v = SET1(2) + e[k], r = one / (u * v);
+        large[k] = v * r;
+        rest[k] = e[k] * (u * r);
+    }
+    for (Py_ssize_t k = 0; k < turns; k++)
+        rest[k] = FN(log1p_of)(rest[k]);
+    for (Py_ssize_t k = 0; k < turns; k++) {
+        const Py_ssize_t i = k * LANES;
+        const VEC z = FN(load_upto)(z_ + i, n), gap = MAX(zero - z, z), small = e[k] * large[k];
+        VEC a = FN(load_upto)(target + i, n), b = one - a;
+        if (other)
+            b = FN(load_upto)(other + i, n);
+        if (positive)
+            a = a * FN(load_upto)(positive + i, n);
+        if (weight) {
+            const VEC w = FN(load_upto)(weight + i, n);
+            a = a * w;
+            b = b * w;
         }
-        const VEC loss = (a + b) * FN(log1p_unit)(e) + (FN(gap_term)(b, up) + FN(gap_term)(a, down));
-        if (loss_)
-            FN(store_upto)(loss_ + i, loss, n - i);
-        ACC_ADD(acc, FN(first_lanes)(loss, n - i));
+        if (grad) {
+            const VEC p = SELECT_EQ(gap, z, large[k], small), q = SELECT_EQ(gap, z, small, large[k]);
+            FN(store_upto)(grad + i, SET1(scale) * FMSUB(b, p, a * q), n);
+        }
+        const VEC t = FMA(a + b, rest[k], FN(gap_term)(SELECT_EQ(gap, z, b, a), gap));
+        if (loss)
+            FN(store_upto)(loss + i, t, n);
+        ACC_ADD((*acc), FN(first_lanes)(t, n));
+    }
+}
+
+CE_INLINE double FN(sigmoid)(const T *z, const T *target, const T *other, const T *positive, const T *weight,
+                             Py_ssize_t n, T scale, T *loss, T *grad)
+{
+    ACC acc = ACC_ZERO;
+    Py_ssize_t i = 0, turns, count;
+    for (; i < n; i += count) {
+        turns = (n - i) / LANES < SIGMOID_TURNS ? (n - i) / LANES : SIGMOID_TURNS;
+        count = turns ? turns * LANES : n - i;
+#define FROM_I(p) (p ? p + i : NULL)
+        if (turns)
+            FN(sigmoid_turns)(z + i, target + i, FROM_I(other), FROM_I(positive), FROM_I(weight), turns, LANES, scale,
+                              FROM_I(loss), grad ? grad + i : NULL, &acc);
+        else
+            FN(sigmoid_turns)(z + i, target + i, FROM_I(other), FROM_I(positive), FROM_I(weight), 1, count, scale,
+                              FROM_I(loss), grad ? grad + i : NULL, &acc);
+#undef FROM_I
     }
     return ACC_SUM(acc);
 }
+#undef SIGMOID_TURNS
 
-static double FN(row_sigmoid)(const void *z, const void *a, const void *b, Py_ssize_t n, double scale, void *loss,
-                              void *grad)
+static double FN(row_sigmoid)(const void *z, const void *target, const void *other, const void *positive,
+                              const void *weight, Py_ssize_t n, double scale, void *loss, void *grad)
 {
-    return grad ? FN(sigmoid)(z, a, b, n, (T)scale, loss, grad) : FN(sigmoid)(z, a, b, n, 0, loss, NULL);
+    return grad ? FN(sigmoid)(z, target, other, positive, weight, n, (T)scale, loss, grad)
+                : FN(sigmoid)(z, target, other, positive, weight, n, 0, loss, NULL);
 }
