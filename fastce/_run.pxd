@@ -15,7 +15,8 @@ from libc.string cimport memset
 from ._blocks cimport counted_labels, row_at, settle_group
 from ._jacobians cimport jacobian_row
 from ._job cimport (
-    BLOCK, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, set_sum, value,
+    BLOCK, BY_ELEMENTS, BY_ROWS, BY_TILES, BY_TWO_TERM_ROWS, BY_TWO_TERM_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum,
+    add, set_sum, value,
 )
 from ._primitives cimport (
     CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
@@ -27,12 +28,13 @@ from ._request cimport (
 )
 from ._rows cimport rows
 from ._sigmoid cimport sigmoid_row
-from ._softmax_two_term cimport softmax_row
+from ._softmax_two_term cimport TWO_TERM_SCRATCH, softmax_two_term, two_term_group
 from ._tiles cimport TILE_SCRATCH, tiles
 
 cdef enum:
     TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
     TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
+    TWO_TERM_TILES_BEAT_ROWS = 32
     MIN_TILE_WIDTH = 48         # when there are enough rows
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
     STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches
@@ -83,13 +85,17 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
     p.group = GROUP
     while p.path == BY_TILES and p.group*classes > TILE_SIZE and p.group > MIN_TILE_WIDTH:
         p.group -= 2*CE_MAX_LANES
+    if p.path == BY_TWO_TERM_ROWS or p.path == BY_TWO_TERM_TILES:
+        p.group = two_term_group(p.path, classes)
     p.unit = max(UNIT_LOGITS/classes, 1)
-    if p.path == BY_TILES:
+    if p.path == BY_TILES or p.path == BY_TWO_TERM_TILES:
         p.unit = max(p.unit, rows/16)
         if p.unit > p.group:
             p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
         else:
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
+    elif p.path == BY_TWO_TERM_ROWS:
+        p.unit = max(p.unit/p.group, 1)*p.group
     p.units = (rows + p.unit - 1)/p.unit
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
@@ -99,6 +105,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef Py_ssize_t logits = request.rows*request.classes
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
     cdef bint contiguous = x.class_stride == size
+    cdef bint rows_contiguous = (x.row_stride == size and not contiguous
+                                 and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
@@ -106,16 +114,23 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
     p.rows_take_turns = (p.base_kind == CE_ONES and not request.stats_given and contiguous
                          and (not p.with_grad or grad.class_stride == size))
-    if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
+    if operation == SOFTMAX_TWO_TERM:
+        p.path = BY_TWO_TERM_TILES
+        if request.classes > TWO_TERM_TILES_BEAT_ROWS and not rows_contiguous:
+            p.path = BY_TWO_TERM_ROWS
+    elif operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
     elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
-            or (x.row_stride == size and not contiguous
-                and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)):
+            or rows_contiguous):
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
     plan_units(request, p)
-    p.scratch = TILE_SCRATCH if p.path == BY_TILES else 3*BLOCK
+    p.scratch = 3*BLOCK
+    if operation == SOFTMAX_TWO_TERM:
+        p.scratch = TWO_TERM_SCRATCH
+    elif p.path == BY_TILES:
+        p.scratch = TILE_SCRATCH
     if ce_must_be_serial():
         p.threads = 1
     elif request.num_threads > 0:
@@ -184,8 +199,6 @@ cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, float
     """Row i of an operation that is no function of the row's state. Returns the sum of its losses."""
     if job.request.operation == SIGMOID_TWO_TERM:
         return sigmoid_row(job, i, scale, scratch)
-    if job.request.operation == SOFTMAX_TWO_TERM:
-        return softmax_row(job, i, scale, scratch)
     jacobian_row(job, i, scratch)
     return 0
 
@@ -203,6 +216,8 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) no
         if job.plan.path == BY_ELEMENTS:
             for p in range(count):
                 add(&total, element_row(job, start + p, s.scale[p], scratch))
+        elif job.request.operation == SOFTMAX_TWO_TERM:
+            add(&total, softmax_two_term(job, start, count, s.scale, scratch))
         else:
             settle_group(job, start, count, &s)
             if job.plan.path == BY_TILES:
@@ -243,6 +258,7 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     """Runs a request that was checked and whose labels were counted."""
     cdef Job job
     cdef Py_ssize_t classes = request.classes, weights, others, j
+    cdef bint by_element
     cdef char *memory
     cdef floating *scratch
     cdef floating *weight
@@ -252,8 +268,9 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     make_plan(request, &job.plan)
     # All the memory that a run needs: scratch of each thread, aligned to cache lines, the sums of the units, and one
     # number for each class where labels are smoothed with weights (also the other weights) or targets have weights.
+    by_element = job.plan.base_kind == CE_BY_ELEMENT or request.operation == SOFTMAX_TWO_TERM
     others = classes if job.plan.weighted_smoothing else 0
-    weights = classes if others or (job.plan.base_kind == CE_BY_ELEMENT and request.weight != NULL) else 0
+    weights = classes if others or (by_element and request.weight != NULL) else 0
     memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights)*sizeof(floating)
                             + (job.plan.units + others)*sizeof(double))
     if memory == NULL:

@@ -74,11 +74,10 @@ CE_INLINE VEC FN(exp)(VEC d)
 #undef EXP_CUT
 #undef SMALLEST_EXPONENT
 
-/* log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps. It is 2*atanh(s) with s = e/(2 + e) <= 1/3, and atanh
- * is computed as s + s^3*Q(s^2), with a nearly minimax polynomial Q. */
-CE_INLINE VEC FN(log1p_unit)(VEC e)
+/* k * log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps, from s = k*e/(2 + e) and z = (s/k)^2. It is
+ * 2*atanh(e/(2 + e)) for k = 1, and atanh(s) is computed as s + s^3*Q(s^2), with a nearly minimax polynomial Q. */
+CE_INLINE VEC FN(log1p_scaled)(VEC s, VEC z)
 {
-    const VEC s = e / (SET1(2) + e), z = s * s;
 #if CE_F32 /* error 0.0484 eps (python bench/minimax.py) */
     VEC q = FMA(z, SET1(0x1.1ee10ap-3f), SET1(0x1.1ebb4ap-3f));
     q = FMA(z, q, SET1(0x1.99d222p-3f));
@@ -95,6 +94,13 @@ CE_INLINE VEC FN(log1p_unit)(VEC e)
     q = FMA(z, q, SET1(0x1.5555555555535p-2));
 #endif
     return SET1(2) * FMA(s * z, q, s);
+}
+
+/* log(1 + e) for 0 <= e <= 1. */
+CE_INLINE VEC FN(log1p_unit)(VEC e)
+{
+    const VEC s = e / (SET1(2) + e);
+    return FN(log1p_scaled)(s, s * s);
 }
 
 /* base * gap, where 0 * inf is 0. */
