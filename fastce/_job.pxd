@@ -26,7 +26,7 @@ cdef enum:
 cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
     BY_TILES            # vectors across rows (_tiles.pxd)
-    BY_TWO_TERM_ROWS    # the same for the two-term form of a softmax (_softmax_two_term.pxd)
+    BY_TWO_TERM_ROWS    # the two-term form of a softmax in these two ways (_softmax_two_term.pxd)
     BY_TWO_TERM_TILES
     BY_ELEMENTS         # the operations that are no function of a row's state, row by row
 

@@ -24,10 +24,16 @@ cdef extern from * nogil:
     enum: CE_TWO_TERM_ROWS
     ctypedef struct ce_row_sums:
         pass
+    ctypedef struct ce_fetched:
+        const char *data
+        Py_ssize_t size
     ctypedef struct ce_two_term:
         Py_ssize_t rows
         Py_ssize_t pitch
         int along
+        ce_fetched next_x
+        ce_fetched next_c
+        ce_fetched dst
         void *x
         void *c
         const void *not_c

@@ -2,7 +2,8 @@
 # A request, from its plan to its results.
 #
 # There are three ways to compute. Rows (_rows.pxd) run vectors along the classes, several short rows in turns. Tiles
-# (_tiles.pxd) run them across rows. The operations that are no function of a row's state have files of their own.
+# (_tiles.pxd) run them across rows. The operations that are no function of a row's state have files of their own;
+# _softmax_two_term.pxd computes in both ways.
 #
 # Rows are worked on in units. The number of units depends on the shapes alone. Each unit adds its losses in order, and
 # the sums of the units are added in order, so the result is the same to the bit for every number of threads.
@@ -34,7 +35,7 @@ from ._tiles cimport TILE_SCRATCH, tiles
 cdef enum:
     TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
     TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
-    TWO_TERM_TILES_BEAT_ROWS = 32
+    TWO_TERM_TILES_BEAT_ROWS = 80       # the same for the two-term form of a softmax
     MIN_TILE_WIDTH = 48         # when there are enough rows
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
     STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches

@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memset
 
 from ._blocks cimport block, gather, load_tile, row_at, store_block, store_tile
 from ._job cimport BY_TWO_TERM_ROWS, Job, weight_of
-from ._primitives cimport CE_MAX_LANES, CE_TWO_TERM_ROWS, ce_chosen_f64, ce_primitives, ce_two_term
+from ._primitives cimport CE_MAX_LANES, CE_TWO_TERM_ROWS, ce_chosen_f64, ce_fetched, ce_primitives, ce_two_term
 from ._request cimport F64, Matrix
 
 cdef enum:
@@ -127,6 +127,22 @@ cdef inline void store(const Job *job, const TwoTerm *t, Py_ssize_t j, Py_ssize_
         else:
             store_block(job, t.start + p, j, n, grad + p*t.c.pitch)
 
+cdef inline void set_fetched(const Matrix *a, Py_ssize_t i, Py_ssize_t classes, Py_ssize_t size,
+                             ce_fetched *fetched) noexcept nogil:
+    """The rows from i on, if they are contiguous."""
+    if a.data != NULL and a.blocks == NULL and a.class_stride == size and a.row_stride == classes*size:
+        fetched.data, fetched.size = row_at(a, i), size
+
+cdef inline void set_all_fetched(const Job *job, TwoTerm *t, const floating *scratch) noexcept nogil:
+    cdef Py_ssize_t next = t.start + t.count, size = sizeof(floating)
+    t.c.next_x.data, t.c.next_x.size = <const char *>scratch, 0
+    t.c.next_c, t.c.dst = t.c.next_x, t.c.next_x
+    if t.one_block:
+        set_fetched(&job.request.grad, t.start, t.classes, size, &t.c.dst)
+        if next < job.request.rows:
+            set_fetched(&job.request.logits, next, t.classes, size, &t.c.next_x)
+            set_fetched(&job.request.targets, next, t.classes, job.request.targets.class_stride, &t.c.next_c)
+
 # -- From logits to the gradient
 
 cdef inline void raise_maxima(const Job *job, TwoTerm *t, Py_ssize_t j, Py_ssize_t n, floating *x, floating *row_max,
@@ -208,8 +224,8 @@ cdef inline double softmax_two_term(const Job *job, Py_ssize_t start, Py_ssize_t
         t.c.rows, t.c.pitch = count, whole_vectors(t.classes)
     else:
         t.c.rows = t.c.pitch = whole_vectors(count)
-        t.classes = TWO_TERM_SIZE/t.c.pitch
-    t.one_block = job.request.classes <= t.classes
+        t.classes = min(job.request.classes, TWO_TERM_SIZE/t.c.pitch)
+    t.one_block = t.classes == job.request.classes
     t.c.x, t.c.c, t.c.h, t.c.weight = x, c, h, NULL
     t.c.not_c = h if floating is float and job.request.targets.dtype == F64 else NULL
     t.c.row_max, t.c.second, t.c.first_max = rows, rows + step, rows + 2*step
@@ -219,6 +235,7 @@ cdef inline double softmax_two_term(const Job *job, Py_ssize_t start, Py_ssize_t
     for p in range(count):
         t.c.factor[p] = scale[p]
         t.c.sample[p] = 1 if job.request.sample_weight == NULL else job.request.sample_weight[start + p]
+    set_all_fetched(job, &t, scratch)
     two_term_state(job, &t, x, c, h)
     if job.request.losses != NULL:
         f.narrow(t.c.loss, count, (<floating *>job.request.losses) + start)

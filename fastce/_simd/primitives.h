@@ -17,6 +17,12 @@ typedef struct {
     double total[CE_TWO_TERM_ROWS], lost[CE_TWO_TERM_ROWS];
 } ce_row_sums;
 
+/* What is fetched into the cache: as many contiguous numbers as are worked on meanwhile, of so many bytes; 0: none. */
+typedef struct {
+    const char *data;
+    Py_ssize_t size;
+} ce_fetched;
+
 /* The two-term form of a softmax: some rows, and a block of their classes. What is scaled is multiplied by
  * CE_ODDS_ONE. */
 enum { CE_ODDS_ONE = 1 << 24 };
@@ -24,6 +30,7 @@ typedef struct {
     Py_ssize_t rows;
     Py_ssize_t pitch; /* numbers from a class to the next, or if `along` from a row to the next */
     int along;        /* the classes of a row are contiguous, and padded to whole vectors: x with -inf, c with 0 */
+    ce_fetched next_x, next_c, dst; /* the next group's logits and targets, and the place of this group's gradient */
     /* Of the dtype, one number for each element: */
     void *x;           /* logits, then stored exponentials of x - second */
     void *c;           /* targets */

@@ -129,6 +129,7 @@ CE_INLINE void FN(two_term_odds_)(ce_two_term *t, Py_ssize_t classes, const int 
     const Py_ssize_t step = FN(next_vector)(t, along), n = FN(vectors)(classes, along);
     const VEC zero = SET1(0), one = SET1(CE_ODDS_ONE), unscale = SET1((T)(1.0 / CE_ODDS_ONE));
     const T *second_ = t->second, *ratio_ = t->ratio, *total_ = t->total, *weight = t->weight;
+    ce_fetched next_x = t->next_x, next_c = t->next_c, dst = t->dst;
     for (Py_ssize_t r = 0; r < t->rows; r += FN(rows_in_vector)(along)) {
         const VEC ratio = FN(of_row)(ratio_, r, along), total = FN(of_row)(total_, r, along);
         const VEC second = FN(of_row)(second_, r, along);
@@ -141,6 +142,12 @@ CE_INLINE void FN(two_term_odds_)(ce_two_term *t, Py_ssize_t classes, const int 
             const Py_ssize_t stop = k + FN(terms) < n ? k + FN(terms) : n;
             VEC some_h = zero, some_logs = zero;
             for (; k < stop; k++) {
+                CE_PREFETCH(next_x.data);
+                CE_PREFETCH(next_c.data);
+                CE_PREFETCH_WRITE(dst.data);
+                next_x.data += LANES * next_x.size;
+                next_c.data += LANES * next_c.size;
+                dst.data += LANES * dst.size;
                 const VEC c = LOAD(c_ + k * step);
                 VEC f = LOAD(x_ + k * step), a = one * c, b = SET1(1) - c;
                 if (not_c)
