@@ -26,15 +26,13 @@ cdef enum:
 cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
     BY_TILES            # vectors across rows (_tiles.pxd)
-    BY_COLUMNS          # vectors across rows, where they lie (_jacobians.pxd, _argmax.pxd)
-    BY_ELEMENTS         # the operations that are no function of a row's state, row by row
+    BY_COLUMNS          # vectors across rows, where they lie (_jacobians.pxd, _argmax.pxd, _sigmoid.pxd)
 
 cdef struct Plan:
     # How a request is computed. _run.pxd chooses.
     const ce_primitives *primitives # for the dtype of the logits
     int path
     bint stream                     # the gradient is written past the caches
-    bint across                     # SIGMOID_TWO_TERM: elements are taken along the rows, class by class
     bint with_labels
     bint with_loss
     bint with_grad

@@ -21,6 +21,42 @@ cdef extern from * nogil:
     """
     const char *CE_COMPILER
     enum: CE_MAX_LANES, CE_ISA_COUNT, CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT, CE_STORED, CE_EXP, CE_DIFFERENCE
+    enum: CE_TWO_TERM_ROWS
+    ctypedef struct ce_row_sums:
+        pass
+    ctypedef struct ce_fetched:
+        const char *data
+        Py_ssize_t size
+    ctypedef struct ce_two_term:
+        Py_ssize_t rows
+        Py_ssize_t pitch
+        int along
+        ce_fetched next_x
+        ce_fetched next_c
+        ce_fetched dst
+        void *x
+        void *c
+        const void *not_c
+        void *h
+        const void *weight
+        void *row_max
+        void *second
+        void *first_max
+        void *ratio
+        void *total
+        void *scale
+        void *slope
+        ce_row_sums exp
+        ce_row_sums a_sum
+        ce_row_sums gap
+        ce_row_sums h_sum
+        ce_row_sums log_sum
+        double a_max[]
+        double b_max[]
+        double factor[]
+        double sample[]
+        double loss[]
+        double grad_max[]
     ctypedef struct ce_primitives:
         double exp_one
         void (*rows_max)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
@@ -47,6 +83,12 @@ cdef extern from * nogil:
                             double *) noexcept nogil
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
                           const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
+        void (*two_term_maxima)(ce_two_term *, Py_ssize_t) noexcept nogil
+        void (*two_term_sums)(ce_two_term *, Py_ssize_t, int) noexcept nogil
+        void (*two_term_total)(ce_two_term *) noexcept nogil
+        void (*two_term_odds)(ce_two_term *, Py_ssize_t, int, int) noexcept nogil
+        void (*two_term_finish)(ce_two_term *) noexcept nogil
+        void (*two_term_grad)(ce_two_term *, Py_ssize_t) noexcept nogil
         void (*row_affine)(const void *, const void *, Py_ssize_t, double, double, void *) noexcept nogil
         double (*row_sigmoid)(const void *, const void *, const void *, const void *, const void *, Py_ssize_t, double,
                               void *, void *) noexcept nogil

@@ -1,8 +1,8 @@
 # cython: cdivision=True
 # A request, from its plan to its results.
 #
-# There are three ways to compute. Rows (_rows.pxd) run vectors along the classes, several short rows in turns. Tiles
-# (_tiles.pxd) run them across rows. The operations that are no function of a row's state have files of their own.
+# What depends on a row's state is computed in two ways: rows (_rows.pxd) run vectors along the classes, and tiles
+# (_tiles.pxd) run them across rows. The other operations have files of their own.
 #
 # Rows are worked on in units. Where losses are added, the number of units depends on the shapes alone. Each unit adds
 # its losses in order, and the sums of the units are added in order, so the result is the same to the bit for every
@@ -15,150 +15,16 @@ from libc.string cimport memset
 from ._argmax cimport argmax
 from ._blocks cimport counted_labels, row_at, settle_group
 from ._jacobians cimport jacobians
-from ._job cimport (
-    BLOCK, BY_COLUMNS, BY_ELEMENTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job, Plan, State, Sum, add, set_sum, value,
-)
-from ._primitives cimport (
-    CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
-    ce_must_be_serial, ce_primitives, ce_run_units,
-)
+from ._job cimport BY_TILES, Job, State, Sum, add, set_sum, value
+from ._plan cimport is_computable, is_product, main_input, make_plan
+from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX,
-    SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request,
+    ARGMAX, CROSS_ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request,
 )
 from ._rows cimport rows
-from ._sigmoid cimport PIECE, SIGMOID_SCRATCH, sigmoid_rows
-from ._softmax_two_term cimport softmax_row
-from ._tiles cimport TILE_SCRATCH, tiles
-
-cdef enum:
-    TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
-    TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
-    MIN_TILE_WIDTH = 48         # when there are enough rows
-    UNIT_LOGITS = 32768         # in a unit of work, about 10 us
-    COLUMN_GROUP = 4096         # rows of a unit that is worked on where it lies: shorter runs of memory are slower
-    STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches
-    MAX_THREADS = 256
-
-# -- Choices
-
-cdef inline bint is_product(const Request *request) noexcept nogil:
-    return request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD
-
-cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
-    """What the operation is a function of. Its dtype is that of the results."""
-    if is_product(request):
-        return &request.y
-    return &request.logits
-
-cdef inline bint is_computable(const Request *r) noexcept nogil:
-    """Whether the matrices that the operation needs are there, with dtypes that it takes."""
-    cdef int operation = r.operation, dtype = main_input(r).dtype
-    cdef bint product = is_product(r)
-    cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
-    cdef bint with_targets = not with_labels and (
-        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= ARGMAX and (dtype == F32 or dtype == F64)
-            and (operation != ARGMAX or r.first_max != NULL)
-            and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
-            and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
-            and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
-            and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
-
-cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
-    """What base is, which the labels or targets and their options decide."""
-    cdef bint weighted = request.weight != NULL
-    p.hot, p.uniform = 1, 0
-    if request.operation == CROSS_ENTROPY:
-        p.hot, p.uniform = 1 - request.label_smoothing, request.label_smoothing/request.classes
-        p.with_labels = request.labels.data != NULL
-        if not p.with_labels:
-            p.base_kind, p.base_scale = CE_BY_ELEMENT, 1
-        elif weighted and p.uniform != 0:
-            p.weighted_smoothing, p.base_kind, p.base_scale = True, CE_BY_CLASS, 1
-        else:
-            p.base_kind, p.base_scale = CE_ONES, p.uniform
-    p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
-                       and p.hot == 1 and not weighted and request.pos_weight == NULL)
-
-cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
-    return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
-
-cdef inline int path_by_layout(const Request *r, int size) noexcept nogil:
-    """The path of a product or of ARGMAX: the matrices are worked on where they lie, if they lie alike."""
-    cdef const Matrix *x = main_input(r)
-    cdef const Matrix *u = &r.upstream if is_product(r) else x
-    cdef const Matrix *grad = &r.grad if is_product(r) else x
-    if x.class_stride == size and u.class_stride == size and grad.class_stride == size:
-        return BY_ROWS
-    if rows_contiguous(x, size) and rows_contiguous(u, size) and rows_contiguous(grad, size):
-        return BY_COLUMNS
-    return BY_TILES
-
-cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
-    """Groups and units. Where losses are added, they depend on the shapes alone, never on the number of threads."""
-    cdef Py_ssize_t rows = request.rows, classes = request.classes
-    # A tile that holds all classes need not compute its exponentials twice; one of few rows wastes memory lines. An odd
-    # number of lines from class to class, so that they do not fall on each other in the cache.
-    p.group = GROUP
-    while p.path == BY_TILES and p.group*classes > TILE_SIZE and p.group > MIN_TILE_WIDTH:
-        p.group -= 2*CE_MAX_LANES
-    p.unit = max(UNIT_LOGITS/classes, 1)
-    if p.path == BY_TILES:
-        p.unit = max(p.unit, rows/16)
-        if p.unit > p.group:
-            p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
-        else:
-            p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
-    if p.path == BY_COLUMNS:
-        p.unit = (rows + p.threads - 1)/p.threads
-        p.unit = p.group = min((p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES, <Py_ssize_t>COLUMN_GROUP)
-    if p.across:
-        p.unit = max(p.unit, min(rows/16, PIECE))
-    p.units = (rows + p.unit - 1)/p.unit
-
-cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
-    """Chooses how a request with at least one row is computed. p is zero before. No other function chooses."""
-    cdef const Matrix *x = main_input(request)
-    cdef const Matrix *grad = &request.grad
-    cdef Py_ssize_t logits = request.rows*request.classes, least
-    cdef bint by_layout = is_product(request) or request.operation == ARGMAX
-    cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
-    cdef bint contiguous = x.class_stride == size, in_place = contiguous and (
-        grad.data == NULL or grad.class_stride == size)
-    cdef bint contiguous_rows = x.row_stride == size and not contiguous and (
-        request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES
-    p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
-    p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
-    plan_base(request, size, p)
-    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
-    p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
-    if by_layout:
-        p.path = path_by_layout(request, size)
-    elif operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
-        p.path = BY_ELEMENTS
-    elif request.classes <= (TILES_BEAT_TURNS if in_place else TILES_BEAT_ROWS) or contiguous_rows:
-        p.path = BY_TILES
-    else:
-        p.path = BY_ROWS
-    p.across = operation == SIGMOID_TWO_TERM and contiguous_rows
-    if ce_must_be_serial():
-        p.threads = 1
-    elif request.num_threads > 0:
-        p.threads = request.num_threads
-    else:
-        least = 16*UNIT_LOGITS if operation == ARGMAX else 2*UNIT_LOGITS    # because ARGMAX is so fast
-        p.threads, p.automatic = 1 if logits < least else ce_automatic_threads(), True
-    plan_units(request, p)
-    p.threads = <int>min(p.threads, p.units, MAX_THREADS)
-    if p.path == BY_TILES:
-        p.scratch = TILE_SCRATCH
-    elif p.path == BY_COLUMNS:
-        p.scratch = 5*p.group
-    elif operation == SIGMOID_TWO_TERM:
-        p.scratch = SIGMOID_SCRATCH
-    else:
-        p.scratch = 0 if by_layout else 3*BLOCK
+from ._sigmoid cimport sigmoid_rows
+from ._softmax_two_term cimport softmax_two_term
+from ._tiles cimport tiles
 
 # -- Units
 
@@ -215,23 +81,20 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))
 
-cdef inline double element_row(const Job *job, Py_ssize_t i, double scale, floating *scratch) noexcept nogil:
-    """Row i of an operation that is no function of the row's state. Returns the sum of its losses."""
-    return softmax_row(job, i, scale, scratch)
-
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef floating *scratch = <floating *>job.scratch + thread*job.plan.scratch
+    cdef int operation = job.request.operation
     cdef State s
     cdef Sum total
     job.unit_sums[unit] = 0
     if is_product(job.request):
         jacobians(job, start, stop, scratch)
         return
-    if job.request.operation == ARGMAX:
+    if operation == ARGMAX:
         argmax(job, start, stop, scratch)
         return
-    if job.request.operation == SIGMOID_TWO_TERM:
+    if operation == SIGMOID_TWO_TERM:
         job.unit_sums[unit] = sigmoid_rows(job, start, stop, scratch)
         return
     set_sum(&total, 0)
@@ -241,9 +104,8 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
     while start < stop:
         count = min(stop - start, job.plan.group)
         set_scale(job, start, count, &s)
-        if job.plan.path == BY_ELEMENTS:
-            for p in range(count):
-                add(&total, element_row(job, start + p, s.scale[p], scratch))
+        if operation == SOFTMAX_TWO_TERM:
+            add(&total, softmax_two_term(job, start, count, s.scale, scratch))
         else:
             settle_group(job, start, count, &s)
             if job.plan.path == BY_TILES:
@@ -283,6 +145,7 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     """Runs a request that was checked and whose labels were counted."""
     cdef Job job
     cdef Py_ssize_t classes = request.classes, weights, others, j
+    cdef bint by_element
     cdef char *memory
     cdef floating *scratch
     cdef floating *weight
@@ -293,7 +156,8 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     # All the memory that a run needs: scratch of each thread, aligned to cache lines, the sums of the units, and one
     # number for each class where labels are smoothed with weights (also that of the others) or targets have weights.
     others = classes if job.plan.weighted_smoothing else 0
-    weights = classes if others or (job.plan.base_kind == CE_BY_ELEMENT and request.weight != NULL) else 0
+    by_element = job.plan.base_kind == CE_BY_ELEMENT or request.operation == SOFTMAX_TWO_TERM
+    weights = classes if others or (by_element and request.weight != NULL) else 0
     memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights + others)*sizeof(floating)
                             + (job.plan.units + others)*sizeof(double))
     if memory == NULL:

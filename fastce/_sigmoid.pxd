@@ -4,16 +4,14 @@
 # Every element is computed alone, so a piece may be any elements that are near each other in memory: some rows, a part
 # of a long row, or, where it is the rows that are contiguous, some rows of one class.
 from cython cimport floating
-
 from libc.string cimport memcpy
 
 from ._blocks cimport evenly_spaced, gather, row_at
-from ._job cimport Job, Sum, add, own_dtype, set_sum, value
+from ._job cimport BY_COLUMNS, BY_ROWS, Job, Sum, add, own_dtype, set_sum, value
 from ._primitives cimport ce_chosen_f64, ce_primitives
 from ._request cimport F32, F64, Matrix, Request, matrix
 
 cdef enum:
-    TWO_TERM_BLOCK = 256        # classes of the two-term forms that are worked on at a time, in float64
     PIECE = 1024                # elements of a piece, at most
     SIGMOID_SCRATCH = 13*PIECE  # seven blocks in the dtype, and three in float64
 
@@ -23,33 +21,6 @@ cdef struct Piece:
     Py_ssize_t j
     Py_ssize_t rows
     Py_ssize_t classes
-
-cdef struct Elements:
-    # Logits of a block, and the factors a = weight*pos_weight*c of -log(p) and b = weight*(1 - c) of -log(1 - p).
-    Py_ssize_t n
-    double x[TWO_TERM_BLOCK]
-    double a[TWO_TERM_BLOCK]
-    double b[TWO_TERM_BLOCK]
-
-cdef inline void load_elements(const Job *job, Py_ssize_t i, Py_ssize_t j, Elements *e) noexcept nogil:
-    """Row i from class j on."""
-    cdef const Matrix *logits = &job.request.logits
-    cdef const Matrix *targets = &job.request.targets
-    cdef const double *weight = job.request.weight
-    cdef const double *pos_weight = job.request.pos_weight
-    cdef Py_ssize_t k
-    cdef double c
-    e.n = min(job.request.classes - j, TWO_TERM_BLOCK)
-    gather(logits.dtype, row_at(logits, i) + j*logits.class_stride, logits.class_stride, e.n, e.x, 1)
-    gather(targets.dtype, row_at(targets, i) + j*targets.class_stride, targets.class_stride, e.n, e.a, 1)
-    for k in range(e.n):
-        c = e.a[k]
-        e.b[k] = 1 - c
-        if pos_weight != NULL:
-            e.a[k] = c*pos_weight[j + k]
-        if weight != NULL:
-            e.a[k] *= weight[j + k]
-            e.b[k] *= weight[j + k]
 
 # -- Pieces
 
@@ -201,7 +172,7 @@ cdef inline double sigmoid_rows(const Job *job, Py_ssize_t start, Py_ssize_t sto
     cdef Py_ssize_t classes = request.classes, rows = PIECE, step = 1, parts, j
     cdef Piece p
     cdef Sum total
-    if not job.plan.across:             # a long row is divided into equal parts
+    if job.plan.path == BY_ROWS:           # a long row is divided into equal parts
         parts = (classes + PIECE - 1)/PIECE
         step = (classes + parts - 1)/parts
         rows = PIECE/classes if parts == 1 else 1
@@ -209,7 +180,7 @@ cdef inline double sigmoid_rows(const Job *job, Py_ssize_t start, Py_ssize_t sto
     p.i = start
     while p.i < stop:
         p.rows = min(rows, stop - p.i)
-        if job.plan.across:
+        if job.plan.path == BY_COLUMNS:
             p.rows = evenly_spaced(&request.logits, p.i, p.rows)
         for j from 0 <= j < classes by step:
             p.j, p.classes = j, min(step, classes - j)

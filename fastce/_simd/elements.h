@@ -32,7 +32,7 @@ CE_INLINE void FN(sigmoid_turns)(const T *z_, const T *target, const T *other, c
         rest[k] = e[k] * (u * r);
     }
     for (Py_ssize_t k = 0; k < turns; k++)
-        rest[k] = FN(log1p_of)(rest[k]);
+        rest[k] = FN(log1p_scaled)(rest[k], rest[k] * rest[k]);
     for (Py_ssize_t k = 0; k < turns; k++) {
         const Py_ssize_t i = k * LANES;
         const VEC z = FN(load_upto)(z_ + i, n), gap = MAX(zero - z, z), small = e[k] * large[k];

@@ -10,6 +10,56 @@ enum { CE_ONES = 0, CE_BY_CLASS = 1, CE_BY_ELEMENT = 2 };
 /* How a gradient's e is made of its source: src / exp_one, exp(src - shift) or src - shift. */
 enum { CE_STORED = 0, CE_EXP = 1, CE_DIFFERENCE = 2 };
 
+enum { CE_TWO_TERM_ROWS = 112 }; /* that are worked on at a time, at most */
+
+/* Sums of each row, and what their additions lost. */
+typedef struct {
+    double total[CE_TWO_TERM_ROWS], lost[CE_TWO_TERM_ROWS];
+} ce_row_sums;
+
+/* What is fetched into the cache: as many contiguous numbers as are worked on meanwhile, of so many bytes; 0: none. */
+typedef struct {
+    const char *data;
+    Py_ssize_t size;
+} ce_fetched;
+
+/* The two-term form of a softmax: some rows, and a block of their classes. What is scaled is multiplied by
+ * CE_ODDS_ONE. */
+enum { CE_ODDS_ONE = 1 << 24 };
+typedef struct {
+    Py_ssize_t rows;
+    Py_ssize_t pitch; /* numbers from a class to the next, or if `along` from a row to the next */
+    int along;        /* the classes of a row are contiguous, and padded to whole vectors: x with -inf, c with 0 */
+    ce_fetched next_x, next_c, dst; /* the next group's logits and targets, and the place of this group's gradient */
+    /* Of the dtype, one number for each element: */
+    void *x;           /* logits, then stored exponentials of x - second */
+    void *c;           /* targets */
+    const void *not_c; /* 1 - c; may be NULL */
+    void *h;           /* weight * ((1 - c) * odds - c), scaled, then the gradient; may be not_c */
+    /* For each class: */
+    const void *weight; /* may be NULL */
+    /* For each row: */
+    void *row_max;   /* the maximum */
+    void *second;    /* the runner-up */
+    void *first_max; /* where in the last block a larger maximum was found, or -1 */
+    void *ratio;     /* exp(second - row_max), scaled */
+    void *total;     /* exp_one * (1 + tail) */
+    void *scale;     /* of the gradient */
+    void *slope;     /* what the gradient subtracts for each exponential */
+    /* In float64, sums of all but the first maximum: */
+    ce_row_sums exp;     /* of the exponentials, */
+    ce_row_sums a_sum;   /* a = weight * c, scaled, */
+    ce_row_sums gap;     /* a * (row_max - x), scaled, */
+    ce_row_sums h_sum;   /* h, */
+    ce_row_sums log_sum; /* and weight * (1 - c) * log(1 + odds), scaled */
+    /* And one number for each row: */
+    double a_max[CE_TWO_TERM_ROWS], b_max[CE_TWO_TERM_ROWS]; /* a and weight * (1 - c) of the first maximum */
+    double grad_max[CE_TWO_TERM_ROWS];                       /* and its gradient */
+    double factor[CE_TWO_TERM_ROWS], sample[CE_TWO_TERM_ROWS]; /* of the gradient, of the loss */
+    double tail[CE_TWO_TERM_ROWS];                             /* scaled; NaN if the row has no result */
+    double loss[CE_TWO_TERM_ROWS];
+} ce_two_term;
+
 typedef struct {
     double exp_one; /* Stored exponentials are multiplied by this power of 2. */
 #define PRIMITIVE(type, name, parameters) type(*name) parameters;

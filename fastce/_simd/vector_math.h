@@ -74,11 +74,10 @@ CE_INLINE VEC FN(exp)(VEC d)
 #undef EXP_CUT
 #undef SMALLEST_EXPONENT
 
-/* log(1 + e) for 0 <= e <= 1, of s = e/(2 + e) <= 1/3. It is 2*atanh(s), and atanh is computed as s + s^3*Q(s^2), with
- * a nearly minimax polynomial Q. */
-CE_INLINE VEC FN(log1p_of)(VEC s)
+/* k * log(1 + e) for 0 <= e <= 1, with a relative error below 2 eps, from s = k*e/(2 + e) and z = (s/k)^2. It is
+ * 2*atanh(e/(2 + e)) for k = 1, and atanh(s) is computed as s + s^3*Q(s^2), with a nearly minimax polynomial Q. */
+CE_INLINE VEC FN(log1p_scaled)(VEC s, VEC z)
 {
-    const VEC z = s * s;
 #if CE_F32 /* error 0.0484 eps (python bench/minimax.py) */
     VEC q = FMA(z, SET1(0x1.1ee10ap-3f), SET1(0x1.1ebb4ap-3f));
     q = FMA(z, q, SET1(0x1.99d222p-3f));

@@ -63,7 +63,10 @@ def test_in_place_on_every_axis(case: Case, axis: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", ["cross_entropy_with_grad, labels", "softmax", "log_softmax"])
+@pytest.mark.parametrize(
+    "name",
+    ["cross_entropy_with_grad, labels", "softmax", "log_softmax", "binary_cross_entropy_with_grad, softmax"],
+)
 def test_in_place_when_large(name: str, threads: int) -> None:
     """So large that results may be stored past the caches."""
     case = BY_NAME[name]

@@ -350,6 +350,44 @@ def test_upstream_keeps_small_gradients(family, dtype):
         check_arranged(family, family.arguments(x, top), more=1, reduction="sum", upstream=upstream)
 
 
+@dtypes
+@pytest.mark.parametrize("classes", [2, 9, 65, 130, 300])
+def test_two_term_form_of_subnormal_probabilities_with_options(classes, dtype):
+    """weight, sample_weight and upstream multiply the exact probability, not one that is rounded to a subnormal."""
+    x, top = confident(SUBNORMAL_GAPS[dtype], classes, dtype, spread=False)
+    rng = np.random.default_rng(12)
+    options = {
+        "weight": rng.uniform(1, 60, classes).astype(dtype),
+        "sample_weight": rng.uniform(1, 60, len(x)).astype(dtype),
+        "upstream": rng.uniform(1, 60, len(x)).astype(dtype),
+    }
+    for labels in (top, (top + 1) % classes):
+        check_arranged(TWO_TERM, TWO_TERM.arguments(x, labels), more=OPTION_ULPS, **options)
+
+
+@dtypes
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [3, 65, 130, 20_000])  # the last in several blocks
+def test_two_term_form_with_targets_of_higher_precision_that_are_nearly_one(classes, weighted, dtype):
+    rng = np.random.default_rng(13)
+    n = 40 if classes < 1000 else 2
+    x = (3 * rng.normal(size=(n, classes))).astype(dtype)
+    weight = {"weight": rng.uniform(0.1, 9, classes).astype(dtype)} if weighted else {}
+    targets = 1 - rng.uniform(0, 1e-9, x.shape)
+    check_arranged(TWO_TERM, (x, targets), more=2 + OPTION_ULPS * weighted, **weight)
+    check_arranged(TWO_TERM, (x, targets), more=2 + OPTION_ULPS * weighted, copied=TWO_TERM.names, **weight)
+
+
+@dtypes
+@pytest.mark.parametrize("classes", [2, 9, 65, 130, 1000, 20_000])
+def test_two_term_form_of_equal_logits(classes, dtype):
+    """The first maximum and others like it, and several runners-up."""
+    rng = np.random.default_rng(14)
+    x = rng.integers(0, 3, (40 if classes < 1000 else 3, classes)).astype(dtype)
+    check_arranged(TWO_TERM, TWO_TERM.arguments(x, np.argmax(x, axis=1)))
+    check_arranged(TWO_TERM, TWO_TERM.arguments(x))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Instruction sets
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+# cython: cdivision=True
+# The plan of a request: how it is computed. No other file chooses.
+from ._job cimport BLOCK, BY_COLUMNS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
+from ._primitives cimport (
+    CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
+    ce_must_be_serial,
+)
+from ._request cimport (
+    ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
+    Matrix, Request,
+)
+from ._sigmoid cimport PIECE, SIGMOID_SCRATCH
+from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
+from ._tiles cimport tile_scratch
+
+cdef enum:
+    TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
+    TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
+    TWO_TERM_TILES_BEAT_ROWS = 80   # the same for the two-term form of a softmax
+    MIN_TILE_WIDTH = 48         # when there are enough rows
+    STRIP_BYTES = 5 << 17       # tiles of contiguous rows: 640 KiB, of the second-level cache
+    CHUNK = 2048                # numbers of such a tile between the arrays and the first-level cache
+    COLUMN_GROUP = 4096         # rows of a unit that is worked on where it lies: shorter runs of memory are slower
+    UNIT_LOGITS = 32768         # in a unit of work, about 10 us
+    STREAM_STRIPS = 1 << 22     # gradients of contiguous rows from this size on (4 MiB) are written past the caches,
+    STREAM_BYTES = 3 << 23      # and those of long rows from this size on (24 MiB)
+    MAX_THREADS = 256
+
+cdef inline bint is_product(const Request *request) noexcept nogil:
+    return request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD
+
+cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
+    """What the operation is a function of. Its dtype is that of the results."""
+    if is_product(request):
+        return &request.y
+    return &request.logits
+
+cdef inline bint is_computable(const Request *r) noexcept nogil:
+    """Whether the matrices that the operation needs are there, with dtypes that it takes."""
+    cdef int operation = r.operation, dtype = main_input(r).dtype
+    cdef bint product = is_product(r)
+    cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
+    cdef bint with_targets = not with_labels and (
+        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
+    return (CROSS_ENTROPY <= operation <= ARGMAX and (dtype == F32 or dtype == F64)
+            and (operation != ARGMAX or r.first_max != NULL)
+            and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
+            and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
+            and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
+            and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
+
+cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
+    """What base is, which the labels or targets and their options decide."""
+    cdef bint weighted = request.weight != NULL
+    p.hot, p.uniform = 1, 0
+    if request.operation == CROSS_ENTROPY:
+        p.hot, p.uniform = 1 - request.label_smoothing, request.label_smoothing/request.classes
+        p.with_labels = request.labels.data != NULL
+        if not p.with_labels:
+            p.base_kind, p.base_scale = CE_BY_ELEMENT, 1
+        elif weighted and p.uniform != 0:
+            p.weighted_smoothing, p.base_kind, p.base_scale = True, CE_BY_CLASS, 1
+        else:
+            p.base_kind, p.base_scale = CE_ONES, p.uniform
+    p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
+                       and p.hot == 1 and not weighted and request.pos_weight == NULL)
+
+cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
+    return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
+
+cdef inline int path_of(const Request *r, int size) noexcept nogil:
+    cdef const Matrix *x = main_input(r)
+    cdef const Matrix *u = &r.upstream if is_product(r) else x
+    cdef const Matrix *grad = &r.grad if is_product(r) or (r.operation != ARGMAX and r.grad.data != NULL) else x
+    cdef bint along_classes = x.class_stride == size and grad.class_stride == size
+    cdef bint along_rows = x.class_stride != size and rows_contiguous(x, size)
+    if r.operation == SIGMOID_TWO_TERM:
+        return BY_COLUMNS if along_rows else BY_ROWS
+    if is_product(r) or r.operation == ARGMAX:      # where the matrices lie, if they lie alike
+        if along_classes and u.class_stride == size:
+            return BY_ROWS
+        if rows_contiguous(x, size) and rows_contiguous(u, size) and rows_contiguous(grad, size):
+            return BY_COLUMNS
+        return BY_TILES
+    if r.operation == SOFTMAX_TWO_TERM:
+        return BY_TILES if along_rows or r.classes <= TWO_TERM_TILES_BEAT_ROWS else BY_ROWS
+    return BY_TILES if along_rows or r.classes <= (TILES_BEAT_TURNS if along_classes else TILES_BEAT_ROWS) else BY_ROWS
+
+cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
+    # ARGMAX is so fast that threads pay only where there is more to do.
+    cdef Py_ssize_t least = (16 if request.operation == ARGMAX else 2)*UNIT_LOGITS
+    p.threads = request.num_threads
+    if ce_must_be_serial():
+        p.threads = 1
+    elif request.num_threads <= 0:
+        p.automatic = True
+        p.threads = 1 if request.rows*request.classes < least else ce_automatic_threads()
+
+cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept nogil:
+    """The size of a tile. It depends on the shapes and strides alone."""
+    cdef Py_ssize_t classes = request.classes
+    cdef bint strips = (request.logits.row_stride == size and request.logits.class_stride != size
+                        and (request.grad.data == NULL or request.grad.row_stride == size))
+    p.tile = TILE_SIZE
+    if strips:
+        # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
+        # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
+        p.tile = STRIP_BYTES/size
+        if p.base_kind == CE_BY_ELEMENT:        # there is a second tile
+            p.tile /= 2
+        if p.tile/classes >= MIN_TILE_WIDTH:
+            p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
+        p.tile = max(min(p.tile, p.group*classes), TILE_SIZE)
+    # A tile that holds all classes need not compute its exponentials twice; one of few rows wastes memory lines. An odd
+    # number of lines from class to class, so that they do not fall on each other in the cache.
+    while p.group*classes > p.tile and not strips and p.group > MIN_TILE_WIDTH:
+        p.group -= 2*CE_MAX_LANES
+    p.chunk = CHUNK if strips else p.tile
+
+cdef inline void plan_units(const Request *request, int size, Plan *p) noexcept nogil:
+    """Groups and units. Where losses are added, they depend on the shapes and strides alone, never on the number of
+    threads."""
+    cdef Py_ssize_t rows = request.rows, classes = request.classes
+    p.group, p.unit = GROUP, max(UNIT_LOGITS/classes, 1)
+    if request.operation == SOFTMAX_TWO_TERM:
+        p.group = two_term_group(p.path, classes)
+    elif p.path == BY_TILES:
+        plan_tile(request, size, p)
+    if p.path == BY_TILES:
+        if p.chunk == p.tile:
+            p.unit = max(p.unit, rows/16)
+        if p.unit > p.group or p.chunk < p.tile:
+            p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
+        else:
+            p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
+    elif request.operation == SOFTMAX_TWO_TERM:
+        p.unit = max(p.unit/p.group, 1)*p.group
+    elif p.path == BY_COLUMNS and request.operation == SIGMOID_TWO_TERM:
+        p.unit = max(p.unit, min(rows/16, PIECE))
+    elif p.path == BY_COLUMNS:
+        p.unit = (rows + p.threads - 1)/p.threads
+        p.unit = p.group = min((p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES, <Py_ssize_t>COLUMN_GROUP)
+    p.units = (rows + p.unit - 1)/p.unit
+
+cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcept nogil:
+    if request.operation == SIGMOID_TWO_TERM:
+        return SIGMOID_SCRATCH
+    if request.operation == SOFTMAX_TWO_TERM:
+        return TWO_TERM_SCRATCH
+    if p.path == BY_TILES:
+        return tile_scratch(p)
+    return 5*p.group if p.path == BY_COLUMNS else 3*BLOCK
+
+cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
+    """Chooses how a request with at least one row is computed. p is zero before."""
+    cdef const Matrix *x = main_input(request)
+    cdef const Matrix *grad = &request.grad
+    cdef Py_ssize_t bytes
+    cdef int size = sizeof(float) if x.dtype == F32 else sizeof(double)
+    p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
+    p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
+    plan_base(request, size, p)
+    p.path = path_of(request, size)
+    plan_threads(request, p)
+    plan_units(request, size, p)
+    p.threads = <int>min(p.threads, p.units, MAX_THREADS)
+    p.scratch = scratch_of(request, p)
+    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
+    bytes = request.rows*request.classes*size
+    if grad.data != x.data:
+        p.stream = bytes >= STREAM_STRIPS if p.chunk < p.tile else request.classes > BLOCK and bytes >= STREAM_BYTES
