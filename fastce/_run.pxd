@@ -28,12 +28,15 @@ from ._request cimport (
 from ._rows cimport rows
 from ._sigmoid cimport sigmoid_row
 from ._softmax_two_term cimport softmax_row
-from ._tiles cimport TILE_SCRATCH, tiles
+from ._tiles cimport tile_scratch, tiles
 
 cdef enum:
     TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
     TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
     MIN_TILE_WIDTH = 48         # when there are enough rows
+    STRIP_BYTES = 5 << 17       # tiles of contiguous rows: 640 KiB, of the second-level cache
+    CHUNK = 2048                # numbers of such a tile between the arrays and the first-level cache
+    STREAM_STRIPS = 1 << 22     # gradients of contiguous rows from this size on (4 MiB) are written past the caches
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
     STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches
     MAX_THREADS = 256
@@ -75,18 +78,38 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
     p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
                        and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
-cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
-    """Groups and units. They depend on the shapes alone, never on the number of threads."""
-    cdef Py_ssize_t rows = request.rows, classes = request.classes
+cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept nogil:
+    """The size of a tile. It depends on the shapes and strides alone."""
+    cdef Py_ssize_t classes = request.classes
+    cdef bint strips = (request.logits.row_stride == size and request.logits.class_stride != size
+                        and (request.grad.data == NULL or request.grad.row_stride == size))
+    p.group, p.tile = GROUP, TILE_SIZE
+    if strips:
+        # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
+        # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
+        p.tile = STRIP_BYTES/size
+        if p.base_kind == CE_BY_ELEMENT:        # there is a second tile
+            p.tile /= 2
+        if p.tile/classes >= MIN_TILE_WIDTH:
+            p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
+        p.tile = max(min(p.tile, p.group*classes), TILE_SIZE)
     # A tile that holds all classes need not compute its exponentials twice; one of few rows wastes memory lines. An odd
     # number of lines from class to class, so that they do not fall on each other in the cache.
-    p.group = GROUP
-    while p.path == BY_TILES and p.group*classes > TILE_SIZE and p.group > MIN_TILE_WIDTH:
+    while p.group*classes > p.tile and not strips and p.group > MIN_TILE_WIDTH:
         p.group -= 2*CE_MAX_LANES
+    p.chunk = CHUNK if strips else p.tile
+
+cdef inline void plan_units(const Request *request, int size, Plan *p) noexcept nogil:
+    """Groups and units. They depend on the shapes and strides alone, never on the number of threads."""
+    cdef Py_ssize_t rows = request.rows, classes = request.classes
+    p.group = GROUP
+    if p.path == BY_TILES:
+        plan_tile(request, size, p)
     p.unit = max(UNIT_LOGITS/classes, 1)
     if p.path == BY_TILES:
-        p.unit = max(p.unit, rows/16)
-        if p.unit > p.group:
+        if p.chunk == p.tile:
+            p.unit = max(p.unit, rows/16)
+        if p.unit > p.group or p.chunk < p.tile:
             p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
         else:
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
@@ -102,8 +125,6 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
-    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
-    p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
     p.rows_take_turns = (p.base_kind == CE_ONES and not request.stats_given and contiguous
                          and (not p.with_grad or grad.class_stride == size))
     if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
@@ -114,8 +135,12 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
-    plan_units(request, p)
-    p.scratch = TILE_SCRATCH if p.path == BY_TILES else 3*BLOCK
+    plan_units(request, size, p)
+    p.scratch = tile_scratch(p) if p.path == BY_TILES else 3*BLOCK
+    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
+    p.stream = grad.data != x.data and (
+        logits >= STREAM_STRIPS/size if p.path == BY_TILES and p.chunk < p.tile
+        else request.classes > BLOCK and logits >= STREAM_BYTES/size)
     if ce_must_be_serial():
         p.threads = 1
     elif request.num_threads > 0:

@@ -7,25 +7,25 @@ from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled,
+    GROUP, TILE_SIZE, Job, Plan, State, add_label, cancels_at_maximum, coefficients, grad_at_maximum, moved, rescaled,
     weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
-
-cdef enum:
-    TILE_SCRATCH = 2*TILE_SIZE + 6*GROUP
 
 cdef struct Tile:
     Py_ssize_t start                # of its rows
     Py_ssize_t count
     Py_ssize_t width                # count, rounded up to whole vectors
     Py_ssize_t classes              # in a block
+    Py_ssize_t chunk                # classes of it that are loaded, or stored, at a time
+    bint keep                       # there is one block, which is loaded once
     bint store_exp                  # there is one block, whose logits are replaced by their exponentials
     bint pick_labels                # there is one block, and the labels' logits and exponentials are picked from it
     # In scratch, of the logits' dtype:
     void *x                         # a block of logits
     void *base                      # and its targets
+    void *grad                      # a chunk of the gradient
     void *row_max                   # these have one number for each row
     void *row_max_before            # of the blocks before
     void *a
@@ -38,6 +38,11 @@ cdef struct Tile:
     double lost_rest[GROUP]
     double part[GROUP]              # sums of a block
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
+
+cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
+    """The numbers of the logits' dtype that `tiles` needs."""
+    cdef Py_ssize_t bases = plan.tile if plan.base_kind == CE_BY_ELEMENT else 0
+    return plan.tile + bases + (max(plan.chunk, GROUP) if plan.chunk < plan.tile else 0) + 6*GROUP
 
 cdef inline void add_part(const ce_primitives *f, bint first, double *total, double *lost, const double *part,
                           Py_ssize_t n) noexcept nogil:
@@ -80,14 +85,24 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memset(tile.lost_linear, 0, width*sizeof(double))
         memset(tile.lost_rest, 0, width*sizeof(double))
 
-cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
+cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize_t n, floating *x,
                               floating *row_max) noexcept nogil:
-    """Updates row_max with a block of n classes from j on, and with it the sums of the blocks before."""
-    cdef floating *before = <floating *>tile.row_max_before
+    """Loads a block of n classes from j on and updates row_max, unless the stats are given. Its maxima are taken of one
+    chunk after the other, which is in the first-level cache."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef Py_ssize_t k, m
+    memcpy(tile.row_max_before, row_max, tile.width*sizeof(floating))
+    for k from 0 <= k < n by tile.chunk:
+        m = min(n - k, tile.chunk)
+        load_tile(f, &job.request.logits, tile.start, tile.count, j + k, m, tile.width, x + k*tile.width)
+        if not job.request.stats_given:
+            f.tile_max(x + k*tile.width, m, tile.width, row_max)
+
+cdef inline void raise_maxima(Tile *tile, State *s, const floating *row_max) noexcept nogil:
+    """Updates the sums of the blocks before one that has updated row_max."""
+    cdef const floating *before = <const floating *>tile.row_max_before
     cdef Py_ssize_t p
-    memcpy(before, row_max, tile.width*sizeof(floating))
-    job.plan.primitives.tile_max(tile.x, n, tile.width, row_max)
-    for p in range(tile.width if j > 0 else 0):
+    for p in range(tile.width):
         if row_max[p] > before[p]:
             s.tail[p] = rescaled(1 + s.tail[p] + tile.lost_tail[p], before[p], row_max[p])
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
@@ -122,7 +137,8 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
     """Adds the exponentials of a block to tail. Meanwhile what is read next (the tile's other classes, or
-    the next tile) is fetched into the cache, and so is the gradient's place. The logits' dtype has `size` bytes."""
+    the next tile) is fetched into the cache, and so is the place of a small gradient. The logits' dtype has `size`
+    bytes."""
     cdef const Matrix *logits = &job.request.logits
     cdef const Matrix *grad = &job.request.grad
     cdef void *next = tile.x
@@ -132,7 +148,7 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         next, next_stride = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
     elif logits.row_stride == size and stop < job.request.rows:
         next, next_stride = row_at(logits, stop), logits.class_stride
-    if tile.store_exp and grad.row_stride == size:
+    if tile.store_exp and grad.row_stride == size and n*tile.width <= TILE_SIZE and not job.plan.stream:
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
@@ -151,9 +167,9 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     begin_tile(job, tile, s, <floating *>tile.row_max)
     for j from 0 <= j < (job.request.classes if by_element or not given else 0) by tile.classes:
         n = min(job.request.classes - j, tile.classes)
-        load_tile(f, logits, tile.start, tile.count, j, n, tile.width, x)
-        if not given:
-            raise_maxima(job, tile, s, j, n, <floating *>tile.row_max)
+        load_classes(job, tile, j, n, x, <floating *>tile.row_max)
+        if not given and j > 0:
+            raise_maxima(tile, s, <const floating *>tile.row_max)
         if job.plan.base_scale != 0:
             add_tile_base(job, tile, s, j, n, <floating *>tile.base)
         if not given:
@@ -221,31 +237,38 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
     """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits again."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = <const floating *>tile.base
+    cdef floating *src = x
+    cdef floating *grad
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if tile.store_exp else CE_EXP
     cdef Py_ssize_t maxima[GROUP]
     cdef Py_ssize_t width = tile.width, p, j, n, k, found = 0
     begin_tile_grad(job, tile, s, <floating *>tile.exact_class)
-    for j from 0 <= j < job.request.classes by tile.classes:
-        n = min(job.request.classes - j, tile.classes)
+    for j from 0 <= j < job.request.classes by tile.chunk:
+        n = min(job.request.classes - j, tile.chunk)
+        if tile.keep:
+            src = x + j*width
+        else:
+            load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, src)
         if job.plan.base_kind != CE_BY_ELEMENT:
             base = base_block(job, 0, j, n, <floating *>tile.base)
-        elif not tile.store_exp:                                # else it is there already
+        elif tile.keep:
+            base = (<const floating *>tile.base) + j*width
+        else:
             load_base_tile(job, tile, j, n, <floating *>tile.base)
-        if job.plan.with_labels and not tile.pick_labels:       # the same
+        if job.plan.with_labels and (j > 0 or not tile.pick_labels):       # else they are there already
             f.label_lanes(s.label, tile.count, j, tile.exact_class)
-        if not tile.store_exp:
-            load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, x)
         if job.plan.weighted_smoothing:
-            found = exact_maxima(job, tile, s, j, n, x, maxima, tile.part)
-        f.tile_grad(x, x, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.exact_class,
-                    tile.exact_grad)
+            found = exact_maxima(job, tile, s, j, n, src, maxima, tile.part)
+        grad = src if tile.grad == NULL else <floating *>tile.grad
+        f.tile_grad(src, grad, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind,
+                    tile.exact_class, tile.exact_grad)
         for k in range(found):
-            x[maxima[k]] = <floating>tile.part[k]
+            grad[maxima[k]] = <floating>tile.part[k]
         for p in range(tile.count if s.ignored > 0 else 0):
             if s.label[p] < 0:
                 for k in range(n):
-                    x[k*width + p] = 0
-        store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, x)
+                    grad[k*width + p] = 0
+        store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
@@ -253,13 +276,19 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     cdef Tile tile
     tile.start, tile.count = start, count
     tile.width = (count + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
-    tile.classes = TILE_SIZE/tile.width
+    tile.classes = job.plan.tile/tile.width
+    tile.chunk = tile.classes if job.plan.chunk == job.plan.tile else max(job.plan.chunk/tile.width, 1)
     one_block = job.request.classes <= tile.classes and not job.request.stats_given
+    tile.keep = one_block
     tile.store_exp = one_block and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
     tile.pick_labels = one_block and job.plan.with_labels
-    tile.x, tile.base, scratch = scratch, scratch + TILE_SIZE, scratch + 2*TILE_SIZE
     tile.row_max, tile.row_max_before, tile.a = scratch, scratch + GROUP, scratch + 2*GROUP
     tile.b, tile.exact_class, tile.exact_grad = scratch + 3*GROUP, scratch + 4*GROUP, scratch + 5*GROUP
+    scratch += 6*GROUP
+    tile.grad = NULL
+    if job.plan.chunk < job.plan.tile:
+        tile.grad, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
+    tile.x, tile.base = scratch, scratch + job.plan.tile
     tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)
