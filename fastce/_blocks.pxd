@@ -141,7 +141,7 @@ cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i
         src = row_at(a, i + p) + j*a.class_stride
         run = evenly_spaced(a, i + p, count - p)
         if own and a.row_stride == size:
-            f.copy_runs(src, a.class_stride, classes, run, tile + p, width*size)
+            f.load_runs(src, a.class_stride, classes, run, tile + p, width*size)
         elif own and a.class_stride == size:
             f.transpose(src, a.row_stride, run, classes, tile + p, width*size)
         elif 0 < a.row_stride < a.class_stride:
@@ -155,15 +155,15 @@ cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i
             memset(tile + k*width + count, 0, (width - count)*size)
 
 cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
-                            Py_ssize_t classes, Py_ssize_t width, const floating *tile) noexcept nogil:
-    """a[i + p, j + k] = tile[k, p]"""
+                            Py_ssize_t classes, Py_ssize_t width, const floating *tile, bint stream) noexcept nogil:
+    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows are written past the caches."""
     cdef Py_ssize_t p = 0, k, r, run, size = sizeof(floating)
     cdef char *dst
     while p < count:
         dst = row_at(a, i + p) + j*a.class_stride
         run = evenly_spaced(a, i + p, count - p)
         if a.row_stride == size:
-            f.copy_runs(tile + p, width*size, classes, run, dst, a.class_stride)
+            f.store_runs(tile + p, width*size, classes, run, dst, a.class_stride, stream)
         elif a.class_stride == size:
             f.transpose(tile + p, width*size, classes, run, dst, a.row_stride)
         else:

@@ -53,7 +53,7 @@ cdef inline void jacobian_tile(const Job *job, Py_ssize_t i, Py_ssize_t count, f
             load_tile(f, &r.upstream, i, count, j, n, width, u)
             if products:
                 f.columns_jacobian(y, stride, u, stride, y, stride, n, width, of_log(job), minus_sum)
-                store_tile(f, &r.grad, i, count, j, n, width, y)
+                store_tile(f, &r.grad, i, count, j, n, width, y, False)
             else:
                 f.columns_jacobian_sum(y, stride, u, stride, n, width, of_log(job), j == 0, acc, minus_sum)
 

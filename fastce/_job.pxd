@@ -21,7 +21,7 @@ from ._request cimport F32, F64, LOG_SOFTMAX, Request
 cdef enum:
     GROUP = 112         # rows whose state is held at a time, at most
     BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
-    TILE_SIZE = 8192    # numbers in a tile
+    TILE_SIZE = 8192    # numbers in a tile, unless its rows are contiguous in the arrays too
 
 cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
@@ -43,6 +43,8 @@ cdef struct Plan:
     int base_kind                   # CE_ONES, CE_BY_CLASS or CE_BY_ELEMENT
     double base_scale               # 0: there is no base
     Py_ssize_t group                # rows worked on at a time: the width of a tile
+    Py_ssize_t tile                 # numbers in a tile
+    Py_ssize_t chunk                # of them that are loaded, or stored, at a time
     Py_ssize_t unit                 # rows in a unit of work
     Py_ssize_t units
     int threads

@@ -147,9 +147,11 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return SIGMOID_SCRATCH
     if request.operation == SOFTMAX_TWO_TERM:
         return TWO_TERM_SCRATCH
-    if p.path == BY_TILES:
-        return tile_scratch(p)
-    return 5*p.group if p.path == BY_COLUMNS else 3*BLOCK
+    if p.path == BY_COLUMNS:
+        return 5*p.group
+    if is_product(request) or request.operation == ARGMAX:
+        return 2*TILE_SIZE + 5*GROUP if p.path == BY_TILES else 0
+    return tile_scratch(p) if p.path == BY_TILES else 3*BLOCK
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     """Chooses how a request with at least one row is computed. p is zero before."""

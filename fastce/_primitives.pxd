@@ -102,7 +102,8 @@ cdef extern from * nogil:
         void (*columns_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *, void *,
                                void *) noexcept nogil
         void (*transpose)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
-        void (*copy_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*load_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*store_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*widen)(const void *, Py_ssize_t, double *) noexcept nogil

@@ -87,7 +87,7 @@ cdef inline void load_wide(const Job *job, const TwoTerm *t, Py_ssize_t j, Py_ss
                 numbers = some*t.c.pitch
             at = place(t, p, k)
             f.narrow(wide, numbers, c + at)
-            ce_chosen_f64.row_affine(wide, NULL, numbers, -1, 1)
+            ce_chosen_f64.row_affine(wide, NULL, numbers, -1, 1, wide)
             f.narrow(wide, numbers, not_c + at)
         if t.c.along:
             for k in range(n, t.c.pitch):
@@ -119,7 +119,7 @@ cdef inline void store(const Job *job, const TwoTerm *t, Py_ssize_t j, Py_ssize_
     cdef const Matrix *dst = &job.request.grad
     cdef Py_ssize_t p
     if not t.c.along:
-        store_tile(job.plan.primitives, dst, t.start, t.count, j, n, t.c.pitch, grad)
+        store_tile(job.plan.primitives, dst, t.start, t.count, j, n, t.c.pitch, grad, False)
         return
     for p in range(t.count):
         if dst.class_stride == sizeof(floating):

@@ -7,13 +7,10 @@ from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, State, add_label, coefficients, moved, rescaled, weight_of,
+    GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, moved, rescaled, weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
-
-cdef enum:
-    TILE_SCRATCH = 2*TILE_SIZE + 9*GROUP
 
 cdef struct TileSum:
     # One of the state's sums.
@@ -26,6 +23,7 @@ cdef struct Tile:
     Py_ssize_t count
     Py_ssize_t width                # count, rounded up to whole vectors
     Py_ssize_t classes              # in a block
+    Py_ssize_t chunk                # classes of it that are loaded, or stored, at a time
     bint read_blocks                # the state depends on more than what is given and the labels' logits
     bint one_block
     bint keep                       # tile_state leaves the only block and its base in scratch
@@ -34,6 +32,7 @@ cdef struct Tile:
     # In scratch, of the logits' dtype:
     void *x                         # a block of logits
     void *base                      # and its targets
+    void *grad                      # a chunk of the gradient
     void *row_max                   # these have one number for each row
     void *row_max_before            # of the blocks before
     void *a
@@ -48,6 +47,11 @@ cdef struct Tile:
     TileSum linear
     TileSum rest
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
+
+cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
+    """The numbers of the logits' dtype that `tiles` needs."""
+    cdef Py_ssize_t bases = plan.tile if plan.base_kind == CE_BY_ELEMENT else 0
+    return plan.tile + bases + (max(plan.chunk, GROUP) if plan.chunk < plan.tile else 0) + 9*GROUP
 
 cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
     """Where the sums of the block that begins with class j are written before add_block."""
@@ -98,14 +102,24 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memset(tile.linear.lost, 0, width*sizeof(double))
         memset(tile.rest.lost, 0, width*sizeof(double))
 
-cdef inline void raise_maxima(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
+cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize_t n, floating *x,
                               floating *row_max) noexcept nogil:
-    """Updates row_max with a block of n classes from j on, and with it the sums of the blocks before."""
-    cdef floating *before = <floating *>tile.row_max_before
+    """Loads a block of n classes from j on and updates row_max, unless the stats are given. Its maxima are taken of one
+    chunk after the other, which is in the first-level cache."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef Py_ssize_t k, m
+    memcpy(tile.row_max_before, row_max, tile.width*sizeof(floating))
+    for k from 0 <= k < n by tile.chunk:
+        m = min(n - k, tile.chunk)
+        load_tile(f, &job.request.logits, tile.start, tile.count, j + k, m, tile.width, x + k*tile.width)
+        if not job.request.stats_given:
+            f.tile_max(x + k*tile.width, m, tile.width, row_max)
+
+cdef inline void raise_maxima(Tile *tile, State *s, const floating *row_max) noexcept nogil:
+    """Updates the sums of the blocks before one that has updated row_max."""
+    cdef const floating *before = <const floating *>tile.row_max_before
     cdef Py_ssize_t p
-    memcpy(before, row_max, tile.width*sizeof(floating))
-    job.plan.primitives.tile_max(tile.x, n, tile.width, row_max)
-    for p in range(tile.width if j > 0 else 0):
+    for p in range(tile.width):
         if row_max[p] > before[p]:
             s.tail[p] = rescaled(1 + s.tail[p] + tile.tail.lost[p], before[p], row_max[p])
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
@@ -144,7 +158,8 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
                                        Py_ssize_t size) noexcept nogil:
     """Adds the exponentials of a block to tail. Meanwhile what is read next (the tile's other classes, or
-    the next tile) is fetched into the cache, and so is the gradient's place. The logits' dtype has `size` bytes."""
+    the next tile) is fetched into the cache, and so is the place of a small gradient. The logits' dtype has `size`
+    bytes."""
     cdef const Matrix *logits = &job.request.logits
     cdef const Matrix *grad = &job.request.grad
     cdef void *next = tile.x
@@ -154,7 +169,7 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         next, next_stride = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
     elif logits.row_stride == size and stop < job.request.rows:
         next, next_stride = row_at(logits, stop), logits.class_stride
-    if tile.store_exp and grad.row_stride == size:
+    if tile.store_exp and grad.row_stride == size and n*tile.width <= TILE_SIZE and not job.plan.stream:
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
@@ -184,9 +199,9 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     begin_tile(job, tile, s, <floating *>tile.row_max)
     for j from 0 <= j < (job.request.classes if tile.read_blocks else 0) by tile.classes:
         n = min(job.request.classes - j, tile.classes)
-        load_tile(f, logits, tile.start, tile.count, j, n, tile.width, x)
-        if not given:
-            raise_maxima(job, tile, s, j, n, <floating *>tile.row_max)
+        load_classes(job, tile, j, n, x, <floating *>tile.row_max)
+        if not given and j > 0:
+            raise_maxima(tile, s, <const floating *>tile.row_max)
         if job.plan.base_scale != 0:
             add_tile_base(job, tile, s, j, n, <floating *>tile.base)
         if not given:
@@ -252,22 +267,29 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
     """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = <const floating *>tile.base
+    cdef floating *src = x
+    cdef floating *grad
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if tile.store_exp else CE_EXP
     cdef Py_ssize_t width = tile.width, j, n
     begin_tile_grad(job, tile, s, <floating *>tile.label)
-    for j from 0 <= j < job.request.classes by tile.classes:
-        n = min(job.request.classes - j, tile.classes)
+    for j from 0 <= j < job.request.classes by tile.chunk:
+        n = min(job.request.classes - j, tile.chunk)
+        if tile.keep:
+            src = x + j*width
+        else:
+            load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, src)
         if job.plan.base_kind != CE_BY_ELEMENT:
             base = base_block(job, 0, j, n, <floating *>tile.base)
-        elif not tile.keep:
+        elif tile.keep:
+            base = (<const floating *>tile.base) + j*width
+        else:
             load_base_tile(job, tile, j, n, <floating *>tile.base)
-        if job.plan.with_labels and not tile.pick_labels:       # else they are there already
+        if job.plan.with_labels and (j > 0 or not tile.pick_labels):       # else they are there already
             f.label_lanes(s.label, tile.count, j, tile.label)
-        if not tile.keep:
-            load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, x)
-        f.tile_grad(x, x, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.label,
+        grad = src if tile.grad == NULL else <floating *>tile.grad
+        f.tile_grad(src, grad, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.label,
                     tile.label_grad, tile.maximum, tile.max_grad)
-        store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, x)
+        store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
@@ -275,16 +297,21 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     cdef Tile tile
     tile.start, tile.count = start, count
     tile.width = (count + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
-    tile.classes = TILE_SIZE/tile.width
+    tile.classes = job.plan.tile/tile.width
+    tile.chunk = tile.classes if job.plan.chunk == job.plan.tile else max(job.plan.chunk/tile.width, 1)
     tile.one_block = job.request.classes <= tile.classes
     tile.pick_labels = tile.one_block and job.plan.with_labels
     tile.read_blocks = not given or tile.pick_labels or job.plan.base_kind != CE_ONES
     tile.keep = tile.one_block and tile.read_blocks
     tile.store_exp = tile.keep and not given and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
-    tile.x, tile.base, scratch = scratch, scratch + TILE_SIZE, scratch + 2*TILE_SIZE
     tile.row_max, tile.row_max_before, tile.a, tile.b = scratch, scratch + GROUP, scratch + 2*GROUP, scratch + 3*GROUP
     tile.label, tile.label_grad, scratch = scratch + 4*GROUP, scratch + 5*GROUP, scratch + 6*GROUP
     tile.maximum, tile.max_grad, tile.max_others = scratch, scratch + GROUP, scratch + 2*GROUP
+    scratch += 3*GROUP
+    tile.grad = NULL
+    if job.plan.chunk < job.plan.tile:
+        tile.grad, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
+    tile.x, tile.base = scratch, scratch + job.plan.tile
     tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)

@@ -48,15 +48,62 @@ static void FN(transpose)(const void *src, Py_ssize_t src_stride, Py_ssize_t row
     }
 }
 
-static void FN(copy_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst_,
+/* How far ahead runs of n numbers are fetched: about 2 KiB of them. The processor does not, where they are on different
+ * pages. Few runs are near already. */
+CE_INLINE Py_ssize_t FN(ahead)(Py_ssize_t runs, Py_ssize_t n, Py_ssize_t stride)
+{
+    return runs < 16 ? 0 : (2048 / (n * (Py_ssize_t)sizeof(T)) + 1) * stride;
+}
+
+static void FN(load_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst_,
                           Py_ssize_t dst_stride)
 {
+    const Py_ssize_t ahead = FN(ahead)(runs, n, src_stride);
     for (Py_ssize_t k = 0; k < runs; k++) {
         const T *src = ce_at(src_, k * src_stride);
         T *dst = ce_at(dst_, k * dst_stride);
         Py_ssize_t i = 0;
-        for (; i + LANES <= n; i += LANES)
+        for (; i + LANES <= n; i += LANES) {
+            CE_PREFETCH(ce_at(src + i, ahead));
             STORE(dst + i, LOAD(src + i));
+        }
+        for (; i < n; i++)
+            dst[i] = src[i];
+    }
+}
+
+/* Lines that are written only in part are not streamed, because each would be read and written by itself. */
+CE_INLINE void FN(stream_run)(const T *src, Py_ssize_t n, T *dst)
+{
+    enum { LINE = CE_CACHE_LINE / sizeof(T) };
+    Py_ssize_t i = 0, before = (Py_ssize_t)(-(uintptr_t)dst % CE_CACHE_LINE / sizeof(T));
+    for (; i < before && i < n; i++)
+        dst[i] = src[i];
+    for (; i + LINE <= n; i += LINE)
+        for (int k = 0; k < LINE; k += LANES)
+            STREAM(dst + i + k, LOAD(src + i + k));
+    for (; i < n; i++)
+        dst[i] = src[i];
+}
+
+static void FN(store_runs)(const void *src_, Py_ssize_t src_stride, Py_ssize_t runs, Py_ssize_t n, void *dst_,
+                           Py_ssize_t dst_stride, int stream)
+{
+    const Py_ssize_t ahead = FN(ahead)(runs, n, dst_stride);
+    for (Py_ssize_t k = 0; k < runs; k++) {
+        const T *src = ce_at(src_, k * src_stride);
+        T *dst = ce_at(dst_, k * dst_stride);
+        Py_ssize_t i = 0;
+        if (stream && (uintptr_t)dst % sizeof(T) == 0) {
+            CE_PREFETCH_WRITE(ce_at(dst, ahead));
+            CE_PREFETCH_WRITE(ce_at(dst + n - 1, ahead));
+            FN(stream_run)(src, n, dst);
+            continue;
+        }
+        for (; i + LANES <= n; i += LANES) {
+            CE_PREFETCH_WRITE(ce_at(dst + i, ahead));
+            STORE(dst + i, LOAD(src + i));
+        }
         for (; i < n; i++)
             dst[i] = src[i];
     }

@@ -250,3 +250,38 @@ def test_place_in_memory_changes_no_bit(classes: int, dtype: type) -> None:
                 case.assert_same(case(arguments | {case.main: given}, out=out), want, f"at {offset}", bitwise=True)
             if in_place:
                 case.assert_same(case(arguments | {case.main: given}, out=given), want, f"at {offset}", bitwise=True)
+
+
+@pytest.mark.parametrize("shape", [(1100, 1000), (70, 20_000), (67_000, 21)], ids=str)
+@pytest.mark.parametrize("with_probabilities", [False, True])
+def test_large_arrays_with_contiguous_rows_anywhere_in_memory(shape: tuple[int, int], with_probabilities: bool) -> None:
+    """Their gradients are written past the caches where lines are whole, and beside `out` nothing is written."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal(shape).astype(F32)
+    logits[1, 2:] = -np.inf
+    logits[-1, 0] = np.nan
+    labels = rng.integers(shape[1], size=shape[0])
+    labels[3] = labels[-1] = -100
+    targets = fastce.softmax(rng.standard_normal(shape).astype(F32)) if with_probabilities else labels
+    options = {"label_smoothing": 0.1, "reduction": "none"}
+    want = fastce.cross_entropy_with_grad(logits, targets, **options)
+
+    def at(offset: int, values: np.ndarray | float) -> tuple[np.ndarray, list[np.ndarray]]:
+        room = np.full(logits.size + 64, 7, F32)
+        begin = -room.ctypes.data // room.itemsize % 16 + 16 + offset
+        before, a, after = np.split(room, [begin, begin + logits.size])
+        a[...] = np.ravel(np.broadcast_to(values, shape), order="F")
+        return a.reshape(shape, order="F"), [before, after]
+
+    first = None
+    for offset, num_threads in [(0, 1), (4, 3), (1, 1), (15, 2)]:
+        given, out, beside = at(offset, logits)[0], *at(offset, 9)
+        loss, grad = fastce.cross_entropy_with_grad(given, targets, out=out, num_threads=num_threads, **options)
+        assert all((part == 7).all() for part in beside), "written beside out"
+        np.testing.assert_allclose(loss, want[0], rtol=1e-5)
+        np.testing.assert_allclose(grad, want[1], rtol=1e-4, atol=1e-7)
+        in_place = fastce.cross_entropy_with_grad(given, targets, out=given, num_threads=num_threads, **options)
+        first = first or (loss, grad)
+        for got in ((loss, grad), in_place):
+            for a, b in zip(got, first, strict=True):
+                np.testing.assert_array_equal(a, b)
