@@ -36,14 +36,9 @@ cdef inline Py_ssize_t evenly_spaced(const Matrix *a, Py_ssize_t i, Py_ssize_t n
 
 cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                            Py_ssize_t step) noexcept nogil:
-    cdef const number *contiguous = <const number *>src
     cdef Py_ssize_t k
-    if stride == sizeof(number) and step == 1:      # a loop that compilers vectorise
-        for k in range(n):
-            dst[k] = <scratch_number>contiguous[k]
-    else:
-        for k in range(n):
-            dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
+    for k in range(n):
+        dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
 
 cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                         Py_ssize_t step) noexcept nogil:
@@ -59,6 +54,14 @@ cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_
     elif dtype == U32: gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
     elif dtype == U64: gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
 
+cdef inline Py_ssize_t size_of(int dtype) noexcept nogil:
+    """The bytes of a number."""
+    if dtype == I8 or dtype == U8:
+        return 1
+    if dtype == I16 or dtype == U16:
+        return 2
+    return 4 if dtype == I32 or dtype == U32 or dtype == F32 else 8
+
 # -- Rows
 
 cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
@@ -67,7 +70,13 @@ cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, P
     cdef const char *src = row_at(a, i) + j*a.class_stride
     if a.class_stride == sizeof(floating) and a.dtype == own_dtype(scratch):
         return <const floating *>src
-    gather(a.dtype, src, a.class_stride, n, scratch, 1)
+    if a.class_stride == size_of(a.dtype):
+        if floating is float:
+            ce_chosen_f32.convert(a.dtype, src, n, scratch)
+        else:
+            ce_chosen_f64.convert(a.dtype, src, n, scratch)
+    else:
+        gather(a.dtype, src, a.class_stride, n, scratch, 1)
     return scratch
 
 cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
@@ -81,19 +90,18 @@ cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t 
 
 cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                                        floating *scratch) noexcept nogil:
-    """base of row i, n classes from class j on, contiguous; NULL for ones."""
+    """base of row i, n classes from class j on, contiguous; NULL for ones. Of targets, what plan.slope and plan.offset
+    are applied to."""
     cdef const floating *targets
-    cdef const floating *weight = NULL
     if job.plan.base_kind == CE_ONES:
         return NULL
     if job.plan.base_kind == CE_BY_CLASS:
         return (<const floating *>job.smoothing) + j
     targets = block(&job.request.targets, i, j, n, scratch)
-    if job.weight != NULL:
-        weight = (<const floating *>job.weight) + j
-    if job.plan.hot == 1 and job.plan.uniform == 0 and weight == NULL:
+    if job.weight == NULL:
         return targets
-    job.plan.primitives.row_affine(targets, weight, n, job.plan.hot, job.plan.uniform, scratch)
+    job.plan.primitives.row_affine(targets, (<const floating *>job.weight) + j, n, job.plan.hot, job.plan.uniform,
+                                   scratch)
     return scratch
 
 cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:

@@ -42,6 +42,8 @@ cdef struct Plan:
     double uniform                  # label_smoothing/classes
     int base_kind                   # CE_ONES, CE_BY_CLASS or CE_BY_ELEMENT
     double base_scale               # 0: there is no base
+    double slope                    # rows of targets are read as slope*target + offset, if there are no weights
+    double offset
     Py_ssize_t group                # rows worked on at a time: the width of a tile
     Py_ssize_t tile                 # numbers in a tile
     Py_ssize_t chunk                # of them that are loaded, or stored, at a time

@@ -52,12 +52,14 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
 cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
     """What base is, which the labels or targets and their options decide."""
     cdef bint weighted = request.weight != NULL
-    p.hot, p.uniform = 1, 0
+    p.hot, p.uniform, p.slope, p.offset = 1, 0, 1, 0
     if request.operation == CROSS_ENTROPY:
         p.hot, p.uniform = 1 - request.label_smoothing, request.label_smoothing/request.classes
         p.with_labels = request.labels.data != NULL
         if not p.with_labels:
             p.base_kind, p.base_scale = CE_BY_ELEMENT, 1
+            if not weighted:
+                p.slope, p.offset = p.hot, p.uniform
         elif weighted and p.uniform != 0:
             p.weighted_smoothing, p.base_kind, p.base_scale = True, CE_BY_CLASS, 1
         else:

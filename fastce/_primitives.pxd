@@ -64,14 +64,14 @@ cdef extern from * nogil:
         void (*rows_exp_sum)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
                              int, const void *, double *) noexcept nogil
         void (*rows_base)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
-                          double *, double *, double *) noexcept nogil
+                          double, double, double *, double *, double *) noexcept nogil
         double (*row_sum)(const void *, Py_ssize_t) noexcept nogil
         void (*rows_grad)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
                           const double *, const double *, const void *, const Py_ssize_t *, const double *,
                           int) noexcept nogil
         void (*rows_grad_by_element)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                     Py_ssize_t, int, const double *, const double *, const double *, const double *,
-                                     const double *, int) noexcept nogil
+                                     Py_ssize_t, int, const double *, const double *, const double *, double, double,
+                                     const double *, const double *, int) noexcept nogil
         void (*tile_max)(const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
                              double *, double *, double *, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
@@ -105,6 +105,7 @@ cdef extern from * nogil:
         void (*load_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*store_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil
+        void (*convert)(int, const void *, Py_ssize_t, void *) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*widen)(const void *, Py_ssize_t, double *) noexcept nogil
         void (*widen_state)(const void *, Py_ssize_t, double *, double *, double *, double,

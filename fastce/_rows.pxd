@@ -76,7 +76,7 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         return
     job.plan.primitives.rows_base(
         rows.x, rows.x_step, rows.base, rows.base_step, rows.count, job.request.classes, s.row_max + r,
-        s.linear + r if job.plan.with_loss else NULL, s.rest + r if by_element else NULL, s.q + r)
+        job.plan.slope, job.plan.offset, s.linear + r if job.plan.with_loss else NULL, s.rest + r if by_element else NULL, s.q + r)
     for p in range(r, r + rows.count):
         s.linear[p] *= job.plan.base_scale
         s.mass[p] = s.rest[p] + s.q[p]
@@ -158,7 +158,8 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
     if job.plan.base_kind == CE_BY_ELEMENT:
         set_exact_src(job, s, r, rows.count, rows.form)
         f.rows_grad_by_element(src, src_step, rows.base, rows.base_step, rows.grad, rows.grad_step, rows.count, n,
-                               rows.form, s.row_max + r, s.a + r, s.b + r, s.exact_src + r, s.exact_grad + r, False)
+                               rows.form, s.row_max + r, s.a + r, s.b + r, job.plan.slope, job.plan.offset,
+                               s.exact_src + r, s.exact_grad + r, False)
     else:
         f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
                     shift + r, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
@@ -232,7 +233,8 @@ cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
     """Adds the base of a block, from class j on, to linear, rest and top. Its logits were added before."""
     cdef const floating *base = base_block(job, i, j, n, scratch)
     cdef double shift = shift_of(sums.row_max), linear, rest = n, top = 0
-    job.plan.primitives.rows_base(x, 0, base, 0, 1, n, &shift, &linear if job.plan.with_loss else NULL,
+    job.plan.primitives.rows_base(x, 0, base, 0, 1, n, &shift, job.plan.slope, job.plan.offset,
+                                  &linear if job.plan.with_loss else NULL,
                                   &rest if base != NULL else NULL, &top)
     if job.plan.with_loss:
         add(&sums.linear, job.plan.base_scale*linear)
@@ -299,8 +301,8 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, 
         base = base_block(job, i, j, n, scratch + BLOCK)
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         if job.plan.base_kind == CE_BY_ELEMENT:
-            f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, s.exact_src + r,
-                                   s.exact_grad + r, stream)
+            f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, job.plan.slope,
+                                   job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
         else:
             exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
             f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, base, &exact_class,

@@ -115,6 +115,29 @@ static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, 
         ((T *)lanes)[r] = (T)(labels[r] - first);
 }
 
+static void FN(convert)(int from, const void *src, Py_ssize_t n, void *dst)
+{
+    T *restrict to = dst;
+#define CONVERT(code, type)                          \
+    case code:                                       \
+        for (Py_ssize_t i = 0; i < n; i++)           \
+            to[i] = (T)((const type *)src)[i];       \
+        break;
+    switch (from) {
+        CONVERT(CE_FROM_I8, int8_t)
+        CONVERT(CE_FROM_I16, int16_t)
+        CONVERT(CE_FROM_I32, int32_t)
+        CONVERT(CE_FROM_I64, int64_t)
+        CONVERT(CE_FROM_U8, uint8_t)
+        CONVERT(CE_FROM_U16, uint16_t)
+        CONVERT(CE_FROM_U32, uint32_t)
+        CONVERT(CE_FROM_U64, uint64_t)
+        CONVERT(CE_FROM_F32, float)
+        CONVERT(CE_FROM_F64, double)
+    }
+#undef CONVERT
+}
+
 static void FN(narrow)(const double *src, Py_ssize_t n, void *dst)
 {
     for (Py_ssize_t r = 0; r < n; r++)

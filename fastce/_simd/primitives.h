@@ -59,6 +59,11 @@ typedef struct {
     double tail[CE_TWO_TERM_ROWS];                             /* scaled; NaN if the row has no result */
     double loss[CE_TWO_TERM_ROWS];
 } ce_two_term;
+/* What numbers can be converted from: the dtypes of _request.pxd, in that order. */
+enum {
+    CE_FROM_I8 = 1, CE_FROM_I16, CE_FROM_I32, CE_FROM_I64, CE_FROM_U8, CE_FROM_U16, CE_FROM_U32, CE_FROM_U64,
+    CE_FROM_F32, CE_FROM_F64
+};
 
 typedef struct {
     double exp_one; /* Stored exponentials are multiplied by this power of 2. */

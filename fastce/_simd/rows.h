@@ -128,10 +128,17 @@ static double FN(row_sum)(const void *x_, Py_ssize_t n)
 }
 #undef RETURN_SUM
 
-CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, double *linear, double *rest,
-                            double *top)
+CE_INLINE VEC FN(affine)(const int on, VEC slope, VEC v, VEC offset)
 {
-    const VEC shift = SET1(shift_), zero = SET1(0);
+    if (on)
+        v = FMA(slope, v, offset);
+    return v;
+}
+
+CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T slope_, T offset_, double *linear,
+                            double *rest, double *top)
+{
+    const VEC shift = SET1(shift_), slope = SET1(slope_), offset = SET1(offset_), zero = SET1(0);
     VEC gap[2] = {zero, zero}, others[2] = {zero, zero}, at_shift[2] = {zero, zero};
     ACC linear_acc = ACC_ZERO, rest_acc = ACC_ZERO, top_acc = ACC_ZERO;
 #define TERM(k, load, load_base)                                            \
@@ -142,10 +149,11 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, d
         if (rest)                                                           \
             ADD_BY_EQ(d, zero, c, at_shift[k], c, others[k]);               \
     } while (0)
+#define AFFINE(load) FN(affine)(rest != NULL, slope, load, offset)
 #define WHOLE(k, i)                                                         \
     do {                                                                    \
         if (base)                                                           \
-            TERM(k, LOAD(x + (i)), LOAD(base + (i)));                       \
+            TERM(k, LOAD(x + (i)), AFFINE(LOAD(base + (i))));               \
         else                                                                \
             gap[k] = gap[k] + (shift - LOAD(x + (i)));                      \
     } while (0)
@@ -159,7 +167,10 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, d
         }                                                                   \
     } while (0)
     if (n < LANES) {
-        TERM(0, LOAD_PART(x, n, shift_), base ? LOAD_PART(base, n, 0) : SET1(1));
+        VEC q = LOAD_PART(FN(edge) + CE_MAX_LANES, n, 0); /* ones */
+        if (base)
+            q = q * AFFINE(LOAD_PART(base, n, 0));
+        TERM(0, LOAD_PART(x, n, shift_), q);
     } else {
         Py_ssize_t i = 0;
         for (; i + 8 * LANES <= n; i += 8 * LANES) {
@@ -178,11 +189,15 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, d
         }
         if (i < n) { /* the last vector overlaps the one before it */
             const VEC edge = LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i);
-            TERM(1, LOAD(x + n - LANES), base ? SELECT_EQ(edge, zero, zero, LOAD(base + n - LANES)) : edge);
+            VEC q = edge;
+            if (base)
+                q = SELECT_EQ(edge, zero, zero, AFFINE(LOAD(base + n - LANES)));
+            TERM(1, LOAD(x + n - LANES), q);
         }
     }
     ADD_TERMS();
 #undef TERM
+#undef AFFINE
 #undef WHOLE
 #undef ADD_TERMS
     if (linear)
@@ -194,23 +209,24 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, d
 }
 
 static void FN(rows_base)(const void *x, Py_ssize_t x_row_stride, const void *base, Py_ssize_t base_row_stride,
-                          Py_ssize_t rows, Py_ssize_t n, const double *shift, double *linear, double *rest,
-                          double *top)
+                          Py_ssize_t rows, Py_ssize_t n, const double *shift, double slope, double offset,
+                          double *linear, double *rest, double *top)
 {
+#define ROW_BASE(base, linear, rest, top) \
+    FN(row_base)(row, base, n, (T)shift[r], (T)slope, (T)offset, linear, rest, top)
     for (Py_ssize_t r = 0; r < rows; r++) {
         const T *row = ce_at(x, r * x_row_stride);
-        if (!base) {
-            FN(row_base)(row, NULL, n, (T)shift[r], linear + r, NULL, NULL);
-            continue;
-        }
-        const T *base_row = ce_at(base, r * base_row_stride);
-        if (!rest)
-            FN(row_base)(row, base_row, n, (T)shift[r], linear + r, NULL, NULL);
+        const T *base_row = base ? ce_at(base, r * base_row_stride) : NULL;
+        if (!base)
+            ROW_BASE(NULL, linear + r, NULL, NULL);
+        else if (!rest)
+            ROW_BASE(base_row, linear + r, NULL, NULL);
         else if (!linear)
-            FN(row_base)(row, base_row, n, (T)shift[r], NULL, rest + r, top + r);
+            ROW_BASE(base_row, NULL, rest + r, top + r);
         else
-            FN(row_base)(row, base_row, n, (T)shift[r], linear + r, rest + r, top + r);
+            ROW_BASE(base_row, linear + r, rest + r, top + r);
     }
+#undef ROW_BASE
 }
 
 /* a*e - b, with e made of s as `form` says. */
@@ -223,19 +239,22 @@ CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
     return FMSUB(a, s * SET1(EXP_UNSCALE), b);
 }
 
-/* The same, or where by_value and s == at, exact. */
-CE_INLINE VEC FN(grad_or_exact)(VEC s, const int form, VEC shift, VEC a, VEC b, const int by_value, VEC at, VEC exact)
+/* The same, plus factor * base; or `exact` where s == at. */
+CE_INLINE VEC FN(grad_by_element)(VEC s, const int form, VEC shift, VEC a, VEC b, VEC factor, VEC base, VEC at,
+                                  VEC exact)
 {
-    const VEC grad = FN(grad)(s, form, shift, a, b);
-    return by_value ? SELECT_EQ(s, at, exact, grad) : grad;
+    return SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, a, b)));
 }
 
 CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *base,
-                            Py_ssize_t exact_class, const int by_value, T exact_src, T exact_grad, const int stream)
+                            Py_ssize_t exact_class, const int by_element, T slope_, T offset_, T exact_src,
+                            T exact_grad, const int stream)
 {
-    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(b_), at = SET1(exact_src), exact = SET1(exact_grad);
-#define GRAD(load, load_base) \
-    FN(grad_or_exact)(load, form, shift, a, b * (base ? (load_base) : SET1(1)), by_value, at, exact)
+    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(by_element ? b_ * offset_ : b_), exact = SET1(exact_grad);
+    const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src);
+#define GRAD(load, load_base)                                                             \
+    (by_element ? FN(grad_by_element)(load, form, shift, a, b, factor, load_base, at, exact) \
+                : FN(grad)(load, form, shift, a, b * (base ? (load_base) : SET1(1))))
     if (stream || n < LANES) {
         Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
         const int in_head = exact_class < i;
@@ -282,7 +301,7 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
         const Py_ssize_t at = exact_class ? exact_class[r] : -1;
         const T exact = exact_class ? (T)exact_grad[r] : 0;
 #define ROW_GRAD(form, base, stream) \
-    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, 0, 0, exact, stream)
+    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, 0, 0, 0, 0, exact, stream)
 #define ROW_GRAD_BY_FORM(base, stream)                         \
     (form == CE_EXP      ? ROW_GRAD(CE_EXP, base, stream)      \
      : form == CE_STORED ? ROW_GRAD(CE_STORED, base, stream)   \
@@ -299,14 +318,15 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
 static void FN(rows_grad_by_element)(const void *src, Py_ssize_t src_row_stride, const void *base,
                                      Py_ssize_t base_row_stride, void *grad, Py_ssize_t grad_row_stride,
                                      Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a,
-                                     const double *b, const double *exact_src, const double *exact_grad, int stream)
+                                     const double *b, double slope, double offset, const double *exact_src,
+                                     const double *exact_grad, int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++) {
         const T *src_row = ce_at(src, r * src_row_stride), *base_row = ce_at(base, r * base_row_stride);
         T *grad_row = ce_at(grad, r * grad_row_stride);
-#define ROW_GRAD(form, stream)                                                                                   \
-    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base_row, -1, 1, (T)exact_src[r],    \
-                 (T)exact_grad[r], stream)
+#define ROW_GRAD(form, stream)                                                                                    \
+    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base_row, -1, 1, (T)slope, (T)offset, \
+                 (T)exact_src[r], (T)exact_grad[r], stream)
         if (form == CE_STORED)
             ROW_GRAD(CE_STORED, 0); /* for rows that are so short that they are not streamed */
         else if (stream)
