@@ -80,6 +80,9 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memcpy(row_max, (<const floating *>job.request.row_max) + tile.start, tile.count*sizeof(floating))
         memset(s.tail, 0, width*sizeof(double))
         f.widen((<const floating *>job.request.tail) + tile.start, tile.count, s.tail)
+        for p in range(tile.count if s.ignored > 0 else 0):
+            if s.label[p] < 0:
+                row_max[p] = INFINITY           # no exponential of what an ignored row holds overflows
     else:
         for p in range(width):
             row_max[p] = -INFINITY
