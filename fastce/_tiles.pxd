@@ -118,6 +118,7 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
     """Adds the base of a block to mass, rest and linear. Scratch is tile.base."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = scratch
+    cdef const floating *others = NULL
     cdef double *linear = to_add(&tile.linear, j) if job.plan.with_loss else NULL
     cdef double *mass = to_add(&tile.mass, j)
     cdef double part
@@ -135,8 +136,9 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
                 mass[p] = part
             add_block(f, &tile.mass, j, width)
         if linear != NULL or base != NULL:
-            f.tile_gap_dot(tile.x, base, (<const floating *>job.narrow_other_q) + j, n, width, tile.row_max,
-                           to_add(&tile.linear, j), tile.max_others)
+            if base != NULL:
+                others = (<const floating *>job.narrow_other_q) + j
+            f.tile_gap_dot(tile.x, base, others, n, width, tile.row_max, to_add(&tile.linear, j), tile.max_others)
         if linear != NULL:
             for p in range(width):
                 linear[p] *= job.plan.base_scale
