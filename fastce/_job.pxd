@@ -150,11 +150,12 @@ cdef inline void add_label(const Job *job, double x_label, double e_label, State
     s.exact_class[r], s.e[r] = label, e_label
 
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
-    """Computes loss, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""
+    """Computes loss if it is wanted, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""
+    cdef bint with_log = job.plan.with_loss or job.request.z_loss != 0 or job.request.operation == LOG_SOFTMAX
     cdef Py_ssize_t p
     job.plan.primitives.coefficients(
         n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, s.q + r, s.rest + r, s.e + r,
-        s.scale + r, s.log_total + r, s.loss + r, s.a + r, s.exact_grad + r, s.rest_at_max + r,
+        s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r, s.rest_at_max + r,
         s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
     if job.request.operation == LOG_SOFTMAX:
         for p in range(r, r + n):

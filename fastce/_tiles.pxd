@@ -85,6 +85,9 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memcpy(row_max, (<const floating *>job.request.row_max) + tile.start, tile.count*sizeof(floating))
         memset(s.tail, 0, width*sizeof(double))
         f.widen((<const floating *>job.request.tail) + tile.start, tile.count, s.tail)
+        for p in range(tile.count if s.ignored > 0 else 0):
+            if s.label[p] < 0:
+                row_max[p] = INFINITY           # no exponential of what an ignored row holds overflows
     else:
         for p in range(width):
             row_max[p] = -INFINITY
@@ -130,6 +133,7 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
     """Adds the base of a block to mass, rest and linear. Scratch is tile.base."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *base = scratch
+    cdef const floating *others = NULL
     cdef double *linear = to_add(&tile.linear, j) if job.plan.with_loss else NULL
     cdef double *mass = to_add(&tile.mass, j)
     cdef double part
@@ -147,8 +151,9 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
                 mass[p] = part
             add_block(f, &tile.mass, j, width)
         if linear != NULL or base != NULL:
-            f.tile_gap_dot(tile.x, base, (<const floating *>job.narrow_other_q) + j, n, width, tile.row_max,
-                           to_add(&tile.linear, j), tile.max_others)
+            if base != NULL:
+                others = (<const floating *>job.narrow_other_q) + j
+            f.tile_gap_dot(tile.x, base, others, n, width, tile.row_max, to_add(&tile.linear, j), tile.max_others)
         if linear != NULL:
             for p in range(width):
                 linear[p] *= job.plan.base_scale
@@ -195,7 +200,7 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     cdef const Matrix *logits = &job.request.logits
     cdef bint given = job.request.stats_given, same_targets = job.request.weight == NULL and tile.pick_labels
     cdef Py_ssize_t j, n, p
-    cdef double x_label
+    cdef floating *x_label = <floating *>tile.label_grad        # which is not used before the gradient
     begin_tile(job, tile, s, <floating *>tile.row_max)
     for j from 0 <= j < (job.request.classes if tile.read_blocks else 0) by tile.classes:
         n = min(job.request.classes - j, tile.classes)
@@ -207,7 +212,9 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
         if not given:
             add_tile_exponentials(job, tile, s, j, n, sizeof(floating))
         elif tile.pick_labels:
-            f.tile_labels(x, n, tile.width, tile.row_max, tile.label, tile.d_label, s.e)
+            for p in range(tile.count):
+                x_label[p] = x[max(s.label[p], 0)*tile.width + p]
+            f.lanes_exp(x_label, tile.width, tile.row_max, tile.d_label, s.e)
     f.widen_state(tile.row_max, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
                   tile.d_label if same_targets and job.plan.hot != 0 else NULL)
     if job.plan.weighted_smoothing:
@@ -227,8 +234,8 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     else:
         for p in range(tile.count):
             if s.label[p] >= 0:
-                x_label = (<const floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride))[0]
-                add_label(job, x_label, exp(x_label - s.row_max[p]), s, p)
+                x_label = <floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride)
+                add_label(job, x_label[0], exp(x_label[0] - s.row_max[p]), s, p)
     s.same_targets = same_targets
 
 cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src,
@@ -247,8 +254,8 @@ cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, flo
     if s.ignored > 0:
         f.zero_ignored(s.label, tile.count, s.a)
         f.zero_ignored(s.label, tile.count, s.b)
-        f.zero_ignored(s.label, tile.count, s.exact_grad)
-        f.zero_ignored(s.label, tile.count, s.grad_at_max)
+        if job.plan.weighted_smoothing:
+            f.zero_ignored(s.label, tile.count, s.grad_at_max)
     narrow_padded(f, tile, s.a, <floating *>tile.a)
     narrow_padded(f, tile, s.b, <floating *>tile.b)
     narrow_padded(f, tile, s.exact_grad, <floating *>tile.label_grad)

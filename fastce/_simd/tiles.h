@@ -210,21 +210,15 @@ static void FN(tile_sums)(const void *x, const void *base, Py_ssize_t classes, P
         FN(tile_sums_)(x, base, classes, width, row_max, mass, rest, NULL, 0);
 }
 
-static void FN(tile_labels)(const void *x_, Py_ssize_t classes, Py_ssize_t width, const void *row_max_,
-                            const void *label_, double *d_label, double *e_label)
+static void FN(lanes_exp)(const void *x_, Py_ssize_t width, const void *row_max_, double *d, double *e)
 {
-    const T *x = x_, *row_max = row_max_, *label = label_;
+    const T *x = x_, *row_max = row_max_;
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC shift = LOAD(row_max + r);
-        VEC x_label = shift, jv = SET1(0);
-        for (Py_ssize_t j = 0; j < classes; j++) {
-            x_label = SELECT_EQ(LOAD(label + r), jv, LOAD(x + j * width + r), x_label);
-            jv = jv + SET1(1);
-        }
-        FN(widen_vec)(d_label + r, x_label - shift);
-        FN(widen_vec)(e_label + r, FN(exp)(x_label - shift));
+        const VEC below = LOAD(x + r) - LOAD(row_max + r);
+        FN(widen_vec)(d + r, below);
+        FN(widen_vec)(e + r, FN(exp)(below));
         for (int k = 0; k < LANES; k++)
-            e_label[r + k] *= EXP_UNSCALE;
+            e[r + k] *= EXP_UNSCALE;
     }
 }
 

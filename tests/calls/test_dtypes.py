@@ -56,6 +56,23 @@ def test_dtype_of_an_argument_changes_no_result(case: Case, layout: str) -> None
                 np.testing.assert_array_equal(array, plain, err_msg=f"{name} was modified")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(230, 3), (230, 10), (230, 33), (113, 100), (7, 120)])
+def test_targets_are_converted_in_stretches(shape: tuple[int, int], dtype: type) -> None:
+    """As many rows as fit into a buffer are converted at a time, wherever their numbers are."""
+    rng = np.random.default_rng(3)
+    x, targets = rng.standard_normal(shape).astype(dtype), rng.integers(0, 2, shape)
+    loss, grad = fastce.cross_entropy_with_grad(x, targets.astype(dtype), label_smoothing=0.1)
+    for kind in ("?", "i1", "u2", "i4", "i8", "u8", "f4", "f8"):
+        wide = np.zeros((shape[0] * 2, shape[1] * 2 + 1), kind)
+        for part in (np.s_[::2, :-1:2], np.s_[::-2, -2::-2], np.s_[: shape[0], 1 : shape[1] + 1]):
+            wide[part] = targets
+            for given in (wide[part], targets.astype(kind), np.asfortranarray(targets.astype(kind))):
+                got_loss, got_grad = fastce.cross_entropy_with_grad(x, given, label_smoothing=0.1)
+                np.testing.assert_array_equal(got_loss, loss)
+                np.testing.assert_array_equal(got_grad, grad)
+
+
 @pytest.mark.parametrize("kind", ["f8", "f2", "i4", "u1", ">f4"])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_have_the_dtype_of_y(name: str, kind: str) -> None:

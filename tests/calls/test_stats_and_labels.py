@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,43 @@ def test_stats_may_be_read_only(which: list[int]) -> None:
     for k in which:
         stats[k].flags.writeable = False
     np.testing.assert_array_equal(fastce.cross_entropy_grad(X, LABELS, stats=stats), want)
+
+
+STATS_OPTIONS = {
+    "labels": {},
+    "weight": {"weight": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "weight, smoothing": {"weight": True, "label_smoothing": 0.1},
+    "z_loss": {"weight": True, "label_smoothing": 0.1, "z_loss": 1e-3},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((230, 3), 1), ((230, 10), 1), ((10, 230), 0), ((400, 130), 0), ((5, 200), 1)]
+)
+@pytest.mark.parametrize("options", STATS_OPTIONS.values(), ids=STATS_OPTIONS)
+def test_gradient_from_stats(options: dict[str, Any], shape: tuple[int, int], axis: int, dtype: type) -> None:
+    """It is that of the fused call, also where a row has a single large logit. Ignored rows need no stats."""
+    rng = np.random.default_rng(5)
+    classes, rows = shape[axis], shape[1 - axis]
+    x = np.moveaxis((20 * rng.standard_normal(shape)).astype(dtype), axis, 1)
+    labels = rng.integers(0, classes, rows)
+    x[np.arange(rows), rng.integers(0, classes, rows)] += 30
+    labels[::7] = -100
+    if "weight" in options:
+        options = options | {"weight": rng.random(classes) * 10.0 ** rng.integers(-5, 2, classes)}
+    x = np.ascontiguousarray(np.moveaxis(x, 1, axis))
+    _, stats = fastce.cross_entropy(x, labels, axis=axis, return_stats=True, **options)
+    _, want = fastce.cross_entropy_with_grad(x, labels, axis=axis, **options)
+    got = fastce.cross_entropy_grad(x, labels, axis=axis, stats=stats, **options)
+    np.testing.assert_allclose(got, want, rtol=200 * np.finfo(dtype).eps, atol=np.finfo(dtype).tiny)
+    for rubbish in (0, -3e4, np.inf, np.nan):
+        for array in stats:
+            array[labels < 0] = rubbish
+        again = fastce.cross_entropy_grad(x, labels, axis=axis, stats=stats, **options)
+        np.testing.assert_array_equal(again, got)
+        assert (np.moveaxis(again, axis, 1)[labels < 0] == 0).all()
 
 
 @pytest.mark.parametrize(
