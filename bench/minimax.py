@@ -68,8 +68,8 @@ def shipped(text: str) -> Iterator[Polynomial]:
     inside, before, where = "", "", None
     found: list[tuple[tuple[str, str, int], list[float], float | None]] = []
     for line in text.splitlines():
-        if function := re.match(r"CE_INLINE VEC FN\((exp|log1p_scaled)\)", line):
-            inside = function[1].removesuffix("_scaled")
+        if function := re.match(r"CE_INLINE \w+ FN\((exp|log1p)(?:s|_scaled)\)", line):
+            inside = function[1]
         elif line.startswith("}"):
             inside = before = ""
         elif not inside:

@@ -22,6 +22,8 @@
         where = where + MM(and)(equal_, x);                \
         unless = unless + MM(andnot)(equal_, y);           \
     } while (0)
+/* Else gcc adds the terms of several vectors later, and has no registers for them meanwhile. */
+#define ADD_NOW(sum) __asm__("" : "+x"(sum))
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmp)(a, b, _CMP_EQ_OQ)))
 
 #if CE_F32
@@ -44,12 +46,19 @@ CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
     return _mm256_andnot_ps(_mm256_cmp_ps(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
 }
 #else
-#define EXP_STEPS 1
+#define TOGETHER 2
+#define EXP_STEPS 2
+/* The bits of EXP_ONE * 2^(k/2), minus k << 51. n * EXP_STEPS << 51 is added, whose low bit is k. */
+#define ROOTS 0x47f0000000000000u, 0x47eea09e667f3bcdu
+static const uint64_t FN(roots)[LANES] = {ROOTS, ROOTS};
+#undef ROOTS
+CE_ASSERT(EXP_BIAS == 128, "the first of the roots is EXP_ONE");
 CE_INLINE VEC FN(exp_scale)(VEC d, VEC cut, VEC z, VEC p)
 {
-    const __m256i bits = _mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(z), 52),
-                                          _mm256_set1_epi64x((long long)(1023 + EXP_BIAS) << 52));
-    const VEC scale = _mm256_castsi256_pd(bits);
+    const __m256i steps = _mm256_castpd_si256(z);
+    /* Bit 1 of the index chooses within 128 bits. */
+    const VEC root = _mm256_permutevar_pd(LOAD((const double *)FN(roots)), _mm256_add_epi64(steps, steps));
+    const VEC scale = _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(root), _mm256_slli_epi64(steps, 51)));
     return _mm256_andnot_pd(_mm256_cmp_pd(d, cut, _CMP_LT_OQ), FMA(scale, p, scale));
 }
 #endif

@@ -5,6 +5,7 @@
 #define MASK __mmask16
 #define MM(name) _mm512_##name##_ps
 #define EQUAL(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
+#define UNEQUAL(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
 #define ALIGN_FROM 96
 #else
 #define VEC __m512d
@@ -12,6 +13,7 @@
 #define MASK __mmask8
 #define MM(name) _mm512_##name##_pd
 #define EQUAL(a, b) _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)
+#define UNEQUAL(a, b) _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ)
 #define ALIGN_FROM 48
 #endif
 #define LOW_BITS(n) ((MASK)((1u << (n)) - 1u))
@@ -31,10 +33,21 @@
         where = MM(mask_add)(where, equal_, where, x);        \
         unless = MM(mask_add)(unless, ~equal_, unless, y);    \
     } while (0)
+/* Sums of bits are counted outside the vector units, which have enough to do. */
+#define ONES int
+#define ONES_ZERO 0
+#define ADD_OR_COUNT(d, y, sum, ones)                         \
+    do {                                                      \
+        const MASK other_ = UNEQUAL(d, SET1(0));              \
+        sum = MM(mask_add)(sum, other_, sum, y);              \
+        ones += LANES - __builtin_popcount(other_);           \
+    } while (0)
+#define COUNTED(ones) (ones)
 #define EQ_BITS(a, b) ((unsigned)EQUAL(a, b))
 #define LARGEST(v) MM(reduce_max)(v)
 #define TOTAL(v) MM(reduce_add)(v)
 
+#define TOGETHER 2
 #define EXP_STEPS 16
 #if CE_F32
 #define WIDE __m512d

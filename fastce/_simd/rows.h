@@ -41,25 +41,48 @@ static Py_ssize_t FN(row_find)(const void *x_, Py_ssize_t n, double value)
     return -1;
 }
 
+/* Adds the exponentials v to sum, or counts them where their exponents d are 0. Unless e is NULL, e receives either. */
+CE_INLINE void FN(add_exp)(VEC d, VEC v, T *e, const int form, VEC *sum, ONES *ones)
+{
+    if (e)
+        STORE(e, form == CE_STORED ? v : d);
+    ADD_OR_COUNT(d, v, *sum, *ones);
+    ADD_NOW(*sum);
+    ADD_NOW(*ones);
+}
+
+CE_INLINE void FN(add_one_exp)(const T *x, VEC shift, T *e, const int form, VEC *sum, ONES *ones)
+{
+    const VEC d = LOAD(x) - shift;
+    FN(add_exp)(d, FN(exp)(d), e, form, sum, ones);
+}
+
+CE_INLINE void FN(add_two_exp)(const T *x, VEC shift, T *e, const int form, VEC *even, VEC *odd, ONES *ones)
+{
+    T *next_e = e ? e + LANES : NULL;
+    if (TOGETHER == 1) {
+        FN(add_one_exp)(x, shift, e, form, even, ones);
+        FN(add_one_exp)(x + LANES, shift, next_e, form, odd, ones);
+    } else {
+        const VEC d[2] = {LOAD(x) - shift, LOAD(x + LANES) - shift};
+        VEC v[2];
+        FN(exps)(d, v, 2);
+        FN(add_exp)(d[0], v[0], e, form, even, ones);
+        FN(add_exp)(d[1], v[1], next_e, form, odd, ones);
+    }
+}
+
 CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int excluded, const T *next, const int form)
 {
     const VEC shift = SET1(shift_), zero = SET1(0);
-    VEC ones = zero; /* the terms exp(0) are counted apart, because the others may be tiny */
+    ONES ones = ONES_ZERO; /* the terms exp(0) are counted apart, because the others may be tiny */
     VEC even = zero, odd = zero;
     ACC acc = ACC_ZERO;
-#define TERM(sum, load, store, weight, weighted)             \
-    do {                                                     \
-        const VEC d = (load) - shift, v = FN(exp)(d);        \
-        if (e) {                                             \
-            const VEC stored = form == CE_STORED ? v : d;    \
-            store;                                           \
-        }                                                    \
-        ADD_BY_EQ(d, zero, weight, ones, weighted, sum);     \
-    } while (0)
-#define WHOLE(sum, k) TERM(sum, LOAD(x + i + (k) * LANES), STORE(e + i + (k) * LANES, stored), SET1(1), v)
-#define END(sum, loaded, at, edge) TERM(sum, loaded, STORE(e + (at), stored), edge, v * (edge))
     if (n < LANES) {
-        TERM(even, LOAD_PART(x, n, (T)-INFINITY), STORE_PART(e, stored, n), SET1(1), v);
+        const VEC d = LOAD_PART(x, n, (T)-INFINITY) - shift, v = FN(exp)(d);
+        if (e)
+            STORE_PART(e, form == CE_STORED ? v : d, n);
+        FN(add_exp)(d, v, NULL, form, &even, &ones);
     } else {
         /* The last vector overlaps the one before it. It is loaded now, because e may be x. */
         const VEC last = LOAD(x + n - LANES);
@@ -67,25 +90,30 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int e
         for (; i + 8 * LANES <= n; i += 8 * LANES) {
             for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
                 CE_PREFETCH(next + i + k);
-            WHOLE(even, 0); WHOLE(odd, 1); WHOLE(even, 2); WHOLE(odd, 3);
-            WHOLE(even, 4); WHOLE(odd, 5); WHOLE(even, 6); WHOLE(odd, 7);
+            for (int k = 0; k < 8 * LANES; k += 2 * LANES)
+                FN(add_two_exp)(x + i + k, shift, e ? e + i + k : NULL, form, &even, &odd, &ones);
             ACC_ADD(acc, even + odd); /* `even` and `odd` have at most five terms each */
             even = odd = zero;
         }
-        for (; i + LANES <= n; i += LANES) {
-            WHOLE(even, 0);
+        for (; i + 2 * LANES <= n; i += 2 * LANES)
+            FN(add_two_exp)(x + i, shift, e ? e + i : NULL, form, &even, &odd, &ones);
+        if (i + LANES <= n) {
+            FN(add_one_exp)(x + i, shift, e ? e + i : NULL, form, &even, &ones);
             const VEC sum = odd; /* the two take turns */
             odd = even;
             even = sum;
+            i += LANES;
         }
-        if (i < n)
-            END(even, last, n - LANES, LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i));
+        if (i < n) {
+            const VEC edge = LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i), d = last - shift, v = FN(exp)(d);
+            if (e)
+                STORE(e + n - LANES, form == CE_STORED ? v : d);
+            /* Lanes that were added before are made negative, so that they are not counted again. */
+            FN(add_exp)(d - (SET1(1) - edge), v * edge, NULL, form, &even, &ones);
+        }
     }
     ACC_ADD(acc, even + odd);
-#undef TERM
-#undef WHOLE
-#undef END
-    return ACC_SUM(acc) * EXP_UNSCALE + (TOTAL(ones) - excluded);
+    return ACC_SUM(acc) * EXP_UNSCALE + (COUNTED(ones) - excluded);
 }
 
 static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride, Py_ssize_t rows,

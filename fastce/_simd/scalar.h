@@ -6,6 +6,10 @@
  *     WIDEN_LOW(v), WIDEN_HIGH(v), WIDE_STORE(p, w)     the lower and the upper half of v as a WIDE; stores a WIDE
  * Optional words, which vector_math.h replaces or does without where they are missing:
  *     ADD_BY_EQ(a, b, x, where, y, unless)    add x to `where` in the lanes where a == b, y to `unless` in the others
+ *     ADD_OR_COUNT(d, y, sum, ones)           where d is 0, count it in `ones`, which is of type ONES and begins with
+ *                                             ONES_ZERO; add y to `sum` in the other lanes. COUNTED(ones) is how many
+ *     ADD_NOW(sum)    tells the compiler to compute `sum` where this is written
+ *     TOGETHER        how many vectors take turns when exponentials are computed: 1 or 2. Registers must suffice
  *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, no memory after them
  *     LARGEST(v), TOTAL(v), ACC_SUM(acc)      over the lanes
  *     ALIGN_FROM      the length from which rows are worked on in aligned vectors

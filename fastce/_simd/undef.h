@@ -37,3 +37,10 @@
 #undef ACC_STORE
 #undef ACC_SUM
 #undef EXP_STEPS
+#undef TOGETHER
+#undef ADD_NOW
+#undef ONES
+#undef ONES_ZERO
+#undef ADD_OR_COUNT
+#undef COUNTED
+#undef UNEQUAL

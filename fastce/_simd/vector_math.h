@@ -13,7 +13,7 @@
 #endif
 CE_ASSERT(EXP_BIAS * 1000 + EXP_CUT * 1443 > SMALLEST_EXPONENT * 1000, "EXP_ONE * exp(EXP_CUT) is a normal number");
 
-/* EXP_ONE * exp(d) for d <= 0. NaN stays NaN.
+/* EXP_ONE * exp(d) of `count` vectors, 1 or 2, for d <= 0. NaN stays NaN.
  *
  * Let n be d*log2(e), rounded to a multiple of 1/EXP_STEPS, and r = d - n*ln(2). Then exp(d) = 2^n * exp(r), and
  * exp(r) is computed as 1 + r + r^2*Q(r). The polynomial Q is nearly minimax for |r| <= ln(2)/(2*EXP_STEPS).
@@ -23,52 +23,73 @@ CE_ASSERT(EXP_BIAS * 1000 + EXP_CUT * 1443 > SMALLEST_EXPONENT * 1000, "EXP_ONE 
  * EXP_ONE keeps the results normal down to d = EXP_CUT, so sums of exponentials are accurate even if the exponentials
  * themselves would be subnormal. Multiplying by EXP_UNSCALE rounds once, with gradual underflow. Below EXP_CUT the
  * result is 0: the sum of 2^20 such terms is less than the smallest subnormal number. No operation underflows there,
- * because underflow is slow on many processors. Masked logits (-inf) therefore cost no more than others. */
-CE_INLINE VEC FN(exp)(VEC d)
+ * because underflow is slow on many processors. Masked logits (-inf) therefore cost no more than others.
+ *
+ * Two vectors take turns at every step, because each step of one waits for the step before. The coefficients c of Q
+ * begin with that of the highest power. */
+CE_INLINE void FN(exps)(const VEC *d, VEC *e, const int count)
 {
+#define EACH for (int k = 0; k < count; k++)
     const VEC rounder = SET1(ROUNDER);
-    const VEC z = FMA(d, SET1(LOG2E), rounder);
-    const VEC n = z - rounder;
+    VEC z[2], n[2], r[2], p[2];
+    EACH z[k] = FMA(d[k], SET1(LOG2E), rounder);
+    EACH n[k] = z[k] - rounder;
 #if CE_F32 && EXP_STEPS > 1
     /* float32(ln 2) is ln 2 to 28.4 bits, so one step is enough, with a fused multiply-add. */
-    const VEC r = FMA(n, SET1(-0x1.62e43p-1f), d);
+    EACH r[k] = FMA(n[k], SET1(-0x1.62e43p-1f), d[k]);
 #elif CE_F32
-    const VEC r = FMA(n, SET1(-0x1.7f7d1cp-20f), FMA(n, SET1(-0x1.62e4p-1f), d));
+    EACH r[k] = FMA(n[k], SET1(-0x1.7f7d1cp-20f), FMA(n[k], SET1(-0x1.62e4p-1f), d[k]));
 #elif EXP_STEPS > 1
     /* float64(ln 2) is ln 2 to 54.7 bits. d = x - row_max was rounded to 53 bits and loses little more here. */
-    const VEC r = FMA(n, SET1(-0x1.62e42fefa39efp-1), d);
+    EACH r[k] = FMA(n[k], SET1(-0x1.62e42fefa39efp-1), d[k]);
 #else
-    const VEC r = FMA(n, SET1(-0x1.a39ef35793c76p-33), FMA(n, SET1(-0x1.62e42feep-1), d));
+    EACH r[k] = FMA(n[k], SET1(-0x1.a39ef35793c76p-33), FMA(n[k], SET1(-0x1.62e42feep-1), d[k]));
 #endif
 #if CE_F32 && EXP_STEPS == 16 /* error 0.0135 eps (python bench/minimax.py) */
-    const VEC q = FMA(r, SET1(0x1.55564ap-3f), SET1(0x1.00022p-1f));
+    const VEC c[] = {SET1(0x1.55564ap-3f), SET1(0x1.00022p-1f)};
 #elif CE_F32 && EXP_STEPS == 8 /* error 0.217 eps */
-    const VEC q = FMA(r, SET1(0x1.5558a6p-3f), SET1(0x1.00087cp-1f));
+    const VEC c[] = {SET1(0x1.5558a6p-3f), SET1(0x1.00087cp-1f)};
 #elif CE_F32 && EXP_STEPS == 1 /* error 0.0305 eps */
-    VEC q = FMA(r, SET1(0x1.6a2454p-10f), SET1(0x1.123a2p-7f));
-    q = FMA(r, q, SET1(0x1.5558f2p-5f));
-    q = FMA(r, q, SET1(0x1.555492p-3f));
-    q = FMA(r, q, SET1(0x1.fffffcp-2f));
+    const VEC c[] = {SET1(0x1.6a2454p-10f), SET1(0x1.123a2p-7f),
+                     SET1(0x1.5558f2p-5f), SET1(0x1.555492p-3f), SET1(0x1.fffffcp-2f)};
 #elif !CE_F32 && EXP_STEPS == 16 /* error 0.0525 eps */
-    VEC q = FMA(r, SET1(0x1.6c14c7ce4db17p-10), SET1(0x1.11123afcd49c0p-7));
-    q = FMA(r, q, SET1(0x1.55555558fcc27p-5));
-    q = FMA(r, q, SET1(0x1.555555548f1f4p-3));
-    q = FMA(r, q, SET1(0x1.fffffffffffb9p-2));
+    const VEC c[] = {SET1(0x1.6c14c7ce4db17p-10), SET1(0x1.11123afcd49c0p-7),
+                     SET1(0x1.55555558fcc27p-5), SET1(0x1.555555548f1f4p-3), SET1(0x1.fffffffffffb9p-2)};
+#elif !CE_F32 && EXP_STEPS == 2 /* error 0.0698 eps */
+    const VEC c[] = {SET1(0x1.71a9b57b00831p-19), SET1(0x1.a06fe7bd7ea6fp-16),
+                     SET1(0x1.a01a18305a004p-13), SET1(0x1.6c16b8dcde999p-10), SET1(0x1.1111110f0d731p-7),
+                     SET1(0x1.5555555600194p-5), SET1(0x1.555555555589ap-3), SET1(0x1.ffffffffffefcp-2)};
 #elif !CE_F32 && EXP_STEPS == 1 /* error 0.05 eps */
-    VEC q = FMA(r, SET1(0x1.ad9641515b7bap-26), SET1(0x1.28ad95ecdadedp-22));
-    q = FMA(r, q, SET1(0x1.71df170af496ep-19));
-    q = FMA(r, q, SET1(0x1.a01999e7b13e2p-16));
-    q = FMA(r, q, SET1(0x1.a01a01309a454p-13));
-    q = FMA(r, q, SET1(0x1.6c16c18436645p-10));
-    q = FMA(r, q, SET1(0x1.1111111126a2ep-7));
-    q = FMA(r, q, SET1(0x1.5555555550854p-5));
-    q = FMA(r, q, SET1(0x1.55555555554fep-3));
-    q = FMA(r, q, SET1(0x1.000000000000ap-1));
+    const VEC c[] = {SET1(0x1.ad9641515b7bap-26), SET1(0x1.28ad95ecdadedp-22),
+                     SET1(0x1.71df170af496ep-19), SET1(0x1.a01999e7b13e2p-16), SET1(0x1.a01a01309a454p-13),
+                     SET1(0x1.6c16c18436645p-10), SET1(0x1.1111111126a2ep-7), SET1(0x1.5555555550854p-5),
+                     SET1(0x1.55555555554fep-3), SET1(0x1.000000000000ap-1)};
 #else
 #error "no polynomial for this EXP_STEPS"
 #endif
-    return FN(exp_scale)(d, SET1((T)EXP_CUT), z, FMA(r * r, q, r));
+    enum { COUNT = sizeof c / sizeof *c };
+    EACH {
+        /* Even and odd powers are summed apart, in half as many steps that wait for each other. */
+        const VEC square = r[k] * r[k];
+        VEC q0 = c[0], q1 = c[1];
+        for (int j = 2; j < COUNT; j += 2) {
+            q0 = FMA(square, q0, c[j]);
+            if (j + 1 < COUNT)
+                q1 = FMA(square, q1, c[j + 1]);
+        }
+        p[k] = FMA(square, COUNT % 2 ? FMA(r[k], q1, q0) : FMA(r[k], q0, q1), r[k]);
+    }
+    EACH e[k] = FN(exp_scale)(d[k], SET1((T)EXP_CUT), z[k], p[k]);
+#undef EACH
 }
+
+CE_INLINE VEC FN(exp)(VEC d)
+{
+    VEC e;
+    FN(exps)(&d, &e, 1);
+    return e;
+}
+
 #undef LOG2E
 #undef ROUNDER
 #undef EXP_CUT
@@ -107,6 +128,21 @@ CE_INLINE VEC FN(gap_term)(VEC base, VEC gap) { return SELECT_EQ(base, SET1(0), 
         where = where + SELECT_EQ(a, b, x, SET1(0));        \
         unless = unless + SELECT_EQ(a, b, SET1(0), y);      \
     } while (0)
+#endif
+
+#ifndef ADD_OR_COUNT
+#define ONES VEC
+#define ONES_ZERO SET1(0)
+#define ADD_OR_COUNT(d, y, sum, ones) ADD_BY_EQ(d, SET1(0), SET1(1), ones, y, sum)
+#define COUNTED(ones) TOTAL(ones)
+#endif
+
+#ifndef ADD_NOW
+#define ADD_NOW(sum) ((void)0)
+#endif
+
+#ifndef TOGETHER
+#define TOGETHER 1
 #endif
 
 #ifndef ALIGN_FROM

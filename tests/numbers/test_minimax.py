@@ -17,6 +17,7 @@ def test_every_polynomial_is_read():
         "exp f32 8": 2,
         "exp f32 1": 5,
         "exp f64 16": 5,
+        "exp f64 2": 8,
         "exp f64 1": 10,
         "log1p f32": 4,
         "log1p f64": 10,
