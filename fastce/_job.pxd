@@ -34,7 +34,7 @@ cdef struct Plan:
     int path
     bint rows_take_turns            # short rows are computed several at a time
     bint stream                     # the gradient is written past the caches
-    bint across                     # SIGMOID_TWO_TERM: elements are taken along the rows, class by class
+    bint across                     # SIGMOID_TWO_TERM: pieces are rows of one class
     bint with_labels
     bint with_loss
     bint with_grad
@@ -46,6 +46,7 @@ cdef struct Plan:
     double base_scale               # 0: there is no base
     Py_ssize_t group                # rows worked on at a time: the width of a tile
     Py_ssize_t unit                 # rows in a unit of work
+    Py_ssize_t unit_classes         # across: classes in a unit
     Py_ssize_t units
     int threads
     Py_ssize_t scratch              # numbers of the logits' dtype for each thread

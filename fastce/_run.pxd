@@ -26,7 +26,7 @@ from ._request cimport (
     SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
 from ._rows cimport rows
-from ._sigmoid cimport PIECE, SIGMOID_SCRATCH, sigmoid_rows
+from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH, sigmoid_unit
 from ._softmax_two_term cimport softmax_row
 from ._tiles cimport TILE_SCRATCH, tiles
 
@@ -90,9 +90,12 @@ cdef inline void plan_units(const Request *request, Plan *p) noexcept nogil:
             p.unit = max(UNIT_LOGITS/classes, p.group)/p.group*p.group
         else:
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
-    if p.across:
-        p.unit = max(p.unit, min(rows/16, PIECE))
     p.units = (rows + p.unit - 1)/p.unit
+    if p.across:        # as much memory on end as possible: rows of a class, of all rows or of one block
+        rows = request.logits.rows_per_block if request.logits.blocks != NULL else rows
+        p.unit = min(rows, UNIT_LOGITS)
+        p.unit_classes = min(max(UNIT_LOGITS/rows, 1), classes)
+        p.units = request.rows/rows*((classes + p.unit_classes - 1)/p.unit_classes)*((rows + p.unit - 1)/p.unit)
 
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     """Chooses how a request with at least one row is computed. p is zero before. No other function chooses."""
@@ -101,8 +104,9 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef Py_ssize_t logits = request.rows*request.classes
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
     cdef bint contiguous = x.class_stride == size
-    cdef bint contiguous_rows = x.row_stride == size and not contiguous and (
-        request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES
+    cdef Py_ssize_t contiguous_rows = 0
+    if x.row_stride == size and not contiguous:
+        contiguous_rows = request.rows if x.blocks == NULL else x.rows_per_block
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
@@ -113,11 +117,11 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
     elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
-            or contiguous_rows):
+            or contiguous_rows >= CE_MAX_LANES):
         p.path = BY_TILES
     else:
         p.path = BY_ROWS
-    p.across = operation == SIGMOID_TWO_TERM and contiguous_rows
+    p.across = operation == SIGMOID_TWO_TERM and contiguous_rows >= ACROSS
     plan_units(request, p)
     p.scratch = (TILE_SCRATCH if p.path == BY_TILES else SIGMOID_SCRATCH if operation == SIGMOID_TWO_TERM
                  else 3*BLOCK)
@@ -197,7 +201,7 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, floating *scratch) no
     cdef State s
     cdef Sum total
     if job.request.operation == SIGMOID_TWO_TERM:
-        job.unit_sums[unit] = sigmoid_rows(job, start, stop, scratch)
+        job.unit_sums[unit] = sigmoid_unit(job, unit, scratch)
         return
     set_sum(&total, 0)
     s.same_targets = False
