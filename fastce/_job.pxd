@@ -48,6 +48,7 @@ cdef struct Plan:
     Py_ssize_t tile                 # numbers in a tile
     Py_ssize_t chunk                # of them that are loaded, or stored, at a time
     Py_ssize_t unit                 # rows in a unit of work
+    Py_ssize_t unit_classes         # SIGMOID_TWO_TERM, BY_COLUMNS: classes in a unit
     Py_ssize_t units
     int threads
     bint automatic                  # their number: fewer may be used

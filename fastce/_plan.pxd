@@ -9,7 +9,7 @@ from ._request cimport (
     ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
     Matrix, Request,
 )
-from ._sigmoid cimport PIECE, SIGMOID_SCRATCH
+from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
 from ._tiles cimport tile_scratch
 
@@ -67,6 +67,9 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
     p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
                        and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
+cdef inline Py_ssize_t rows_in_block(const Request *r) noexcept nogil:
+    return r.logits.rows_per_block if r.logits.blocks != NULL else r.rows
+
 cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
     return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
 
@@ -77,7 +80,7 @@ cdef inline int path_of(const Request *r, int size) noexcept nogil:
     cdef bint along_classes = x.class_stride == size and grad.class_stride == size
     cdef bint along_rows = x.class_stride != size and rows_contiguous(x, size)
     if r.operation == SIGMOID_TWO_TERM:
-        return BY_COLUMNS if along_rows else BY_ROWS
+        return BY_COLUMNS if along_rows and rows_in_block(r) >= ACROSS else BY_ROWS
     if is_product(r) or r.operation == ARGMAX:      # where the matrices lie, if they lie alike
         if along_classes and u.class_stride == size:
             return BY_ROWS
@@ -137,12 +140,15 @@ cdef inline void plan_units(const Request *request, int size, Plan *p) noexcept 
             p.unit = (p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
     elif request.operation == SOFTMAX_TWO_TERM:
         p.unit = max(p.unit/p.group, 1)*p.group
-    elif p.path == BY_COLUMNS and request.operation == SIGMOID_TWO_TERM:
-        p.unit = max(p.unit, min(rows/16, PIECE))
-    elif p.path == BY_COLUMNS:
+    elif p.path == BY_COLUMNS and request.operation != SIGMOID_TWO_TERM:
         p.unit = (rows + p.threads - 1)/p.threads
         p.unit = p.group = min((p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES, <Py_ssize_t>COLUMN_GROUP)
     p.units = (rows + p.unit - 1)/p.unit
+    if p.path == BY_COLUMNS and request.operation == SIGMOID_TWO_TERM:
+        rows = rows_in_block(request)   # as much memory on end as possible
+        p.unit = min(rows, UNIT_LOGITS)
+        p.unit_classes = min(max(UNIT_LOGITS/rows, 1), classes)
+        p.units = request.rows/rows*((classes + p.unit_classes - 1)/p.unit_classes)*((rows + p.unit - 1)/p.unit)
 
 cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcept nogil:
     if request.operation == SIGMOID_TWO_TERM:

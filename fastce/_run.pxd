@@ -22,7 +22,7 @@ from ._request cimport (
     ARGMAX, CROSS_ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request,
 )
 from ._rows cimport rows
-from ._sigmoid cimport sigmoid_rows
+from ._sigmoid cimport sigmoid_unit
 from ._softmax_two_term cimport softmax_two_term
 from ._tiles cimport tiles
 
@@ -95,7 +95,7 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
         argmax(job, start, stop, scratch)
         return
     if operation == SIGMOID_TWO_TERM:
-        job.unit_sums[unit] = sigmoid_rows(job, start, stop, scratch)
+        job.unit_sums[unit] = sigmoid_unit(job, unit, scratch)
         return
     set_sum(&total, 0)
     s.same_targets = False

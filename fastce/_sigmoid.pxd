@@ -4,15 +4,18 @@
 # Every element is computed alone, so a piece may be any elements that are near each other in memory: some rows, a part
 # of a long row, or, where it is the rows that are contiguous, some rows of one class.
 from cython cimport floating
+
 from libc.string cimport memcpy
 
 from ._blocks cimport evenly_spaced, gather, row_at
-from ._job cimport BY_COLUMNS, BY_ROWS, Job, Sum, add, own_dtype, set_sum, value
+from ._job cimport BY_COLUMNS, Job, Plan, Sum, add, own_dtype, set_sum, value
 from ._primitives cimport ce_chosen_f64, ce_primitives
 from ._request cimport F32, F64, Matrix, Request, matrix
 
 cdef enum:
     PIECE = 1024                # elements of a piece, at most
+    ACROSS = 64                 # where so many rows are contiguous, a piece is rows of one class
+    ALONE = 64                  # classes from which a row with a sample_weight is a piece of its own
     SIGMOID_SCRATCH = 13*PIECE  # seven blocks in the dtype, and three in float64
 
 cdef struct Piece:
@@ -148,8 +151,9 @@ cdef inline double sigmoid_piece(const Job *job, const Piece *p, const floating 
                           scale if grad_factor == NULL else 1, loss, grad)
     if loss_factor != NULL:
         multiply(loss, loss_factor, 1, n, product)
-        f.narrow(product, n, loss)
         total = ce_chosen_f64.row_sum(product, n)
+        if request.losses != NULL:
+            f.narrow(product, n, loss)
     elif sample != 1:
         total *= sample
         for k in range(n if loss != NULL else 0):
@@ -163,30 +167,60 @@ cdef inline double sigmoid_piece(const Job *job, const Piece *p, const floating 
         store_piece(&request.grad, p, grad)
     return total
 
-cdef inline double sigmoid_rows(const Job *job, Py_ssize_t start, Py_ssize_t stop, floating *scratch) noexcept nogil:
-    """Rows start to stop - 1. Returns the sum of their losses."""
-    cdef const Request *request = job.request
-    cdef const ce_primitives *f = job.plan.primitives
+cdef inline double sigmoid_along(const Job *job, Py_ssize_t start, Py_ssize_t stop, floating *scratch) noexcept nogil:
+    """Rows start to stop - 1: several short ones, or a part of a long one at a time."""
+    cdef Py_ssize_t classes = job.request.classes, parts = (classes + PIECE - 1)/PIECE, i, j
+    cdef Py_ssize_t rows = PIECE/classes if parts == 1 else 1, step = (classes + parts - 1)/parts
+    if job.request.sample_weight != NULL and classes >= ALONE:
+        rows = 1
     cdef const floating *positive = NULL
     cdef const floating *weight = NULL
-    cdef Py_ssize_t classes = request.classes, rows = PIECE, step = 1, parts, j
     cdef Piece p
     cdef Sum total
-    if job.plan.path == BY_ROWS:           # a long row is divided into equal parts
-        parts = (classes + PIECE - 1)/PIECE
-        step = (classes + parts - 1)/parts
-        rows = PIECE/classes if parts == 1 else 1
     set_sum(&total, 0)
-    p.i = start
-    while p.i < stop:
-        p.rows = min(rows, stop - p.i)
-        if job.plan.path == BY_COLUMNS:
-            p.rows = evenly_spaced(&request.logits, p.i, p.rows)
+    for i from start <= i < stop by rows:
+        p.i, p.rows = i, min(rows, stop - i)
         for j from 0 <= j < classes by step:
             p.j, p.classes = j, min(step, classes - j)
-            if p.i == start or step < classes:      # else they are those of the piece before
-                positive = by_class(f, request.pos_weight, &p, scratch + 5*PIECE)
-                weight = by_class(f, request.weight, &p, scratch + 6*PIECE)
+            if i == start or parts > 1:         # else they are those of the piece before
+                positive = by_class(job.plan.primitives, job.request.pos_weight, &p, scratch + 5*PIECE)
+                weight = by_class(job.plan.primitives, job.request.weight, &p, scratch + 6*PIECE)
             add(&total, sigmoid_piece(job, &p, positive, weight, scratch))
-        p.i += p.rows
     return value(&total)
+
+cdef inline double sigmoid_across(const Job *job, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t first, Py_ssize_t last,
+                                  floating *scratch) noexcept nogil:
+    """Classes first to last - 1 of rows start to stop - 1, which are evenly spaced."""
+    cdef const floating *positive = NULL
+    cdef const floating *weight = NULL
+    cdef Py_ssize_t i, j
+    cdef Piece p
+    cdef Sum total
+    set_sum(&total, 0)
+    for j in range(first, last):
+        p.j, p.classes = j, 1
+        for i from start <= i < stop by PIECE:
+            p.i, p.rows = i, min(PIECE, stop - i)
+            if i == start:
+                positive = by_class(job.plan.primitives, job.request.pos_weight, &p, scratch + 5*PIECE)
+                weight = by_class(job.plan.primitives, job.request.weight, &p, scratch + 6*PIECE)
+            add(&total, sigmoid_piece(job, &p, positive, weight, scratch))
+    return value(&total)
+
+cdef inline double sigmoid_unit(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
+    """A unit of work. Returns the sum of its losses."""
+    cdef const Request *request = job.request
+    cdef const Plan *plan = &job.plan
+    cdef Py_ssize_t block = request.rows, parts, start, first
+    if plan.path != BY_COLUMNS:
+        start = unit*plan.unit
+        return sigmoid_along(job, start, min(start + plan.unit, block), scratch)
+    # Units are counted in the order of memory: blocks of rows, then classes, then rows.
+    if request.logits.blocks != NULL:
+        block = request.logits.rows_per_block
+    parts = (block + plan.unit - 1)/plan.unit
+    start, unit = unit % parts*plan.unit, unit/parts
+    parts = (request.classes + plan.unit_classes - 1)/plan.unit_classes
+    first, unit = unit % parts*plan.unit_classes, unit/parts
+    return sigmoid_across(job, unit*block + start, unit*block + min(start + plan.unit, block), first,
+                          min(first + plan.unit_classes, request.classes), scratch)

@@ -16,12 +16,12 @@ static void FN(row_affine)(const void *c_, const void *weight_, Py_ssize_t n, do
  *
  * From z to its loss, each operation waits for the one before. The work is therefore done in stages, each with a short
  * loop over the vectors: a processor then overlaps the operations of several vectors. */
-#define SIGMOID_TURNS 16
+#define SIGMOID_TURNS 32
 CE_INLINE void FN(sigmoid_turns)(const T *z_, const T *target, const T *other, const T *positive, const T *weight,
                                  Py_ssize_t turns, Py_ssize_t n, T scale, T *loss, T *grad, ACC *acc)
 {
     const VEC zero = SET1(0), one = SET1(1);
-    VEC e[SIGMOID_TURNS], large[SIGMOID_TURNS], rest[SIGMOID_TURNS];
+    VEC e[SIGMOID_TURNS], large[SIGMOID_TURNS], rest[SIGMOID_TURNS], sum = zero;
     for (Py_ssize_t k = 0; k < turns; k++) { /* exp(-|z|). MAX of two NaN is NaN. */
         const VEC z = FN(load_upto)(z_ + k * LANES, n);
         e[k] = FN(exp)(zero - MAX(zero - z, z)) * SET1(EXP_UNSCALE);
@@ -53,7 +53,15 @@ CE_INLINE void FN(sigmoid_turns)(const T *z_, const T *target, const T *other, c
         const VEC t = FMA(a + b, rest[k], FN(gap_term)(SELECT_EQ(gap, z, b, a), gap));
         if (loss)
             FN(store_upto)(loss + i, t, n);
-        ACC_ADD((*acc), FN(first_lanes)(t, n));
+        if (CE_F32) { /* Their sums might overflow. */
+            ACC_ADD((*acc), FN(first_lanes)(t, n));
+        } else { /* Compensation costs, so losses are added four at a time. */
+            sum = sum + FN(first_lanes)(t, n);
+            if (k % 4 == 3 || k == turns - 1) {
+                ACC_ADD((*acc), sum);
+                sum = zero;
+            }
+        }
     }
 }
 

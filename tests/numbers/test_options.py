@@ -116,6 +116,56 @@ def test_every_combination(layout, family, options, dtype):
 SLOPE_ROOM = 1e-12  # for each unit of the loss, and for ten more: what `slope` is off by
 
 
+# Logits whose elements are computed in pieces of several kinds: short rows, rows as long as a piece and longer, rows
+# that are contiguous in all of the array or in blocks, and rows with gaps.
+PIECES = {
+    "short rows": ((700, 3), -1, "rows"),
+    "rows with a rest": ((9, 431), -1, "rows"),
+    "long rows": ((3, 1025), -1, "rows"),
+    "longer rows": ((2, 4099), -1, "rows"),
+    "one class": ((1500, 1), -1, "rows"),
+    "contiguous rows": ((1100, 5), -1, "fortran"),
+    "few contiguous rows": ((70, 30), -1, "fortran"),
+    "many contiguous rows": ((33000, 2), -1, "fortran"),
+    "blocks of rows": ((3, 4, 9, 11), 1, "rows"),
+    "rows with gaps": ((150, 7), -1, "strided"),
+}
+
+
+@dtypes
+@pytest.mark.parametrize("target_dtype", [None, bool, np.int8, np.uint16, np.int64, F64])
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_of_the_sigmoid_form(name, target_dtype, dtype):
+    shape, axis, order = PIECES[name]
+    arrange = {
+        "rows": np.ascontiguousarray,
+        "fortran": np.asfortranarray,
+        "strided": lambda a: np.repeat(a, 2, axis=-1)[:, ::2],
+    }[order]
+    rng = np.random.default_rng(7)
+    x = arrange(rng.uniform(-7, 7, shape).astype(dtype))
+    c = rng.random(shape) if target_dtype in (None, F64) else rng.integers(2, size=shape)
+    c = arrange(c.astype(dtype if target_dtype is None else target_dtype))
+    weights = {key: rng.random(shape[axis]) + 0.5 for key in ("weight", "pos_weight")}
+    by_row = {"sample_weight": rng.random(np.delete(shape, axis)) + 0.5}
+    for options in ({}, weights, by_row, weights | by_row):
+        check(SIGMOID, (x, c), axis=axis, more=OPTION_ULPS, **options)
+        check(SIGMOID, (x, c), axis=axis, more=OPTION_ULPS, reduction="mean", **options)
+        check(SIGMOID, (x, c), axis=axis, more=OPTION_ULPS, upstream=arrange(rng.random(shape)), **options)
+        assert_same_bits(SIGMOID, (x, c), axis=axis, reduction="sum", **options)
+    _, want = fastce.binary_cross_entropy_with_grad(x, c, axis=axis, **weights, **by_row)
+    out = x.copy(order="K")
+    _, grad = fastce.binary_cross_entropy_with_grad(out, c, axis=axis, **weights, **by_row, out=out)
+    assert grad is out and np.array_equal(grad, want)
+
+
+@dtypes
+def test_large_losses_of_the_sigmoid_form_do_not_overflow_in_their_sum(dtype):
+    z = np.full(257, 0.7 * np.finfo(dtype).max if dtype is np.float32 else 1e300, dtype)
+    loss = fastce.binary_cross_entropy(z, np.zeros_like(z))
+    assert loss == pytest.approx(z[0], rel=1e-6)
+
+
 def _assert_slope(family, arrays, upstream, options):
     """What is returned as the gradient is the gradient of what is returned as the loss."""
     forward, backward = family.functions[0], family.functions[-1]
