@@ -26,7 +26,9 @@ cdef extern from * nogil:
         pass
     ctypedef struct ce_fetched:
         const char *data
-        Py_ssize_t size
+        Py_ssize_t row_stride
+        Py_ssize_t class_stride
+        int contiguous
     ctypedef struct ce_two_term:
         Py_ssize_t rows
         Py_ssize_t pitch

@@ -127,21 +127,25 @@ cdef inline void store(const Job *job, const TwoTerm *t, Py_ssize_t j, Py_ssize_
         else:
             store_block(job, t.start + p, j, n, grad + p*t.c.pitch)
 
-cdef inline void set_fetched(const Matrix *a, Py_ssize_t i, Py_ssize_t classes, Py_ssize_t size,
+cdef inline void set_fetched(const TwoTerm *t, const Matrix *a, Py_ssize_t i, Py_ssize_t size,
                              ce_fetched *fetched) noexcept nogil:
-    """The rows from i on, if they are contiguous."""
-    if a.data != NULL and a.blocks == NULL and a.class_stride == size and a.row_stride == classes*size:
-        fetched.data, fetched.size = row_at(a, i), size
+    """The rows from i on, if vectors of them lie in memory as they lie in a block."""
+    cdef bint contiguous = a.class_stride == size and (t.c.along or a.row_stride == t.classes*size)
+    if a.data != NULL and a.blocks == NULL and (contiguous or (a.row_stride == size and not t.c.along)):
+        fetched.data, fetched.contiguous = row_at(a, i), contiguous
+        fetched.row_stride, fetched.class_stride = a.row_stride, a.class_stride
 
 cdef inline void set_all_fetched(const Job *job, TwoTerm *t, const floating *scratch) noexcept nogil:
+    cdef const Matrix *targets = &job.request.targets
     cdef Py_ssize_t next = t.start + t.count, size = sizeof(floating)
-    t.c.next_x.data, t.c.next_x.size = <const char *>scratch, 0
+    memset(&t.c.next_x, 0, sizeof(ce_fetched))
+    t.c.next_x.data = <const char *>scratch
     t.c.next_c, t.c.dst = t.c.next_x, t.c.next_x
     if t.one_block:
-        set_fetched(&job.request.grad, t.start, t.classes, size, &t.c.dst)
+        set_fetched(t, &job.request.grad, t.start, size, &t.c.dst)
         if next < job.request.rows:
-            set_fetched(&job.request.logits, next, t.classes, size, &t.c.next_x)
-            set_fetched(&job.request.targets, next, t.classes, job.request.targets.class_stride, &t.c.next_c)
+            set_fetched(t, &job.request.logits, next, size, &t.c.next_x)
+            set_fetched(t, targets, next, min(targets.row_stride, targets.class_stride), &t.c.next_c)
 
 # -- From logits to the gradient
 

@@ -17,10 +17,12 @@ typedef struct {
     double total[CE_TWO_TERM_ROWS], lost[CE_TWO_TERM_ROWS];
 } ce_row_sums;
 
-/* What is fetched into the cache: as many contiguous numbers as are worked on meanwhile, of so many bytes; 0: none. */
+/* What is fetched into the cache: as many rows and classes as are worked on meanwhile. Where classes are contiguous,
+ * class_stride is the size of a number. Strides of 0 fetch nothing more than data. */
 typedef struct {
     const char *data;
-    Py_ssize_t size;
+    Py_ssize_t row_stride, class_stride;
+    int contiguous;
 } ce_fetched;
 
 /* The two-term form of a softmax: some rows, and a block of their classes. What is scaled is multiplied by

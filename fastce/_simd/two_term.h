@@ -124,12 +124,19 @@ static void FN(two_term_total)(ce_two_term *t)
     }
 }
 
+CE_INLINE Py_ssize_t FN(fetched_step)(const ce_fetched *a)
+{
+    return a->contiguous ? LANES * a->class_stride : a->class_stride;
+}
+
 CE_INLINE void FN(two_term_odds_)(ce_two_term *t, Py_ssize_t classes, const int stored, const int add, const int along)
 {
     const Py_ssize_t step = FN(next_vector)(t, along), n = FN(vectors)(classes, along);
     const VEC zero = SET1(0), one = SET1(CE_ODDS_ONE), unscale = SET1((T)(1.0 / CE_ODDS_ONE));
     const T *second_ = t->second, *ratio_ = t->ratio, *total_ = t->total, *weight = t->weight;
-    ce_fetched next_x = t->next_x, next_c = t->next_c, dst = t->dst;
+    const ce_fetched *next_x = &t->next_x, *next_c = &t->next_c, *dst = &t->dst;
+    const Py_ssize_t x_step = FN(fetched_step)(next_x), c_step = FN(fetched_step)(next_c);
+    const Py_ssize_t dst_step = FN(fetched_step)(dst);
     for (Py_ssize_t r = 0; r < t->rows; r += FN(rows_in_vector)(along)) {
         const VEC ratio = FN(of_row)(ratio_, r, along), total = FN(of_row)(total_, r, along);
         const VEC second = FN(of_row)(second_, r, along);
@@ -142,12 +149,9 @@ CE_INLINE void FN(two_term_odds_)(ce_two_term *t, Py_ssize_t classes, const int 
             const Py_ssize_t stop = k + FN(terms) < n ? k + FN(terms) : n;
             VEC some_h = zero, some_logs = zero;
             for (; k < stop; k++) {
-                CE_PREFETCH(next_x.data);
-                CE_PREFETCH(next_c.data);
-                CE_PREFETCH_WRITE(dst.data);
-                next_x.data += LANES * next_x.size;
-                next_c.data += LANES * next_c.size;
-                dst.data += LANES * dst.size;
+                CE_PREFETCH(next_x->data + r * next_x->row_stride + k * x_step);
+                CE_PREFETCH(next_c->data + r * next_c->row_stride + k * c_step);
+                CE_PREFETCH_WRITE(dst->data + r * dst->row_stride + k * dst_step);
                 const VEC c = LOAD(c_ + k * step);
                 VEC f = LOAD(x_ + k * step), a = one * c, b = SET1(1) - c;
                 if (not_c)
