@@ -133,6 +133,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
                          and (not p.with_grad or grad.class_stride == size))
     if by_layout:
         p.path = path_by_layout(request, size)
+        # y, upstream and the product together are as large.
+        p.stream = grad.data != x.data and grad.data != request.upstream.data and 3*logits >= STREAM_BYTES/size
     elif operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
     elif (request.classes <= (TILES_BEAT_TURNS if p.rows_take_turns else TILES_BEAT_ROWS)
