@@ -8,6 +8,9 @@ from ._job cimport BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Job
 from ._primitives cimport CE_MAX_LANES, ce_primitives
 from ._request cimport LOG_SOFTMAX_GRAD, Matrix, Request
 
+cdef enum:
+    STREAM_RUN = 512        # rows of a class: the ends of shorter runs cost more than is saved
+
 cdef inline bint of_log(const Job *job) noexcept nogil:
     return job.request.operation == LOG_SOFTMAX_GRAD
 
@@ -33,7 +36,7 @@ cdef inline void jacobian_columns(const Job *job, Py_ssize_t i, Py_ssize_t count
     f.columns_jacobian_sum(y, r.y.class_stride, u, r.upstream.class_stride, r.classes, count, of_log(job), True,
                            scratch, minus_sum)
     f.columns_jacobian(y, r.y.class_stride, u, r.upstream.class_stride, row_at(&r.grad, i), r.grad.class_stride,
-                       r.classes, count, of_log(job), minus_sum)
+                       r.classes, count, of_log(job), minus_sum, job.plan.stream and count >= STREAM_RUN)
 
 cdef inline void jacobian_tile(const Job *job, Py_ssize_t i, Py_ssize_t count, floating *scratch) noexcept nogil:
     """At most GROUP rows of any layout. Their blocks are copied twice, for the sums and for the products."""
@@ -52,7 +55,7 @@ cdef inline void jacobian_tile(const Job *job, Py_ssize_t i, Py_ssize_t count, f
             load_tile(f, &r.y, i, count, j, n, width, y)
             load_tile(f, &r.upstream, i, count, j, n, width, u)
             if products:
-                f.columns_jacobian(y, stride, u, stride, y, stride, n, width, of_log(job), minus_sum)
+                f.columns_jacobian(y, stride, u, stride, y, stride, n, width, of_log(job), minus_sum, False)
                 store_tile(f, &r.grad, i, count, j, n, width, y, False)
             else:
                 f.columns_jacobian_sum(y, stride, u, stride, n, width, of_log(job), j == 0, acc, minus_sum)

@@ -161,21 +161,27 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return 2*TILE_SIZE + 5*GROUP if p.path == BY_TILES else 0
     return tile_scratch(p) if p.path == BY_TILES else 3*BLOCK
 
+cdef inline bint is_streamed(const Request *request, const Plan *p, Py_ssize_t bytes) noexcept nogil:
+    """Whether the gradient, of so many bytes, is written past the caches. In place the lines are there already."""
+    cdef const char *grad = request.grad.data
+    if grad == main_input(request).data:
+        return False
+    if is_product(request):             # y, upstream and the product together are as large
+        return grad != request.upstream.data and 3*bytes >= STREAM_BYTES
+    if p.chunk < p.tile:
+        return bytes >= STREAM_STRIPS
+    return request.classes > BLOCK and bytes >= STREAM_BYTES    # short rows are bursts that wait for the memory
+
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     """Chooses how a request with at least one row is computed. p is zero before."""
     cdef const Matrix *x = main_input(request)
-    cdef const Matrix *grad = &request.grad
-    cdef Py_ssize_t bytes
     cdef int size = sizeof(float) if x.dtype == F32 else sizeof(double)
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
-    p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
+    p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
     plan_base(request, size, p)
     p.path = path_of(request, size)
     plan_threads(request, p)
     plan_units(request, size, p)
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
     p.scratch = scratch_of(request, p)
-    # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
-    bytes = request.rows*request.classes*size
-    if grad.data != x.data:
-        p.stream = bytes >= STREAM_STRIPS if p.chunk < p.tile else request.classes > BLOCK and bytes >= STREAM_BYTES
+    p.stream = is_streamed(request, p, request.rows*request.classes*size)

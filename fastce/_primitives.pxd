@@ -98,7 +98,7 @@ cdef extern from * nogil:
         void (*columns_jacobian_sum)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int,
                                      int, void *, void *) noexcept nogil
         void (*columns_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                 Py_ssize_t, int, const void *) noexcept nogil
+                                 Py_ssize_t, int, const void *, int) noexcept nogil
         void (*rows_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *) noexcept nogil
         void (*columns_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *, void *,
                                void *) noexcept nogil

@@ -141,25 +141,38 @@ static void FN(columns_jacobian_sum)(const void *y, Py_ssize_t y_class_stride, c
         FN(columns_jacobian_sum_)(y, y_class_stride, u, u_class_stride, classes, n, 0, first, acc, minus_sum);
 }
 
+CE_INLINE void FN(column_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, const T *minus_sum, const int of_log,
+                                   const int stream)
+{
+#define PRODUCT(m) \
+    FN(jacobian)(FN(load_upto)(y + r, m), FN(load_upto)(u + r, m), FN(load_upto)(minus_sum + r, m), of_log)
+    const Py_ssize_t head = stream ? FN(to_line)(grad, n) : 0;
+    Py_ssize_t r = 0;
+    if (head)
+        STORE_PART(grad, PRODUCT(head), head);
+    for (r = head; r + LANES <= n; r += LANES) {
+        if (stream)
+            STREAM(grad + r, PRODUCT(LANES));
+        else
+            STORE(grad + r, PRODUCT(LANES));
+    }
+    if (r < n)
+        STORE_PART(grad + r, PRODUCT(n - r), n - r);
+#undef PRODUCT
+}
+
 static void FN(columns_jacobian)(const void *y_, Py_ssize_t y_class_stride, const void *u_, Py_ssize_t u_class_stride,
                                  void *grad_, Py_ssize_t grad_class_stride, Py_ssize_t classes, Py_ssize_t n,
-                                 int of_log, const void *minus_sum_)
+                                 int of_log, const void *minus_sum, int stream)
 {
-    const T *minus_sum = minus_sum_;
     for (Py_ssize_t j = 0; j < classes; j++) {
         const T *y = ce_at(y_, j * y_class_stride), *u = ce_at(u_, j * u_class_stride);
         T *grad = ce_at(grad_, j * grad_class_stride);
-        Py_ssize_t r = 0;
-#define PRODUCT(of_log, m) \
-    FN(jacobian)(FN(load_upto)(y + r, m), FN(load_upto)(u + r, m), LOAD(minus_sum + r), of_log)
+#define COLUMN(of_log, stream) FN(column_jacobian)(y, u, grad, n, minus_sum, of_log, stream)
         if (of_log)
-            for (; r + LANES <= n; r += LANES)
-                STORE(grad + r, PRODUCT(1, LANES));
+            stream ? COLUMN(1, 1) : COLUMN(1, 0);
         else
-            for (; r + LANES <= n; r += LANES)
-                STORE(grad + r, PRODUCT(0, LANES));
-        if (r < n)
-            STORE_PART(grad + r, of_log ? PRODUCT(1, n - r) : PRODUCT(0, n - r), n - r);
-#undef PRODUCT
+            stream ? COLUMN(0, 1) : COLUMN(0, 0);
+#undef COLUMN
     }
 }

@@ -285,3 +285,21 @@ def test_large_arrays_with_contiguous_rows_anywhere_in_memory(shape: tuple[int, 
         for got in ((loss, grad), in_place):
             for a, b in zip(got, first, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", [fastce.softmax_grad, fastce.log_softmax_grad], ids=lambda f: f.__name__)
+def test_large_products_are_the_same_at_every_alignment_and_in_place(function: Any, dtype: type) -> None:
+    """The first is written past the caches, in whole lines where they are aligned. In place nothing is."""
+    rng, shape = np.random.default_rng(0), (300, 7001)
+    upstream, x = (rng.standard_normal(shape, F32).astype(dtype) for _ in range(2))
+    forward = fastce.softmax if function is fastce.softmax_grad else fastce.log_softmax
+    y = forward(x, axis=0)
+    in_place = y.copy()
+    want = function(upstream, in_place, axis=0, out=in_place)
+    memory = np.full(y.size + 32, 7, dtype)
+    for offset in (1, 2, 7, 15):
+        out = memory[offset : offset + y.size].reshape(shape)
+        np.testing.assert_array_equal(function(upstream, y, axis=0, out=out, num_threads=1 + offset % 2), want)
+        assert (memory[:offset] == 7).all() and (memory[offset + y.size :] == 7).all()
+        memory[:] = 7
