@@ -31,8 +31,9 @@ from ._softmax_two_term cimport softmax_row
 from ._tiles cimport TILE_SCRATCH, tiles
 
 cdef enum:
-    TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
-    TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
+    TILES_BEAT_ROWS = 40        # up to so many contiguous classes tiles are faster than rows,
+    TILES_BEAT_GATHERED = 56    # up to so many if rows are gathered,
+    TILES_BEAT_GIVEN = 4        # and up to so many if stats are given and base is not the target row
     MIN_TILE_WIDTH = 48         # when there are enough rows
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
     STREAM_BYTES = 3 << 23      # gradients of long rows from this size on (24 MiB) are written past the caches
@@ -100,16 +101,20 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef const Matrix *grad = &request.grad
     cdef Py_ssize_t logits = request.rows*request.classes
     cdef int operation = request.operation, size = sizeof(float) if x.dtype == F32 else sizeof(double)
-    cdef bint contiguous = x.class_stride == size, in_place = contiguous and (
-        grad.data == NULL or grad.class_stride == size)
+    cdef bint contiguous = x.class_stride == size
+    cdef Py_ssize_t few_classes = TILES_BEAT_ROWS
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, grad.data != NULL
     plan_base(request, size, p)
+    if not contiguous or (p.with_grad and grad.class_stride != size):
+        few_classes = TILES_BEAT_GATHERED
+    elif request.stats_given and p.base_kind != CE_BY_ELEMENT:
+        few_classes = TILES_BEAT_GIVEN
     # In place the lines are in the cache already; and short rows are written in bursts that wait for the memory.
     p.stream = grad.data != x.data and request.classes > BLOCK and logits >= STREAM_BYTES/size
     if operation != CROSS_ENTROPY and operation != SOFTMAX and operation != LOG_SOFTMAX and operation != LOGSUMEXP:
         p.path = BY_ELEMENTS
-    elif (request.classes <= (TILES_BEAT_TURNS if in_place else TILES_BEAT_ROWS)
+    elif (request.classes <= few_classes
             or (x.row_stride == size and not contiguous
                 and (request.rows if x.blocks == NULL else x.rows_per_block) >= CE_MAX_LANES)):
         p.path = BY_TILES
