@@ -14,9 +14,10 @@ from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
 from ._tiles cimport tile_scratch
 
 cdef enum:
-    TILES_BEAT_TURNS = 40       # up to so many contiguous classes tiles are faster than rows that take turns,
-    TILES_BEAT_ROWS = 128       # and up to so many faster than one row after the other
-    TWO_TERM_TILES_BEAT_ROWS = 80   # the same for the two-term form of a softmax
+    TILES_BEAT_ROWS = 40        # up to so many contiguous classes tiles are faster than rows,
+    TILES_BEAT_GATHERED = 56    # up to so many if rows are gathered,
+    TILES_BEAT_GIVEN = 4        # up to so many if stats are given and base is not the target row,
+    TILES_BEAT_TWO_TERM = 80    # and up to so many for the two-term form of a softmax
     MIN_TILE_WIDTH = 48         # when there are enough rows
     STRIP_BYTES = 5 << 17       # tiles of contiguous rows: 640 KiB, of the second-level cache
     CHUNK = 2048                # numbers of such a tile between the arrays and the first-level cache
@@ -73,7 +74,8 @@ cdef inline Py_ssize_t rows_in_block(const Request *r) noexcept nogil:
 cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
     return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
 
-cdef inline int path_of(const Request *r, int size) noexcept nogil:
+cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogil:
+    cdef Py_ssize_t few_classes = TILES_BEAT_ROWS
     cdef const Matrix *x = main_input(r)
     cdef const Matrix *u = &r.upstream if is_product(r) else x
     cdef const Matrix *grad = &r.grad if is_product(r) or (r.operation != ARGMAX and r.grad.data != NULL) else x
@@ -88,8 +90,12 @@ cdef inline int path_of(const Request *r, int size) noexcept nogil:
             return BY_COLUMNS
         return BY_TILES
     if r.operation == SOFTMAX_TWO_TERM:
-        return BY_TILES if along_rows or r.classes <= TWO_TERM_TILES_BEAT_ROWS else BY_ROWS
-    return BY_TILES if along_rows or r.classes <= (TILES_BEAT_TURNS if along_classes else TILES_BEAT_ROWS) else BY_ROWS
+        return BY_TILES if along_rows or r.classes <= TILES_BEAT_TWO_TERM else BY_ROWS
+    if not along_classes:
+        few_classes = TILES_BEAT_GATHERED
+    elif r.stats_given and base_kind != CE_BY_ELEMENT:
+        few_classes = TILES_BEAT_GIVEN
+    return BY_TILES if along_rows or r.classes <= few_classes else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
     # ARGMAX is so fast that threads pay only where there is more to do.
@@ -179,7 +185,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
     plan_base(request, size, p)
-    p.path = path_of(request, size)
+    p.path = path_of(request, size, p.base_kind)
     plan_threads(request, p)
     plan_units(request, size, p)
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
