@@ -63,16 +63,17 @@ CE_INLINE void FN(coefficients_)(Py_ssize_t n, const double *restrict row_max, c
                                  const double *restrict rest_at_max, double *restrict grad_at_max)
 {
     for (Py_ssize_t r = 0; r < n; r++) {
-        double share = 1.0 / (1.0 + tail[r]), slope = 0; /* d(z_loss * lse^2) / d(lse) */
-        if (loss) {
-            log_total[r] = FN(log1p)(tail[r], &share);
-            loss[r] = FN(loss)(log_total[r], row_max[r], mass[r], linear[r], z_loss);
-            slope = z_loss ? 2 * z_loss * (row_max[r] + log_total[r]) : 0;
-        }
+        double share;
+        const double log_r = FN(log1p)(tail[r], &share); /* without loss the compiler leaves the logarithm out */
+        const double slope = z_loss ? 2 * z_loss * (row_max[r] + log_r) : 0; /* d(z_loss * lse^2) / d(lse) */
         /* (mass + slope)*p - q with p = 1 - tail*share */
         const double lost = mass[r] * (tail[r] * share), gained = slope * share;
         const double grad_if_p_near_1 = (rest[r] - lost) + gained;
         const double grad_otherwise = (mass[r] + slope) * (e[r] * share) - q[r];
+        if (loss) {
+            log_total[r] = log_r;
+            loss[r] = FN(loss)(log_r, row_max[r], mass[r], linear[r], z_loss);
+        }
         a[r] = scale[r] * ((mass[r] + slope) * share);
         /* The class is a maximum, and the only one: two or more maxima have p <= 1/2 each, and tail >= 1. */
         exact_grad[r] = scale[r] * (((e[r] == 1.0) & (tail[r] < 1.0)) ? grad_if_p_near_1 : grad_otherwise);
@@ -86,17 +87,17 @@ static void FN(coefficients)(Py_ssize_t n, const double *row_max, const double *
                              const double *scale, double *log_total, double *loss, double *a, double *exact_grad,
                              const double *rest_at_max, double *grad_at_max)
 {
-#define COEFFICIENTS(log_total, loss, rest_at_max, grad_at_max)                                                    \
+#define COEFFICIENTS(z_loss, log_total, loss, rest_at_max, grad_at_max)                                            \
     FN(coefficients_)(n, row_max, tail, mass, linear, z_loss, q, rest, e, scale, log_total, loss, a, exact_grad,    \
                       rest_at_max, grad_at_max)
     if (loss && grad_at_max)
-        COEFFICIENTS(log_total, loss, rest_at_max, grad_at_max);
+        COEFFICIENTS(z_loss, log_total, loss, rest_at_max, grad_at_max);
     else if (loss)
-        COEFFICIENTS(log_total, loss, NULL, NULL);
+        COEFFICIENTS(z_loss, log_total, loss, NULL, NULL);
     else if (grad_at_max)
-        COEFFICIENTS(NULL, NULL, rest_at_max, grad_at_max);
+        COEFFICIENTS(0, NULL, NULL, rest_at_max, grad_at_max);
     else
-        COEFFICIENTS(NULL, NULL, NULL, NULL);
+        COEFFICIENTS(0, NULL, NULL, NULL, NULL);
 #undef COEFFICIENTS
 }
 
