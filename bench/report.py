@@ -1,6 +1,6 @@
 """Measure and write the tables and the pictures of the README.
 
-    python bench/report.py             # takes about eight minutes on an idle machine
+    python bench/report.py             # takes about ten minutes on an idle machine
     python bench/report.py --redraw    # reuse the last measurement
     python bench/report.py --smoke --to FOLDER
 
