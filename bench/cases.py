@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-OUT_FROM_BYTES = 32 * 2**20  # a new gradient that is larger costs more in page faults than in computation
 BLOCK = 2**20  # logits in a block of the float64 computation
 SMOKE_LOGITS = 10_000
 LABEL_SMOOTHING, Z_LOSS, IGNORE_INDEX, IGNORED_SHARE = 0.1, 1e-4, -100, 0.1
@@ -72,16 +71,16 @@ CASES = [
 class Problem:
     """A case with its data.
 
-    If the case is large, `buffer` receives the gradient of those implementations that accept a buffer. Otherwise it is
-    None, and they allocate the gradient. In a case that works in place, `buffer` also holds the logits. Then the first
-    call finds the logits there, and each later call finds the gradient of the call before, which takes the same time.
+    `buffer` is an array for the gradient, whose memory was touched before. In a case that works in place, it also holds
+    the logits. Then the first call finds the logits there, and each later call finds the gradient of the call before,
+    which takes the same time.
     """
 
     case: Case
     logits: np.ndarray = field(init=False)
     targets: np.ndarray = field(init=False)
     options: dict[str, Any] = field(init=False)  # keyword arguments of fastce and fastce.reference
-    buffer: np.ndarray | None = field(init=False)
+    buffer: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         case, rng = self.case, np.random.default_rng(0)
@@ -104,8 +103,7 @@ class Problem:
                 "z_loss": Z_LOSS,
                 "ignore_index": IGNORE_INDEX,
             }
-        large = case.in_place or self.logits.nbytes > OUT_FROM_BYTES
-        self.buffer = self.logits.copy(order="K") if large else None
+        self.buffer = self.logits.copy(order="K")
 
     @cached_property
     def truth(self) -> tuple[float, np.ndarray]:
@@ -158,7 +156,7 @@ class Problem:
 
     def restore(self) -> None:
         """Put the logits back if the case works in place, where the last gradient has overwritten them."""
-        if self.case.in_place and self.buffer is not None:
+        if self.case.in_place:
             np.copyto(self.buffer, self.logits)
 
     @property

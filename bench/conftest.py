@@ -27,9 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    from peers import describe
+    from peers import describe, left_out
 
-    return describe()
+    return "\n".join(filter(None, (describe(), left_out())))
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

@@ -1,10 +1,14 @@
-"""Compare other paths through fastce with the plain call, and print a markdown table of multiples of its time.
+"""Compare other paths through fastce with the plain call, and print markdown tables of multiples of its time.
 
     python bench/paths.py [--seconds 60] [--threads 1] [--only two-term] [--shape 4096x1000]
 
-The plain call is `cross_entropy_with_grad(logits, labels, out=out)` with int64 labels, on an array in C order of the same
-shape and dtype. In each shape all calls run interleaved, and the best time of each counts. Every call that returns an
-array of the logits' shape writes it to an `out` whose memory was touched before, in the memory order of the logits."""
+The plain call is `cross_entropy_with_grad(logits, labels, out=out)` with int64 labels, on an array in C order of the
+same shape and dtype. For each shape all calls run interleaved. A cell shows the multiple of the best time and, in
+brackets, that of the median of single calls.
+
+In the first table, every call that returns an array of the logits' shape writes it to an `out` whose memory was touched
+before, in the memory order of the logits. The second table shows what a new array costs. One of 32 MiB or less is
+usually memory that the process has used before; a larger one is new memory at each call."""
 
 from __future__ import annotations
 
@@ -19,14 +23,25 @@ from peers import describe
 import fastce
 from fastce.__main__ import measure
 
-SHAPES = [(65536, 10, "float32"), (20000, 100, "float32"), (4096, 1000, "float32"), (4096, 1000, "float64")]
+Shape = tuple[int, int, str]
+Calls = dict[str, tuple[Callable[[], Any], str]]  # by name: the call, and the multiple that it is meant to stay below
+
+SHAPES: list[Shape] = [
+    (65536, 10, "float32"),
+    (20000, 100, "float32"),
+    (4096, 1000, "float32"),
+    (4096, 1000, "float64"),
+]
+NEW_ARRAY_SHAPES: list[Shape] = [(4096, 1000, "float32"), (1024, 32000, "float32"), (512, 128256, "float32")]
+SMOKE_ROWS = 8
+ROUNDS = 5  # at least, however long the calls take
 PLAIN = "plain call"
 COPY = "np.copyto(out, logits)"
 ARGMAX = "logits.argmax(-1)"
 
 
-def calls(rows: int, classes: int, dtype: str, threads: int | None) -> dict[str, tuple[Callable[[], Any], str]]:
-    """The calls by name, each with the multiple of another call that it is meant to stay below."""
+def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
+    """The plain call and all other paths. `predict` is compared with NumPy's argmax."""
     rng = np.random.default_rng(0)
     x = (3 * rng.standard_normal((rows, classes))).astype(dtype)
     labels = rng.integers(classes, size=rows)
@@ -87,8 +102,66 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> dict[str,
     }
 
 
+def new_array_calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
+    """The plain call and the layer, with the gradient in an array that was used before or in a new one."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, classes), dtype=np.dtype(dtype).type)
+    labels, out, in_place = rng.integers(classes, size=rows), np.zeros_like(x), x.copy()
+    call = partial(fastce.cross_entropy_with_grad, x, labels, num_threads=threads)
+    layers = {reuse: fastce.CrossEntropyLoss(num_threads=threads, reuse_grad=reuse) for reuse in (False, True)}
+
+    def forward_and_backward(layer: fastce.CrossEntropyLoss) -> Any:
+        layer(x, labels)
+        return layer.backward()
+
+    return {
+        PLAIN: (partial(call, out=out), ""),
+        COPY: (partial(np.copyto, out, x), ""),
+        "logits.copy()": (x.copy, ""),
+        "out=logits": (
+            partial(fastce.cross_entropy_with_grad, in_place, labels, num_threads=threads, out=in_place),
+            "",
+        ),
+        "without out": (call, ""),
+        "layer with reuse_grad": (partial(forward_and_backward, layers[True]), ""),
+        "layer": (partial(forward_and_backward, layers[False]), ""),
+    }
+
+
 def shape_text(rows: int, classes: int, dtype: str) -> str:
     return f"{rows} x {classes} {dtype}"
+
+
+def table(
+    make: Callable[[int, int, str, int | None], Calls],
+    shapes: list[Shape],
+    threads: int,
+    seconds: float,
+    rounds: int = ROUNDS,
+    only: str = "",
+) -> str:
+    """A markdown table with a line for each call whose name contains `only`, measured for so many seconds in all."""
+    lines: dict[str, list[str]] = {}
+    goals = False
+    for shape in shapes:
+        some = {
+            name: call
+            for name, call in make(*shape, threads or None).items()
+            if only in name or name in (PLAIN, COPY, ARGMAX)
+        }
+        measured = measure({name: call for name, (call, _) in some.items()}, seconds / len(shapes), rounds)
+        scale = 1e9 / (shape[0] * shape[1])
+        for name, (_, goal) in some.items():
+            times, plain = measured[name], measured[ARGMAX if goal.endswith("argmax") else PLAIN]
+            goals = goals or bool(goal)
+            cell = f"{times.best / plain.best:.2f} ({times.median / plain.median:.2f})"
+            if name in (PLAIN, COPY, ARGMAX):
+                cell = f"{scale * times.best:.3f} ns ({scale * times.median:.3f} ns)"
+            lines.setdefault(name, [name, goal]).append(cell)
+    header = ["path", "goal", *(shape_text(*shape) for shape in shapes)]
+    kept = [k for k in range(len(header)) if goals or k != 1]
+    text = [[line[k] for k in kept] for line in (header, ["---"] * len(header), *lines.values())]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in text)
 
 
 def main() -> None:
@@ -97,27 +170,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="0: automatic (default %(default)s)")
     parser.add_argument("--only", default="", help="paths whose name contains this")
     parser.add_argument("--shape", default="", help="shapes that begin with this, such as 4096x1000")
+    parser.add_argument("--smoke", action="store_true", help="few rows and one round, to check that everything runs")
     arguments = parser.parse_args()
-    shapes = [s for s in SHAPES if f"{s[0]}x{s[1]}x{s[2]}".startswith(arguments.shape)]
-    table: dict[str, list[str]] = {}
-    for shape in shapes:
-        some = {
-            name: call
-            for name, call in calls(*shape, arguments.threads or None).items()
-            if arguments.only in name or name in (PLAIN, COPY, ARGMAX)
-        }
-        best = measure({name: call for name, (call, _) in some.items()}, arguments.seconds / len(shapes))
-        for name, (_, limit) in some.items():
-            row = table.setdefault(name, [name, limit])
-            multiple = best[name] / best[ARGMAX if limit.endswith("argmax") else PLAIN]
-            nanoseconds = 1e9 * best[name] / (shape[0] * shape[1])
-            row.append(f"{nanoseconds:.3f} ns" if name in (PLAIN, COPY, ARGMAX) else f"{multiple:.2f}")
-    threads = f"{arguments.threads} threads" if arguments.threads > 1 else "1 thread" if arguments.threads else "automatic"
-    heads = ["path", "at most", *(shape_text(*shape) for shape in shapes)]
-    print(f"{describe()}\n{threads}")
-    print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for row in table.values():
-        print("| " + " | ".join(row) + " |")
+    seconds, rounds = (0.0, 1) if arguments.smoke else (arguments.seconds, ROUNDS)
+    count = arguments.threads
+    print(
+        f"{describe()}\n{f'{count} threads' if count > 1 else '1 thread' if count else 'automatic number of threads'}"
+    )
+    for make, all_shapes, share in ((calls, SHAPES, 0.8), (new_array_calls, NEW_ARRAY_SHAPES, 0.2)):
+        shapes = [s for s in all_shapes if f"{s[0]}x{s[1]}x{s[2]}".startswith(arguments.shape)]
+        if arguments.smoke:
+            shapes = [(SMOKE_ROWS, classes, dtype) for _, classes, dtype in shapes]
+        if shapes:
+            print(f"\n{table(make, shapes, count, share * seconds, rounds, arguments.only)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import fastce
 from fastce import reference
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # must precede the import of JAX; keeps XLA from printing messages
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for huge pages too, as NumPy does by itself
 THREADS = (1, max(2, fastce.show_config(mode="dicts")["threads"]))
 OWN = 0  # in place of a number of threads: the implementation chooses
 Result = tuple[float, np.ndarray | None]
@@ -37,6 +38,7 @@ class Run:
     call: Callable[[], Any]
     read: Callable[[Any], Result] | None = None  # None: nothing to verify
     enter: Callable[[], object] = lambda: None
+    reuses: bool | None = None  # whether it writes to the problem's buffer or to a new array; None: it has no choice
 
     @property
     def label(self) -> str:
@@ -54,23 +56,31 @@ def as_numpy(result: Any) -> Result:
     return float(loss), gradient
 
 
-def ours(module: Any, problem: Problem, gradient: bool, **extra: Any) -> Callable[[], Any]:
+def ways(problem: Problem, gradient: bool) -> list[bool | None]:
+    """The values of `reuses` of an implementation that can write the gradient to a given array."""
+    return [None] if not gradient else [True] if problem.case.in_place else [False, True]
+
+
+def ours(module: Any, problem: Problem, gradient: bool, reuses: bool | None, **extra: Any) -> Callable[[], Any]:
     """The call of fastce or of its reference, which take the same arguments."""
     if not gradient:
         return partial(module.cross_entropy, problem.logits, problem.targets, **problem.options, **extra)
-    if problem.buffer is not None:
+    if reuses:
         extra["out"] = problem.buffer
     logits = problem.buffer if problem.case.in_place else problem.logits
     return partial(module.cross_entropy_with_grad, logits, problem.targets, **problem.options, **extra)
 
 
 def numpy_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
-    yield Run("NumPy", 1, ours(reference, problem, gradient), as_numpy)
+    for reuses in ways(problem, gradient):
+        yield Run("NumPy", 1, ours(reference, problem, gradient, reuses), as_numpy, reuses=reuses)
 
 
 def fastce_runs(problem: Problem, gradient: bool, counts: Iterable[int] = THREADS) -> Iterator[Run]:
-    for threads in counts:
-        yield Run("fastce", threads, ours(fastce, problem, gradient, num_threads=threads), as_numpy)
+    for reuses in ways(problem, gradient):
+        for threads in counts:
+            call = ours(fastce, problem, gradient, reuses, num_threads=threads)
+            yield Run("fastce", threads, call, as_numpy, reuses=reuses)
 
 
 @cache
@@ -82,17 +92,29 @@ def limit_runs(problem: Problem, gradient: bool, counts: Iterable[int] = THREADS
     """Lower bounds set by memory: for loss + gradient a copy, or a change of all signs if the case works in place; for
     forward a read, to find the maximum."""
     source = problem.logits.ravel(order="K")  # a view, because the logits of all cases are contiguous
-    target = problem.buffer.ravel(order="K") if problem.buffer is not None else np.ones_like(source)
+    buffer = problem.buffer.ravel(order="K")
     name = "rewrite" if problem.case.in_place else "copy" if gradient else "read"
     work_on = {
         "read": lambda to, part: part.max,
         "copy": lambda to, part: partial(np.copyto, to, part),
         "rewrite": lambda to, part: partial(np.negative, to, to),
     }[name]
-    for threads in counts:
+
+    def works(target: np.ndarray, threads: int) -> list[Callable[[], Any]]:
         parts = zip(np.array_split(target, threads), np.array_split(source, threads), strict=True)
-        works = [work_on(to, part) for to, part in parts]
-        yield Run(name, threads, works[0] if threads == 1 else partial(_all, pool(threads), works))
+        return [work_on(to, part) for to, part in parts]
+
+    def copy_to_new(threads: int) -> None:
+        _all(pool(threads), works(np.empty_like(source), threads))
+
+    for reuses in ways(problem, gradient):
+        for threads in counts:
+            if reuses is False:
+                call = source.copy if threads == 1 else partial(copy_to_new, threads)
+            else:
+                parts = works(buffer, threads)
+                call = parts[0] if threads == 1 else partial(_all, pool(threads), parts)
+            yield Run(name, threads, call, reuses=reuses)
 
 
 def _all(executor: ThreadPoolExecutor, works: list[Callable[[], Any]]) -> None:
@@ -100,38 +122,89 @@ def _all(executor: ThreadPoolExecutor, works: list[Callable[[], Any]]) -> None:
         done.result()
 
 
-def torch_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+def torch_loss(problem: Problem) -> Callable[[Any, Any], Any] | None:
+    """PyTorch's loss as a function of logits and targets, if it has the case."""
     import torch
     from torch.nn import functional as F
 
     if problem.case.axis not in (-1, 1) or problem.case.in_place:
-        return
-    logits, targets = torch.from_numpy(problem.logits), torch.from_numpy(problem.targets)
+        return None
     options: dict[str, Any] = {}
+    with_z_loss = problem.case.options  # which PyTorch does not have, so its users write it themselves
     if problem.case.options:
         weight = torch.from_numpy(problem.options["weight"])
         options = {"weight": weight, "label_smoothing": LABEL_SMOOTHING, "ignore_index": IGNORE_INDEX}
 
-    def loss_of(x: Any) -> Any:
+    def loss_of(x: Any, targets: Any) -> Any:
         loss = F.cross_entropy(x, targets, **options)
-        if problem.case.options:  # PyTorch has no z_loss, so its users write it themselves
+        if with_z_loss:
             kept = targets != IGNORE_INDEX
             lse = torch.logsumexp(x, dim=-1)
             loss = loss + Z_LOSS * (lse.square() * kept).sum() / weight[targets * kept].mul(kept).sum()
         return loss
 
+    return loss_of
+
+
+def torch_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    import torch
+
+    loss_of = torch_loss(problem)
+    if loss_of is None:
+        return
+    logits, targets = torch.from_numpy(problem.logits), torch.from_numpy(problem.targets)
+
     def forward() -> Any:
         with torch.no_grad():
-            return loss_of(logits)
+            return loss_of(logits, targets)
 
     def both() -> Any:
         x = logits.detach().requires_grad_()
-        loss = loss_of(x)
+        loss = loss_of(x, targets)
         loss.backward()
         return loss.detach(), x.grad.numpy()
 
     for threads in THREADS:
         yield Run("PyTorch", threads, both if gradient else forward, as_numpy, partial(torch.set_num_threads, threads))
+
+
+def torch_compiled(loss_of: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Gradient and loss as one compiled function. It is compiled for each shape and number of threads at the first call
+    with them, and raises an error where a part cannot be compiled. Functions that were compiled before are forgotten,
+    because after a few shapes PyTorch would no longer compile."""
+    import torch
+
+    torch._dynamo.reset()
+    return torch.compile(torch.func.grad_and_value(loss_of), dynamic=False, fullgraph=True)
+
+
+def torch_compile_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
+    import torch
+
+    loss_of = torch_loss(problem)
+    if loss_of is None or not gradient:  # the forward alone is not compiled, to save time
+        return
+    compiled = torch_compiled(loss_of)
+    logits, targets = torch.from_numpy(problem.logits), torch.from_numpy(problem.targets)
+
+    def call() -> Any:
+        grad, loss = compiled(logits, targets)
+        return loss, grad.numpy()
+
+    for threads in THREADS:  # `verify` is the first call, so nothing is compiled while it is timed
+        yield Run("torch.compile", threads, call, as_numpy, partial(torch.set_num_threads, threads))
+
+
+@cache
+def torch_compile_error() -> str | None:
+    """Why torch.compile does not work here: it needs a C++ compiler, for example."""
+    import torch
+
+    try:
+        torch_compiled(torch.nn.functional.cross_entropy)(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    except Exception as error:  # there are many reasons, and each has its own class
+        return f"torch.compile fails: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return None
 
 
 @cache
@@ -181,17 +254,17 @@ def sklearn_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
     labels = problem.targets.astype(problem.case.dtype)  # which it takes as floats
     mean = np.full(rows, 1 / rows, problem.case.dtype)
     work = {"y_true": labels, "raw_prediction": problem.logits, "sample_weight": mean}
-    if gradient and problem.buffer is not None:
-        work["gradient_out"] = problem.buffer
 
-    def call(threads: int) -> Any:
+    def call(threads: int, out: np.ndarray | None) -> Any:
         if not gradient:
             return loss.loss(**work, n_threads=threads).sum()
-        losses, grad = loss.loss_gradient(**work, n_threads=threads)
+        losses, grad = loss.loss_gradient(**work, gradient_out=out, n_threads=threads)
         return losses.sum(), grad
 
-    for threads in THREADS:
-        yield Run("scikit-learn", threads, partial(call, threads), as_numpy)
+    for reuses in ways(problem, gradient):
+        for threads in THREADS:
+            out = problem.buffer if reuses else None
+            yield Run("scikit-learn", threads, partial(call, threads, out), as_numpy, reuses=reuses)
 
 
 @cache
@@ -241,15 +314,17 @@ def numba_runs(problem: Problem, gradient: bool) -> Iterator[Run]:
         return
     forward, both = numba_kernels()
 
-    def call() -> Any:
+    def call(reuses: bool | None) -> Any:
         if not gradient:
             return forward(problem.logits, problem.targets)
-        out = problem.buffer if problem.buffer is not None else np.empty_like(problem.logits)
+        out = problem.buffer if reuses else np.empty_like(problem.logits)
         return both(problem.logits, problem.targets, out), out
 
-    for threads in THREADS:
-        if threads <= numba.config.NUMBA_NUM_THREADS:
-            yield Run("Numba", threads, call, as_numpy, partial(numba.set_num_threads, threads))
+    for reuses in ways(problem, gradient):
+        for threads in THREADS:
+            if threads <= numba.config.NUMBA_NUM_THREADS:
+                enter = partial(numba.set_num_threads, threads)
+                yield Run("Numba", threads, partial(call, reuses), as_numpy, enter, reuses)
 
 
 # Name, required modules, and the function that yields its runs on a problem.
@@ -257,6 +332,7 @@ SIDES: list[tuple[str, tuple[str, ...], Callable[[Problem, bool], Iterator[Run]]
     ("NumPy", ("numpy",), numpy_runs),
     ("fastce", ("fastce",), fastce_runs),
     ("PyTorch", ("torch",), torch_runs),
+    ("torch.compile", ("torch",), torch_compile_runs),
     ("JAX", ("jax", "optax"), jax_runs),
     ("scikit-learn", ("sklearn._loss.loss",), sklearn_runs),
     ("Numba", ("numba",), numba_runs),
@@ -275,13 +351,23 @@ def missing(packages: tuple[str, ...]) -> str | None:
     return None
 
 
-def installed() -> list[str]:
-    return [name for name, packages, _ in SIDES if missing(packages) is None]
+def absence(side: str) -> str | None:
+    """Why an implementation is left out, or None."""
+    packages = next(packages for name, packages, _ in SIDES if name == side)
+    if package := missing(packages):
+        return f"{package} is not installed"
+    return torch_compile_error() if side == "torch.compile" else None
+
+
+def left_out() -> str:
+    """What is left out and why, as a sentence, or nothing."""
+    reasons = [f"{name} ({reason})" for name, _, _ in SIDES if (reason := absence(name))]
+    return f"Left out: {', '.join(reasons)}." if reasons else ""
 
 
 def runs(problem: Problem, gradient: bool) -> list[Run]:
-    """The runs of all installed implementations, NumPy first and the memory limit last."""
-    return [run for _, packages, bind in SIDES if missing(packages) is None for run in bind(problem, gradient)]
+    """The runs of all implementations that work here, NumPy first and the memory limit last."""
+    return [run for name, _, bind in SIDES if absence(name) is None for run in bind(problem, gradient)]
 
 
 def cpu_model() -> str:

@@ -1,7 +1,8 @@
 """Time all implementations on all cases with pytest-benchmark, forward and loss + gradient.
 
-Results are verified against a float64 computation before they are timed. pytest-benchmark times the implementations
-one after the other. The tables of the README come from compare.py and report.py, which interleave them.
+Results are verified against a float64 computation before they are timed. Every call returns a new gradient, except
+where the case works in place. pytest-benchmark times the implementations one after the other. The tables of the README
+come from compare.py and report.py, which interleave them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pytest
 from cases import CASES, Case, Problem
 
 MODES = {True: "loss+grad", False: "forward"}
-SIDES = {name: (packages, bind) for name, packages, bind in peers.SIDES}
+SIDES = {name: bind for name, _, bind in peers.SIDES}
 
 
 @lru_cache(maxsize=1)
@@ -36,13 +37,12 @@ IDS = [side if len(threads_of(side)) == 1 else f"{side}-{threads}" for side, thr
     [pytest.param(case, mode, id=f"{case.name}-{MODES[mode]}") for case in CASES for mode in case.modes],
 )
 def test_speed(case: Case, gradient: bool, side: str, threads: int, benchmark, pytestconfig) -> None:
-    packages, bind = SIDES[side]
-    if package := peers.missing(packages):
-        pytest.skip(f"{package} is not installed")
+    if reason := peers.absence(side):
+        pytest.skip(reason)
     if pytestconfig.getoption("--benchmark-disable"):
         case = case.smoke()
     problem = problem_of(case)
-    found = [run for run in bind(problem, gradient) if run.threads == threads]
+    found = [run for run in SIDES[side](problem, gradient) if run.threads == threads]
     if not found:
         pytest.skip(f"{side} does not have this case, or not so many threads")
     run = found[0]

@@ -2,7 +2,8 @@
 
 Run it as ``python -m`` followed by the name of the package. It needs only NumPy. Every result is compared with that of
 the reference in float64 before anything is timed. The implementations then run interleaved, and the best time of each
-is shown. The last column is a lower bound set by memory: the time to copy the logits, or to read them.
+is shown. All write the gradient to the same array. The last column is a lower bound set by memory: the time to copy the
+logits to that array, or to read them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -59,17 +61,24 @@ def verify(side: str, loss: Any, grad: Any, logits: Any, labels: Any) -> None:
         raise ArithmeticError(f"{side}, {rows} x {classes}: the loss is {loss}, expected {true_loss}")
 
 
-def turn(call: Callable[[], object], number: int) -> float:
-    """Seconds of one call: the best of one turn, in which `number` calls are timed at a time."""
-    best, stop = float("inf"), time.perf_counter() + TURN
+class Times(NamedTuple):
+    """Seconds of one call."""
+
+    best: float
+    median: float
+
+
+def turn(call: Callable[[], object], number: int) -> list[float]:
+    """Seconds of one call, measured again and again for one turn; `number` calls are timed at a time."""
+    times, stop = [], time.perf_counter() + TURN
     while True:
         start = time.perf_counter()
         for _ in range(number):
             call()
         end = time.perf_counter()
-        best = min(best, (end - start) / number)
+        times.append((end - start) / number)
         if end >= stop:
-            return best
+            return times
 
 
 def measure(
@@ -77,23 +86,32 @@ def measure(
     seconds: float,
     rounds: int = ROUNDS,
     enter: Callable[[Side], object] = lambda side: None,
-) -> dict[Side, float]:
-    """Best seconds of one call of each side. The sides take turns for so many seconds and at least so many rounds.
+) -> dict[Side, Times]:
+    """Best and median seconds of one call of each side. The sides take turns for so many seconds and at least so many
+    rounds.
 
-    `enter` is called with the side before each turn and is not timed. The benchmarks in bench/ use this function too.
+    The median is that of calls that are timed one at a time. Short calls are also timed several at a time, where the
+    clock costs less; then their best is found there. `enter` is called with the side before each turn and is not timed.
+    The benchmarks in bench/ use this function too.
     """
-    numbers, best = {}, dict.fromkeys(calls, float("inf"))
+    numbers: dict[Side, int] = {}
+    best = dict.fromkeys(calls, float("inf"))
+    single: dict[Side, list[float]] = {side: [] for side in calls}
     for side, call in calls.items():
         enter(side)
-        numbers[side] = 1 + int(BATCH / turn(call, 1))
+        numbers[side] = 1 + int(BATCH / min(turn(call, 1)))
     deadline = time.perf_counter() + seconds
     while rounds > 0 or time.perf_counter() < deadline:
         for side, call in calls.items():
             time.sleep(PAUSE)
             enter(side)
-            best[side] = min(best[side], turn(call, numbers[side]))
+            times = turn(call, 1)
+            single[side].extend(times)
+            if numbers[side] > 1:
+                times += turn(call, numbers[side])
+            best[side] = min(best[side], *times)
         rounds -= 1
-    return best
+    return {side: Times(best[side], median(single[side])) for side in calls}
 
 
 def compare(
@@ -118,7 +136,7 @@ def compare(
         loss, grad = call() if gradient else (call(), None)
         verify(side, loss, grad, logits, labels)
     calls["limit"] = partial(np.copyto, out, logits) if gradient else logits.max
-    return measure(calls, seconds)
+    return {side: times.best for side, times in measure(calls, seconds).items()}
 
 
 def threads_text(number: int) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ._kernels import function
 from ._stats import Array, SoftmaxStats
@@ -247,6 +247,8 @@ def cross_entropy_grad(
 
 _SIGNATURE = inspect.signature(cross_entropy)
 _OPTIONS = {name: p for name, p in _SIGNATURE.parameters.items() if p.kind is p.KEYWORD_ONLY and name != "return_stats"}
+_REUSE_GRAD = inspect.Parameter("reuse_grad", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+_FEW_LOGITS = 8192  # for fewer, to find each row's maximum and sum again takes less time than to store them in arrays
 
 
 class CrossEntropyLoss:
@@ -256,6 +258,10 @@ class CrossEntropyLoss:
     ----------
     weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
+    reuse_grad : bool, default False
+        Whether `backward` writes to the same array each time, as long as the shape, dtype and strides of the logits
+        stay the same. The gradient that it returned before is overwritten then. This saves the page faults of a new
+        array, which take much of the time if the logits are large.
 
     Raises
     ------
@@ -265,7 +271,7 @@ class CrossEntropyLoss:
     Notes
     -----
     The layer keeps references to the logits and targets of its last call, not copies. Modifying them before
-    `backward` gives a wrong gradient.
+    `backward` gives a wrong gradient. The array of `reuse_grad` is neither copied nor pickled with the layer.
 
     Examples
     --------
@@ -277,21 +283,25 @@ class CrossEntropyLoss:
     array([[ 0.5, -0.5]])
     """
 
-    __signature__ = inspect.Signature(list(_OPTIONS.values()))
+    __signature__ = inspect.Signature([*_OPTIONS.values(), _REUSE_GRAD])
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, reuse_grad: bool = False, **options: Any) -> None:
         self._options = self._checked(options)
-        self._forward: Callable[..., Any] = partial(cross_entropy, return_stats=True, **options)
-        self._grad: Callable[..., Any] = partial(cross_entropy_grad, **options)
+        self._reuse_grad = bool(reuse_grad)
         self._saved: tuple[Any, ...] | None = None
+        self._kept: tuple[Any, Array | None] = None, None
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         if unknown := options.keys() - _OPTIONS:
             raise TypeError(f"CrossEntropyLoss has no option {min(unknown)!r}; it has {', '.join(sorted(_OPTIONS))}")
         return options
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": (None, None)}
+
     def __repr__(self) -> str:
-        return f"CrossEntropyLoss({', '.join(f'{name}={value!r}' for name, value in self._options.items())})"
+        options = self._options | ({"reuse_grad": True} if self._reuse_grad else {})
+        return f"CrossEntropyLoss({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def __call__(self, logits: Any, targets: Any, **options: Any) -> Any:
         """The loss.
@@ -320,11 +330,13 @@ class CrossEntropyLoss:
         >>> ce(np.zeros((1, 2)), [1], reduction="none").round(6)
         array([0.693147])
         """
-        forward, grad = self._forward, self._grad
-        if options:
-            forward, grad = partial(forward, **self._checked(options)), partial(grad, **options)
-        loss, stats = forward(logits, targets)
-        self._saved = grad, logits, targets, stats
+        options = self._options | self._checked(options) if options else self._options
+        if type(logits) is np.ndarray and logits.size < _FEW_LOGITS:
+            loss = cross_entropy(logits, targets, **options)
+        else:
+            loss, stats = cross_entropy(logits, targets, return_stats=True, **options)
+            options = options | {"stats": stats}
+        self._saved = logits, targets, options
         return loss
 
     def backward(self, upstream: Any = 1.0, *, out: Array | None = None) -> Array:
@@ -335,12 +347,12 @@ class CrossEntropyLoss:
         upstream : float or array_like, default 1.0
             As in `cross_entropy_with_grad`.
         out : ndarray, optional
-            As in `cross_entropy_with_grad`.
+            As in `cross_entropy_with_grad`. It takes precedence over `reuse_grad`.
 
         Returns
         -------
         grad : ndarray
-            As `cross_entropy_with_grad` returns it.
+            As `cross_entropy_with_grad` returns it; the array of the last `backward` with `reuse_grad`.
 
         Raises
         ------
@@ -359,6 +371,14 @@ class CrossEntropyLoss:
         """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
-        grad, logits, targets, stats = self._saved
-        result: Array = grad(logits, targets, upstream=upstream, out=out, stats=stats)
-        return result
+        logits, targets, options = self._saved
+        if not self._reuse_grad or out is not None:
+            grad: Array = cross_entropy_grad(logits, targets, upstream=upstream, out=out, **options)
+            return grad
+        layout = (logits.shape, logits.dtype, logits.strides) if isinstance(logits, np.ndarray) else None
+        kept_layout, kept = self._kept
+        out = kept if layout == kept_layout else None
+        grad = cross_entropy_grad(logits, targets, upstream=upstream, out=out, **options)
+        if layout is not None:
+            self._kept = layout, grad
+        return grad

@@ -86,12 +86,34 @@ def test_module_run_refuses_to_time_wrong_results(
     assert re.search(f"^FAILED: 1 thread, 32 x 10: .*{wrong}", capsys.readouterr().err)
 
 
+def test_measure_takes_the_median_of_single_calls_and_the_best_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short calls are also timed several at a time. The clock of this test advances only while something runs."""
+    main = importlib.import_module("fastce.__main__")
+    now, entered, lengths = [0.0], [], iter([1.0, 4.0, 2.0] * 10**6)
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(main, "time", type("Clock", (), {"perf_counter": lambda: now[0], "sleep": lambda _: None}))
+    monkeypatch.setattr(main, "BATCH", 50e-6)
+    calls = {"short": lambda: advance(1e-6 * next(lengths)), "long": lambda: advance(0.5)}
+    times = main.measure(calls, 2.0, 3, enter=entered.append)
+    assert times["long"] == pytest.approx((0.5, 0.5))
+    assert times["short"].best == pytest.approx(1e-6)
+    assert times["short"].median == pytest.approx(2e-6)
+    assert entered[:2] == entered[2:4] == ["short", "long"]
+    assert len(entered) >= 2 * (1 + 3)
+
+
 # --- bench/ -----------------------------------------------------------------------------------------------------------
 
 SCRIPTS = {
+    "chapter.py": (),
     "compare.py": (),
+    "instruction_sets.py": (),
     "minimax.py": ("mpmath",),
-    "report.py": ("matplotlib",),
+    "paths.py": (),
+    "report.py": ("matplotlib", "scipy"),
     "small_calls.py": (),
     "train_digits.py": ("sklearn", "threadpoolctl"),
     "train_lm.py": (),
@@ -119,16 +141,78 @@ def test_comparison_has_every_side_and_the_memory(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     with_gradient, forward = json.loads(done.stdout)["results"]
-    for data, gradient, limit in ((with_gradient, True, "copy"), (forward, False, "read")):
+    for data, gradient, limit, reuses in (
+        (with_gradient, True, "copy", {False, True}),
+        (forward, False, "read", {None}),
+    ):
         assert (data["case"], data["gradient"], data["size"]) == ("32 x 10", gradient, 320)
-        assert {"NumPy", "fastce", limit} <= {side["side"] for side in data["sides"]}
-        assert all(side["seconds"] > 0 for side in data["sides"])
+        for name in ("NumPy", "fastce", limit):
+            assert {side["reuses"] for side in data["sides"] if side["side"] == name} == reuses
+        assert all(side["median"] >= side["seconds"] > 0 for side in data["sides"])
+
+
+@needs_bench
+def test_comparison_marks_libraries_that_cannot_write_to_a_given_array(tmp_path: Path) -> None:
+    done = run_command(
+        sys.executable,
+        BENCH / "compare.py",
+        "--smoke",
+        "--case=32 x 10",
+        "--case=1024 x 32000, in place",
+        folder=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    new, same = re.split(r"^Loss \+ gradient: every call ", done.stdout, flags=re.MULTILINE)[1:]
+    assert new.startswith("returns a new gradient") and "†" not in new and "in place" not in new
+    assert same.startswith("writes to the same array") and "in place" in same
+    header = next(line for line in same.splitlines() if line.startswith("| ns per logit"))
+    cannot = {name.removesuffix(" †") for name in header.strip("| ").split(" | ") if name.endswith("†")}
+    assert cannot <= {"PyTorch", "torch.compile", "JAX"}
+    assert all((name in header) == (name in cannot) for name in ("PyTorch", "torch.compile", "JAX"))
+
+
+@needs_bench
+def test_paths_and_instruction_sets_run(tmp_path: Path) -> None:
+    done = run_command(sys.executable, BENCH / "paths.py", "--smoke", "--shape=4096x1000xfloat32", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cell = r"[\d.]+( ns)? \([\d.]+( ns)?\)"
+    for name in ("plain call", "softmax_grad, axis=0", "predict", "without out", "layer with reuse_grad"):
+        assert re.search(rf"^\| {name} \|( [\d.]*( argmax)? \|)? {cell} \|$", done.stdout, re.MULTILINE), name
+    command = (sys.executable, BENCH / "instruction_sets.py", "--smoke", "--case=65536 x 10")
+    done = run_command(*command, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"| ns per logit | {' | '.join(CONFIG['isa_available'])} |" in done.stdout
+    assert len(re.findall(r"^\| 65536 x 10\b", done.stdout, re.MULTILINE)) == 2
+
+
+def skip_without_the_packages_of_the_report() -> None:
+    for package in SCRIPTS["report.py"]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"report.py needs {package}, which is not installed")
+
+
+@needs_bench
+@pytest.mark.slow
+def test_report_writes_tables_pictures_and_the_readme(tmp_path: Path) -> None:
+    skip_without_the_packages_of_the_report()
+    target = tmp_path / "figures"
+    done = run_command(sys.executable, BENCH / "report.py", "--smoke", "--to", target, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {"README.md", "accuracy.png", "classes.png", "data.json", "speedup.png", "tables.md", "threads.png"}
+    assert {path.name for path in target.iterdir()} == names
+    tables, readme = ((target / name).read_text("utf-8") for name in ("tables.md", "README.md"))
+    for title in ("Summary", "By instruction set", "Other paths", "Where the gradient is written", "Accuracy"):
+        assert f"## {title}\n" in tables
+    summary = readme.split("<!-- report: speed -->\n")[1].split("<!-- report: end -->")[0].strip()
+    assert summary and summary in tables
+    done = run_command(sys.executable, BENCH / "report.py", "--redraw", "--to", target, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (target / "tables.md").read_text("utf-8") == tables
 
 
 @needs_bench
 def test_report_redraws_only_what_was_measured(tmp_path: Path) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        pytest.skip("report.py needs matplotlib, which is not installed")
+    skip_without_the_packages_of_the_report()
     done = run_command(sys.executable, BENCH / "report.py", "--redraw", "--to", tmp_path, folder=tmp_path)
     assert done.returncode == 2
     assert "nothing was measured yet" in done.stderr

@@ -74,7 +74,7 @@ assert_type(fastce.cross_entropy_grad(x64, labels, reduction=a_reduction(), upst
 assert_type(fastce.cross_entropy_grad([[0, 1]], [0]), NDArray[np.floating[Any]])
 
 # the layer, whose own reduction its type does not tell
-layer = fastce.CrossEntropyLoss(reduction="sum", weight=np.ones(3))
+layer = fastce.CrossEntropyLoss(reduction="sum", weight=np.ones(3), reuse_grad=True)
 assert_type(layer(x32, labels, label_smoothing=0.1), np.float32 | Any)
 assert_type(layer([[0.0, 1.0]], [1]), np.floating[Any] | Any)
 assert_type(layer(x32, labels, reduction="mean"), np.float32)

@@ -98,6 +98,31 @@ def test_torch_on_all_its_options(call):
     np.testing.assert_allclose(grad, their_grad.numpy(), rtol=16 * np.finfo(dtype).eps, atol=room * size)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "ignore_index": 1, "reduction": "sum"}], ids=str)
+@dtypes
+def test_torch_compile(options, dtype):
+    """The loss and its gradient as one compiled function, as the benchmarks call it."""
+    torch = _peer("torch")
+    logits = numbers((60, 40), dtype)
+    labels = np.arange(60) % 40
+
+    def loss_of(x, targets):
+        return torch.nn.functional.cross_entropy(x, targets, **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.func.grad_and_value(loss_of), dynamic=False, fullgraph=True)
+    try:
+        their_grad, theirs = compiled(torch.from_numpy(logits), torch.from_numpy(labels))
+    except Exception as error:  # there are many reasons, and each has its own class
+        pytest.skip(f"torch.compile fails here: {type(error).__name__}: {error}")
+    loss, grad = fastce.cross_entropy_with_grad(logits, labels, **options)
+    eps = np.finfo(dtype).eps
+    assert float(loss) == pytest.approx(theirs.item(), rel=float(1e3 * eps))
+    np.testing.assert_allclose(grad, their_grad.numpy(), rtol=1e3 * eps, atol=1e2 * eps)
+
+
 def test_torch_differs_on_ignored_rows_that_hold_nan():
     """A documented difference: the gradient of such a row is NaN in PyTorch, and 0 here."""
     torch = _peer("torch")
