@@ -15,7 +15,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
 
-from ._primitives cimport ce_add_label, ce_primitives
+from ._primitives cimport CE_STORED, ce_add_label, ce_primitives
 from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
 cdef enum:
@@ -26,6 +26,7 @@ cdef enum:
 cdef enum:              # paths: each is one way to compute
     BY_ROWS             # vectors along the classes (_rows.pxd)
     BY_TILES            # vectors across rows (_tiles.pxd)
+    BY_PARTS            # few long rows, each divided among the threads (_long_rows.pxd)
     BY_COLUMNS          # vectors across rows, where they lie (_jacobians.pxd, _argmax.pxd, _sigmoid.pxd)
 
 cdef struct Plan:
@@ -47,24 +48,14 @@ cdef struct Plan:
     Py_ssize_t group                # rows worked on at a time: the width of a tile
     Py_ssize_t tile                 # numbers in a tile
     Py_ssize_t chunk                # of them that are loaded, or stored, at a time
-    Py_ssize_t unit                 # rows in a unit of work
+    Py_ssize_t part                 # BY_PARTS: classes in a unit of work
+    Py_ssize_t parts                # of a row
+    Py_ssize_t unit                 # rows in a unit of work; BY_PARTS: rows whose parts are computed together
     Py_ssize_t unit_classes         # SIGMOID_TWO_TERM, BY_COLUMNS: classes in a unit
     Py_ssize_t units
     int threads
     bint automatic                  # their number: fewer may be used
     Py_ssize_t scratch              # numbers of the logits' dtype for each thread
-
-cdef struct Job:
-    # What the kernels get.
-    const Request *request
-    Plan plan
-    const void *weight              # for targets: weight in the dtype of the logits
-    const void *smoothing           # weighted_smoothing: uniform*weight in the dtype of the logits; else NULL
-    const double *other_q           # weighted_smoothing: for each class, the sum of uniform*weight of the other classes
-    const void *narrow_other_q      # the same in the dtype of the logits
-    double smoothing_mass           # for labels: sum over j of uniform*weight_j
-    double *unit_sums               # of the losses
-    void *scratch                   # of all threads
 
 cdef struct Sum:
     # A float64 sum and what its additions lost.
@@ -96,6 +87,23 @@ cdef struct State:
     Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max, if p - q may cancel there too; else -1
     double x_label[GROUP]           # the label's logit
     double exact_src[GROUP]         # of base by element: what exact_class is known by, instead
+
+cdef struct Job:
+    # What the kernels get.
+    const Request *request
+    Plan plan
+    const void *weight              # for targets: weight in the dtype of the logits
+    const void *smoothing           # weighted_smoothing: uniform*weight in the dtype of the logits; else NULL
+    const double *other_q           # weighted_smoothing: for each class, the sum of uniform*weight of the other classes
+    const void *narrow_other_q      # the same in the dtype of the logits
+    double smoothing_mass           # for labels: sum over j of uniform*weight_j
+    double *unit_sums               # of the losses
+    void *scratch                   # of all threads
+    # BY_PARTS:
+    Py_ssize_t first_row            # of those whose parts are computed
+    State *state                    # of these rows
+    void *sums                      # of each part: RowSums of _long_rows.pxd
+    bint grads                      # whether the gradients are computed, or the sums
 
 cdef inline int own_dtype(const floating *dtype) noexcept nogil:
     if floating is float:
@@ -168,3 +176,16 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
 cdef inline bint cancels_at_maximum(const Job *job, const State *s, Py_ssize_t r) noexcept nogil:
     """Whether p - q may cancel at a maximum that is not the label: weighted smoothing can make its q large too."""
     return job.plan.weighted_smoothing and s.tail[r] < 1 and s.e[r] < 1
+
+cdef inline void set_exact_src(const Job *job, State *s, Py_ssize_t r, Py_ssize_t count, int form) noexcept nogil:
+    """Of base by element: what the maxima are known by of which there is only one, and whose p - q may cancel."""
+    cdef Py_ssize_t p
+    for p in range(r, r + count):
+        s.exact_src[p] = INFINITY
+        if s.tail[p] < 1:
+            s.exact_src[p] = job.plan.primitives.exp_one if form == CE_STORED else s.row_max[p]
+
+cdef inline void set_first_max(const Job *job, Py_ssize_t first_max, State *s, Py_ssize_t r) noexcept nogil:
+    """Notes where the maximum is, and what else there is of the row's targets: of the label, add_label adds that."""
+    s.first_max[r] = first_max
+    s.rest_at_max[r] = job.other_q[max(first_max, 0)]

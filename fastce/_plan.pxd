@@ -1,6 +1,6 @@
 # cython: cdivision=True
 # The plan of a request: how it is computed. No other file chooses.
-from ._job cimport BLOCK, BY_COLUMNS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
+from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
 from ._primitives cimport (
     CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
     ce_must_be_serial,
@@ -25,6 +25,9 @@ cdef enum:
     UNIT_LOGITS = 32768         # in a unit of work, about 10 us
     STREAM_STRIPS = 1 << 22     # gradients of contiguous rows from this size on (4 MiB) are written past the caches,
     STREAM_BYTES = 3 << 23      # and those of long rows from this size on (24 MiB)
+    PART = 4*BLOCK              # classes of a part of a row
+    FEW_ROWS = 64               # up to so many long rows are divided
+    PARTS_LOGITS = 1 << 20      # of rows whose parts are computed together, so that the gradient finds them in a cache
     MAX_THREADS = 256
 
 cdef inline bint is_product(const Request *request) noexcept nogil:
@@ -95,7 +98,9 @@ cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogi
         few_classes = TILES_BEAT_GATHERED
     elif r.stats_given and base_kind != CE_BY_ELEMENT:
         few_classes = TILES_BEAT_GIVEN
-    return BY_TILES if along_rows or r.classes <= few_classes else BY_ROWS
+    if along_rows or r.classes <= few_classes:
+        return BY_TILES
+    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
     # ARGMAX is so fast that threads pay only where there is more to do.
@@ -150,6 +155,10 @@ cdef inline void plan_units(const Request *request, int size, Plan *p) noexcept 
         p.unit = (rows + p.threads - 1)/p.threads
         p.unit = p.group = min((p.unit + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES, <Py_ssize_t>COLUMN_GROUP)
     p.units = (rows + p.unit - 1)/p.unit
+    if p.path == BY_PARTS:
+        p.part, p.parts = PART, (classes + PART - 1)/PART
+        p.unit = min(rows, max(PARTS_LOGITS/classes, 1))
+        p.units = p.unit*p.parts
     if p.path == BY_COLUMNS and request.operation == SIGMOID_TWO_TERM:
         rows = rows_in_block(request)   # as much memory on end as possible
         p.unit = min(rows, UNIT_LOGITS)

@@ -140,5 +140,5 @@ cdef extern from "_threads.h" nogil:
     void ce_limit_threads(int quota) noexcept
     int ce_automatic_threads() noexcept
     double ce_pause() noexcept
-    void ce_run_units(void (*run)(const void *, Py_ssize_t, int) noexcept nogil, const void *job, Py_ssize_t units,
-                      int threads, bint automatic) noexcept
+    ctypedef void (*ce_unit)(const void *job, Py_ssize_t unit, int thread) noexcept nogil
+    void ce_run_units(ce_unit run, const void *job, Py_ssize_t units, int threads, bint automatic) noexcept

@@ -1,34 +1,17 @@
 # cython: cdivision=True
-# Rows: vectors along the classes. Short rows are computed several at a time. A long row is cut into blocks that stay in
-# the cache, so that a forward reads each logit from memory once, and a gradient is computed from logits that are still
-# near.
+# Rows: vectors along the classes. Short rows are computed several at a time.
 from cython cimport floating
-from libc.math cimport INFINITY, exp
-from libc.string cimport memset
 
-from ._blocks cimport base_block, block, evenly_spaced, grad_block, next_block, row_at, store_block
+from ._blocks cimport base_block, block, evenly_spaced, row_at, store_block
 from ._job cimport (
-    BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_sum, shift_of,
-    value,
+    BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, set_exact_src, set_first_max,
 )
+from ._long_rows cimport begin_grad, row_grad, row_state, row_zero_grad
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
-from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
+from ._request cimport LOG_SOFTMAX
 
 cdef enum:
     LOGITS_IN_TURNS = 2048      # of short rows that are computed together
-
-cdef inline void set_exact_src(const Job *job, State *s, Py_ssize_t r, Py_ssize_t count, int form) noexcept nogil:
-    """Of base by element: what the maxima are known by of which there is only one, and whose p - q may cancel."""
-    cdef Py_ssize_t p
-    for p in range(r, r + count):
-        s.exact_src[p] = INFINITY
-        if s.tail[p] < 1:
-            s.exact_src[p] = job.plan.primitives.exp_one if form == CE_STORED else s.row_max[p]
-
-cdef inline void set_first_max(const Job *job, Py_ssize_t first_max, State *s, Py_ssize_t r) noexcept nogil:
-    """Notes where the maximum is, and what else there is of the row's targets: of the label, add_label adds that."""
-    s.first_max[r] = first_max
-    s.rest_at_max[r] = job.other_q[max(first_max, 0)]
 
 # -- Short rows: they have one block
 
@@ -196,136 +179,11 @@ cdef inline Py_ssize_t short_rows(const Job *job, Py_ssize_t start, Py_ssize_t c
         grad_of_rows(job, &rows, s, r, scratch)
     return rows.count
 
-# -- Long rows, block by block
-
-cdef struct RowSums:
-    # The state of the blocks of a row so far. The mass of base is rest + top.
-    double row_max
-    Sum tail
-    Sum linear
-    Sum rest
-    Sum top                         # base at the maximum
-
-cdef inline void add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
-                                  RowSums *sums) noexcept nogil:
-    """Adds a block of logits, from class j on, to row_max and tail."""
-    cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *next = next_block(job, i, j + n, x)
-    cdef double block_max, part, shift = shift_of(sums.row_max)
-    f.rows_max(x, 0, 1, n, &block_max)
-    if not block_max > sums.row_max:
-        f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &shift, 0, next, &part)
-        add(&sums.tail, part)
-        return
-    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &block_max, 1, next, &part)
-    if j == 0:
-        set_sum(&sums.tail, part)
-    else:
-        set_sum(&sums.tail, rescaled(1 + value(&sums.tail), sums.row_max, block_max))
-        add(&sums.tail, part)
-        add(&sums.rest, value(&sums.top))
-        set_sum(&sums.top, 0)
-        add(&sums.linear, moved(value(&sums.rest), sums.row_max, block_max))
-    sums.row_max = block_max
-
-cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x, RowSums *sums,
-                          floating *scratch) noexcept nogil:
-    """Adds the base of a block, from class j on, to linear, rest and top. Its logits were added before."""
-    cdef const floating *base = base_block(job, i, j, n, scratch)
-    cdef double shift = shift_of(sums.row_max), linear, rest = n, top = 0
-    job.plan.primitives.rows_base(x, 0, base, 0, 1, n, &shift, job.plan.slope, job.plan.offset,
-                                  &linear if job.plan.with_loss else NULL,
-                                  &rest if base != NULL else NULL, &top)
-    if job.plan.with_loss:
-        add(&sums.linear, job.plan.base_scale*linear)
-    add(&sums.rest, job.plan.base_scale*rest)
-    add(&sums.top, top)
-
-cdef inline Py_ssize_t first_maximum(const Job *job, Py_ssize_t i, double row_max, floating *scratch) noexcept nogil:
-    """The first class of row i whose logit is row_max, or -1."""
-    cdef Py_ssize_t j, n, k
-    for j from 0 <= j < job.request.classes by BLOCK:
-        n = min(job.request.classes - j, BLOCK)
-        k = job.plan.primitives.row_find(block(&job.request.logits, i, j, n, scratch), n, row_max)
-        if k >= 0:
-            return j + k
-    return -1
-
-cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
-    """Computes the state r, of row i. With stats_given, row_max and tail are not computed but looked up, and only what
-    else is needed is read."""
-    cdef const floating *x
-    cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT, given = job.request.stats_given
-    cdef Py_ssize_t j, n
-    cdef RowSums sums
-    cdef double x_label
-    sums.row_max = -INFINITY
-    set_sum(&sums.tail, -1)         # of no class, so that 1 + tail is 0
-    set_sum(&sums.linear, 0)
-    set_sum(&sums.rest, 0)
-    set_sum(&sums.top, 0)
-    if given:
-        sums.row_max = (<const floating *>job.request.row_max)[i]
-        set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
-    for j from 0 <= j < (job.request.classes if by_element or not given else 0) by BLOCK:
-        n = min(job.request.classes - j, BLOCK)
-        x = block(&job.request.logits, i, j, n, scratch)
-        if not given:
-            add_exponentials(job, i, j, n, x, &sums)
-        if job.plan.base_scale != 0 and (job.plan.with_loss or by_element):
-            add_base(job, i, j, n, x, &sums, scratch + BLOCK)
-    s.row_max[r], s.tail[r] = sums.row_max, ce_tail_if_finite(value(&sums.tail), sums.row_max)
-    s.linear[r], s.rest[r], s.q[r] = value(&sums.linear), value(&sums.rest), value(&sums.top)
-    s.mass[r], s.e[r], s.exact_class[r], s.first_max[r], s.rest_at_max[r] = s.rest[r] + s.q[r], 1, -1, -1, 0
-    if job.request.operation != CROSS_ENTROPY:      # see state_of_rows
-        s.mass[r], s.rest[r], s.q[r] = 1, 1, 0
-    if job.plan.with_labels and s.label[r] >= 0:
-        x_label = (<const floating *>(row_at(&job.request.logits, i)
-                                      + s.label[r]*job.request.logits.class_stride))[0]
-        add_label(job, x_label, exp(x_label - sums.row_max), s, r)
-
-cdef inline void row_grad(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
-    """The gradient of row i. Its exponentials are computed again, which costs less than storing and reading them."""
-    cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *x
-    cdef const floating *base
-    cdef floating *dst
-    cdef bint stream = job.plan.stream and job.request.grad.class_stride == sizeof(floating)
-    cdef Py_ssize_t j, n, exact_class
-    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP
-    coefficients(job, s, r, 1)
-    set_exact_src(job, s, r, 1, form)
-    for j from 0 <= j < job.request.classes by BLOCK:
-        n = min(job.request.classes - j, BLOCK)
-        x = block(&job.request.logits, i, j, n, scratch)
-        base = base_block(job, i, j, n, scratch + BLOCK)
-        dst = grad_block(job, i, j, scratch + 2*BLOCK)
-        if job.plan.base_kind == CE_BY_ELEMENT:
-            f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, job.plan.slope,
-                                   job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
-        else:
-            exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
-            f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, base, &exact_class,
-                        s.exact_grad + r, stream)
-        store_block(job, i, j, n, dst)
-    if s.first_max[r] >= 0:
-        scratch[0] = <floating>s.grad_at_max[r]
-        store_block(job, i, s.first_max[r], 1, scratch)
-
 # -- Groups
-
-cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, floating *scratch) noexcept nogil:
-    cdef floating *dst
-    cdef Py_ssize_t j, n
-    for j from 0 <= j < job.request.classes by BLOCK:
-        n = min(job.request.classes - j, BLOCK)
-        dst = grad_block(job, i, j, scratch)
-        memset(dst, 0, n*sizeof(floating))
-        store_block(job, i, j, n, dst)
 
 cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
-    cdef Py_ssize_t r = 0
+    cdef Py_ssize_t r = 0, classes = job.request.classes
     while r < count:
         if s.ignored > 0 and s.label[r] < 0:
             if job.request.row_max == NULL and job.request.tail == NULL:    # its logits are not even read
@@ -333,12 +191,13 @@ cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State 
             else:
                 row_state(job, start + r, s, r, scratch)
             if job.plan.with_grad:
-                row_zero_grad(job, start + r, scratch)
-        elif job.request.classes <= BLOCK:
+                row_zero_grad(job, start + r, 0, classes, scratch)
+        elif classes <= BLOCK:
             r += short_rows(job, start + r, count - r, s, r, scratch)
             continue
         else:
             row_state(job, start + r, s, r, scratch)
             if job.plan.with_grad:
-                row_grad(job, start + r, s, r, scratch)
+                begin_grad(job, s, r, 1)
+                row_grad(job, start + r, s, r, 0, classes, scratch)
         r += 1

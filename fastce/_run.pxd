@@ -15,9 +15,10 @@ from libc.string cimport memset
 from ._argmax cimport argmax
 from ._blocks cimport counted_labels, row_at, settle_group
 from ._jacobians cimport jacobians
-from ._job cimport BY_TILES, Job, State, Sum, add, set_sum, value
+from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, set_sum, value
+from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, set_states
 from ._plan cimport is_computable, is_product, main_input, make_plan
-from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units
+from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
 from ._request cimport (
     ARGMAX, CROSS_ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request,
 )
@@ -27,6 +28,13 @@ from ._softmax_two_term cimport softmax_two_term
 from ._tiles cimport tiles
 
 # -- Units
+
+cdef inline void begin_state(const Job *job, Py_ssize_t count, State *s) noexcept nogil:
+    """What a state is assumed to hold before the first group."""
+    cdef Py_ssize_t p
+    s.same_targets = False
+    for p in range(count):
+        s.scale[p], s.b[p] = job.request.scale, 0
 
 cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """What the gradients of a group's rows are multiplied by."""
@@ -87,6 +95,12 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
     cdef int operation = job.request.operation
     cdef State s
     cdef Sum total
+    if job.plan.path == BY_PARTS:
+        if job.grads:
+            part_grad(job, unit, scratch)
+        else:
+            part_sums(job, unit, scratch)
+        return
     job.unit_sums[unit] = 0
     if is_product(job.request):
         jacobians(job, start, stop, scratch)
@@ -98,9 +112,7 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
         job.unit_sums[unit] = sigmoid_unit(job, unit, scratch)
         return
     set_sum(&total, 0)
-    s.same_targets = False
-    for p in range(min(job.plan.group, stop - start)):
-        s.scale[p], s.b[p] = job.request.scale, 0
+    begin_state(job, min(job.plan.group, stop - start), &s)
     while start < stop:
         count = min(stop - start, job.plan.group)
         set_scale(job, start, count, &s)
@@ -121,6 +133,33 @@ cdef inline void run_unit_f32(const void *job, Py_ssize_t unit, int thread) noex
 
 cdef inline void run_unit_f64(const void *job, Py_ssize_t unit, int thread) noexcept nogil:
     run_unit(<const Job *>job, unit, thread, <const double *>NULL)
+
+cdef inline ce_unit unit_function(const floating *dtype) noexcept nogil:
+    return run_unit_f32 if floating is float else run_unit_f64
+
+cdef inline double run_parts(Job *job, floating *scratch) noexcept nogil:
+    """Few long rows: the sums of their parts, the states, and the parts of the gradient. Returns the sum of losses."""
+    cdef const Plan *plan = &job.plan
+    cdef State s
+    cdef Sum total
+    cdef Py_ssize_t start, count
+    set_sum(&total, 0)
+    begin_state(job, plan.unit, &s)
+    job.state = &s
+    for start from 0 <= start < job.request.rows by plan.unit:
+        count = min(plan.unit, job.request.rows - start)
+        job.first_row, job.grads = start, False
+        set_scale(job, start, count, &s)
+        settle_group(job, start, count, &s)
+        if is_read(job):
+            ce_run_units(unit_function(scratch), job, count*plan.parts, plan.threads, plan.automatic)
+        set_states(job, count, &s, scratch)
+        if plan.with_grad:
+            begin_grad(job, &s, 0, count)
+            job.grads = True
+            ce_run_units(unit_function(scratch), job, count*plan.parts, plan.threads, plan.automatic)
+        write_results(job, start, count, &s, &total, scratch)
+    return value(&total)
 
 # -- One call
 
@@ -144,7 +183,7 @@ cdef inline void set_other_q(const double *weight, Py_ssize_t classes, double un
 cdef inline int run_as(const Request *request, const floating *dtype) noexcept nogil:
     """Runs a request that was checked and whose labels were counted."""
     cdef Job job
-    cdef Py_ssize_t classes = request.classes, weights, others, j
+    cdef Py_ssize_t classes = request.classes, weights, others, sums, j
     cdef bint by_element
     cdef char *memory
     cdef floating *scratch
@@ -158,30 +197,34 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     others = classes if job.plan.weighted_smoothing else 0
     by_element = job.plan.base_kind == CE_BY_ELEMENT or request.operation == SOFTMAX_TWO_TERM
     weights = classes if others or (by_element and request.weight != NULL) else 0
+    sums = job.plan.units*(sizeof(RowSums)/sizeof(double) if job.plan.path == BY_PARTS else 1)
     memory = <char *>malloc(64 + (job.plan.threads*job.plan.scratch + weights + others)*sizeof(floating)
-                            + (job.plan.units + others)*sizeof(double))
+                            + (sums + others)*sizeof(double))
     if memory == NULL:
         return -1
     scratch = <floating *>(memory + (64 - <size_t>memory % 64))
     job.unit_sums = <double *>(scratch + job.plan.threads*job.plan.scratch)
     job.smoothing_mass = request.label_smoothing
     if weights:
-        weight = <floating *>(job.unit_sums + job.plan.units + others)
+        weight = <floating *>(job.unit_sums + sums + others)
         for j in range(weights):
             weight[j] = <floating>((job.plan.uniform if others else 1)*request.weight[j])
         if others:
-            job.smoothing, job.other_q, job.narrow_other_q = weight, job.unit_sums + job.plan.units, weight + classes
-            set_other_q(request.weight, classes, job.plan.uniform, job.unit_sums + job.plan.units, weight + classes,
+            job.smoothing, job.other_q, job.narrow_other_q = weight, job.unit_sums + sums, weight + classes
+            set_other_q(request.weight, classes, job.plan.uniform, job.unit_sums + sums, weight + classes,
                         &job.smoothing_mass)
         else:
             job.weight = weight
     job.scratch = scratch
-    ce_run_units(run_unit_f32 if floating is float else run_unit_f64, &job, job.plan.units, job.plan.threads,
-                 job.plan.automatic)
-    if request.total != NULL:
+    if job.plan.path == BY_PARTS:
+        job.sums = job.unit_sums
+        set_sum(&total, run_parts(&job, scratch))
+    else:
+        ce_run_units(unit_function(dtype), &job, job.plan.units, job.plan.threads, job.plan.automatic)
         set_sum(&total, 0)
         for j in range(job.plan.units):
             add(&total, job.unit_sums[j])
+    if request.total != NULL:
         request.total[0] = value(&total)
     free(memory)
     return 0
