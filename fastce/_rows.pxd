@@ -7,7 +7,9 @@ from ._job cimport (
     BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, set_exact_src, set_first_max,
 )
 from ._long_rows cimport begin_grad, row_grad, row_state, row_zero_grad
-from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
+from ._primitives cimport (
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_chosen_f64, ce_primitives, ce_tail_if_finite,
+)
 from ._request cimport LOG_SOFTMAX
 
 cdef enum:
@@ -25,11 +27,10 @@ cdef struct Rows:
     Py_ssize_t base_step
     char *grad                      # where the gradient is computed, or NULL
     Py_ssize_t grad_step
-    int form                        # what the gradient is computed from: x (CE_EXP), or what was stored where it will be
+    int form                        # the gradient is computed from x (CE_EXP), or from what was stored in its place
 
 cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexcept nogil:
     """Finds the numbers of rows where they lie, or gathers them into scratch."""
-    cdef const char *targets = NULL
     cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), p
     rows.x, rows.x_step = row_at(&job.request.logits, rows.start), job.request.logits.row_stride
     if job.request.logits.class_stride != size:
@@ -50,7 +51,11 @@ cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexce
         rows.grad, rows.grad_step = <char *>scratch, n*size
         if job.request.grad.class_stride == size:
             rows.grad, rows.grad_step = row_at(&job.request.grad, rows.start), job.request.grad.row_stride
-    rows.form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP if job.request.stats_given else CE_STORED
+    rows.form = CE_STORED
+    if job.request.operation == LOG_SOFTMAX:
+        rows.form = CE_DIFFERENCE
+    elif job.request.stats_given:
+        rows.form = CE_EXP
 
 cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r) noexcept nogil:
     cdef bint by_element = job.plan.base_kind == CE_BY_ELEMENT
@@ -59,7 +64,8 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         return
     job.plan.primitives.rows_base(
         rows.x, rows.x_step, rows.base, rows.base_step, rows.count, job.request.classes, s.row_max + r,
-        job.plan.slope, job.plan.offset, s.linear + r if job.plan.with_loss else NULL, s.rest + r if by_element else NULL, s.q + r)
+        job.plan.slope, job.plan.offset, s.linear + r if job.plan.with_loss else NULL,
+        s.rest + r if by_element else NULL, s.q + r)
     for p in range(r, r + rows.count):
         s.linear[p] *= job.plan.base_scale
         s.mass[p] = s.rest[p] + s.q[p]
@@ -78,19 +84,19 @@ cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, Stat
         s.e[r + p] = (<floating *>(rows.grad + p*rows.grad_step))[s.label[r + p]]/f.exp_one
 
 cdef inline void look_up_stats(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
-                               floating *scratch) noexcept nogil:
-    """Sets row_max and tail to what is given, and computes the labels' exponentials."""
+                               const floating *dtype) noexcept nogil:
+    """Sets row_max and tail to what is given, and computes the labels' exponentials, in float64."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef double zero = 0, unused
     cdef Py_ssize_t p
     f.widen((<const floating *>job.request.row_max) + rows.start, rows.count, s.row_max + r)
     f.widen((<const floating *>job.request.tail) + rows.start, rows.count, s.tail + r)
     if job.plan.with_labels:
-        for p in range(rows.count):
-            scratch[p] = <floating>(s.x_label[r + p] - s.row_max[r + p])
-        f.rows_exp_sum(scratch, 0, scratch, 0, 1, rows.count, CE_STORED, &zero, 0, scratch, &unused)
-        for p in range(rows.count):
-            s.e[r + p] = scratch[p]/f.exp_one
+        for p in range(r, r + rows.count):
+            s.e[p] = s.x_label[p] - s.row_max[p]
+        ce_chosen_f64.rows_exp_sum(s.e + r, 0, s.e + r, 0, 1, rows.count, CE_STORED, &zero, 0, s.e + r, &unused)
+        for p in range(r, r + rows.count):
+            s.e[p] /= ce_chosen_f64.exp_one
 
 cdef inline void find_maxima(const Job *job, const Rows *rows, State *s, Py_ssize_t r) noexcept nogil:
     """Where maxima are whose p - q may cancel though they are not the label."""
@@ -103,7 +109,7 @@ cdef inline void find_maxima(const Job *job, const Rows *rows, State *s, Py_ssiz
                                           f.exp_one if rows.form == CE_STORED else s.row_max[r + p]), s, r + p)
 
 cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
-                               floating *scratch) noexcept nogil:
+                               const floating *dtype) noexcept nogil:
     """Computes the states from r on. What is needed of the logits is read before the gradient may overwrite them."""
     cdef Py_ssize_t stop = r + rows.count, p
     for p in range(r, stop):        # of p and log(p): no class has a target, and their sum counts as 1
@@ -112,12 +118,12 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
     for p in range(rows.count if job.plan.with_labels else 0):
         s.x_label[r + p] = (<const floating *>(rows.x + p*rows.x_step))[s.label[r + p]]
     if job.request.stats_given:
-        look_up_stats(job, rows, s, r, scratch)
+        look_up_stats(job, rows, s, r, dtype)
     else:
         job.plan.primitives.rows_max(rows.x, rows.x_step, rows.count, job.request.classes, s.row_max + r)
     add_base_of_rows(job, rows, s, r)
     if not job.request.stats_given:
-        add_exponentials_of_rows(job, rows, s, r, scratch)
+        add_exponentials_of_rows(job, rows, s, r, dtype)
     for p in range(r, stop):
         s.tail[p] = ce_tail_if_finite(s.tail[p], s.row_max[p])
     if job.plan.with_grad and job.plan.weighted_smoothing:
@@ -174,7 +180,7 @@ cdef inline Py_ssize_t short_rows(const Job *job, Py_ssize_t start, Py_ssize_t c
     cdef Rows rows
     rows.start, rows.count = start, rows_together(job, start, count, s, r)
     load_rows(job, &rows, scratch)
-    state_of_rows(job, &rows, s, r, scratch + 2*BLOCK)
+    state_of_rows(job, &rows, s, r, scratch)
     if job.plan.with_grad:
         grad_of_rows(job, &rows, s, r, scratch)
     return rows.count

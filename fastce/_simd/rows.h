@@ -163,6 +163,7 @@ CE_INLINE VEC FN(affine)(const int on, VEC slope, VEC v, VEC offset)
     return v;
 }
 
+/* A row of rows_base. linear, or rest and top, are NULL where they are not computed. */
 CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T slope_, T offset_, double *linear,
                             double *rest, double *top)
 {
@@ -280,7 +281,7 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
 {
     const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(by_element ? b_ * offset_ : b_), exact = SET1(exact_grad);
     const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src);
-#define GRAD(load, load_base)                                                             \
+#define GRAD(load, load_base)                                                                \
     (by_element ? FN(grad_by_element)(load, form, shift, a, b, factor, load_base, at, exact) \
                 : FN(grad)(load, form, shift, a, b * (base ? (load_base) : SET1(1))))
     if (stream || n < LANES) {
@@ -305,9 +306,8 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
         const VEC first = GRAD(LOAD(src), LOAD(base)), last = GRAD(LOAD(src + n - LANES), LOAD(base + n - LANES));
         const Py_ssize_t head = FN(to_aligned)(grad, n);
         Py_ssize_t i = head;
-        for (; i + LANES <= n; i += LANES) {
+        for (; i + LANES <= n; i += LANES)
             STORE(grad + i, GRAD(LOAD(src + i), LOAD(base + i)));
-        }
         if (i < n)
             STORE(grad + n - LANES, last);
         if (head)
