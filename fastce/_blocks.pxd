@@ -5,7 +5,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from ._job cimport Job, State, Sum, add, own_dtype, set_sum, value
-from ._primitives cimport CE_BY_CLASS, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
+from ._primitives cimport CE_BY_CLASS, CE_MAX_LANES, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
 from ._request cimport F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request
 
 cdef fused number:
@@ -123,21 +123,24 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
 # -- Tiles
 
 cdef enum:
-    GATHERED = 2048     # numbers that are gathered before they are transposed, and so the most classes in a tile
+    GATHERED = 2048     # numbers that are gathered before they are transposed
 
 cdef inline void transpose_gathered(const ce_primitives *f, const Matrix *a, const char *src, Py_ssize_t rows,
                                     Py_ssize_t classes, Py_ssize_t width, floating *tile) noexcept nogil:
     """tile[k, p] = number k of row p, where rows at src are row_stride apart."""
     cdef floating gathered[GATHERED]
-    cdef Py_ssize_t size = sizeof(floating), step = GATHERED/classes, p, k, n
-    for p from 0 <= p < rows by step:
-        n = min(step, rows - p)
-        if a.row_stride == classes*a.class_stride:
-            gather(a.dtype, src + p*a.row_stride, a.class_stride, n*classes, gathered, 1)
-        else:
-            for k in range(n):
-                gather(a.dtype, src + (p + k)*a.row_stride, a.class_stride, classes, gathered + k*classes, 1)
-        f.transpose(gathered, classes*size, n, classes, tile + p, width*size)
+    cdef Py_ssize_t size = sizeof(floating), most = min(classes, <Py_ssize_t>GATHERED/CE_MAX_LANES)
+    cdef Py_ssize_t step = GATHERED/most, j, p, k, m, n
+    for j from 0 <= j < classes by most:
+        m = min(most, classes - j)
+        for p from 0 <= p < rows by step:
+            n = min(step, rows - p)
+            if m == classes and a.row_stride == classes*a.class_stride:
+                gather(a.dtype, src + p*a.row_stride, a.class_stride, n*classes, gathered, 1)
+            else:
+                for k in range(n):
+                    gather(a.dtype, src + (p + k)*a.row_stride + j*a.class_stride, a.class_stride, m, gathered + k*m, 1)
+            f.transpose(gathered, m*size, n, m, tile + j*width + p, width*size)
 
 cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                            Py_ssize_t classes, Py_ssize_t width, floating *tile) noexcept nogil:

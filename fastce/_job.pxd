@@ -15,7 +15,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
 
-from ._primitives cimport CE_STORED, ce_add_label, ce_primitives
+from ._primitives cimport CE_STORED, ce_add_label, ce_chosen_f64, ce_primitives
 from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
 cdef enum:
@@ -141,6 +141,14 @@ cdef inline double rescaled(double sum_exp, double row_max, double larger) noexc
 cdef inline double moved(double mass, double row_max, double larger) noexcept nogil:
     """What is added to sum q*(row_max - x) when the maximum becomes larger."""
     return times(mass, larger - shift_of(row_max))
+
+cdef inline void exponentials(const double *d, Py_ssize_t n, double *e) noexcept nogil:
+    """e[p] = exp(d[p]), where d[p] <= 0."""
+    cdef double zero = 0, unused
+    cdef Py_ssize_t p
+    ce_chosen_f64.rows_exp_sum(d, 0, e, 0, 1, n, CE_STORED, &zero, 0, d, &unused)
+    for p in range(n):
+        e[p] /= ce_chosen_f64.exp_one
 
 # -- From state to loss and gradient
 

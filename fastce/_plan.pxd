@@ -83,7 +83,7 @@ cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogi
     cdef const Matrix *u = &r.upstream if is_product(r) else x
     cdef const Matrix *grad = &r.grad if is_product(r) or (r.operation != ARGMAX and r.grad.data != NULL) else x
     cdef bint along_classes = x.class_stride == size and grad.class_stride == size
-    cdef bint along_rows = x.class_stride != size and rows_contiguous(x, size)
+    cdef bint along_rows = x.class_stride != size and x.row_stride == size and rows_in_block(r) >= CE_MAX_LANES
     if r.operation == SIGMOID_TWO_TERM:
         return BY_COLUMNS if along_rows and rows_in_block(r) >= ACROSS else BY_ROWS
     if is_product(r) or r.operation == ARGMAX:      # where the matrices lie, if they lie alike

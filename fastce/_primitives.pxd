@@ -81,7 +81,6 @@ cdef extern from * nogil:
                              void *) noexcept nogil
         void (*tile_sums)(const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *, double *,
                           double *) noexcept nogil
-        void (*lanes_exp)(const void *, Py_ssize_t, const void *, double *, double *) noexcept nogil
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
                           const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
         void (*two_term_maxima)(ce_two_term *, Py_ssize_t) noexcept nogil

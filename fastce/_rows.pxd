@@ -4,11 +4,11 @@ from cython cimport floating
 
 from ._blocks cimport base_block, block, evenly_spaced, row_at, store_block
 from ._job cimport (
-    BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, set_exact_src, set_first_max,
+    BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, exponentials, set_exact_src, set_first_max,
 )
 from ._long_rows cimport begin_grad, row_grad, row_state, row_zero_grad
 from ._primitives cimport (
-    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_chosen_f64, ce_primitives, ce_tail_if_finite,
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite,
 )
 from ._request cimport LOG_SOFTMAX
 
@@ -87,16 +87,13 @@ cdef inline void look_up_stats(const Job *job, const Rows *rows, State *s, Py_ss
                                const floating *dtype) noexcept nogil:
     """Sets row_max and tail to what is given, and computes the labels' exponentials, in float64."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef double zero = 0, unused
     cdef Py_ssize_t p
     f.widen((<const floating *>job.request.row_max) + rows.start, rows.count, s.row_max + r)
     f.widen((<const floating *>job.request.tail) + rows.start, rows.count, s.tail + r)
     if job.plan.with_labels:
         for p in range(r, r + rows.count):
             s.e[p] = s.x_label[p] - s.row_max[p]
-        ce_chosen_f64.rows_exp_sum(s.e + r, 0, s.e + r, 0, 1, rows.count, CE_STORED, &zero, 0, s.e + r, &unused)
-        for p in range(r, r + rows.count):
-            s.e[p] /= ce_chosen_f64.exp_one
+        exponentials(s.e + r, rows.count, s.e + r)
 
 cdef inline void find_maxima(const Job *job, const Rows *rows, State *s, Py_ssize_t r) noexcept nogil:
     """Where maxima are whose p - q may cancel though they are not the label."""

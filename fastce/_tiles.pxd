@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, row_at, store_tile
 from ._job cimport (
-    GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, moved, rescaled, weight_of,
+    GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
@@ -200,7 +200,7 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     cdef const Matrix *logits = &job.request.logits
     cdef bint given = job.request.stats_given, same_targets = job.request.weight == NULL and tile.pick_labels
     cdef Py_ssize_t j, n, p
-    cdef floating *x_label = <floating *>tile.label_grad        # which is not used before the gradient
+    cdef double x_label
     begin_tile(job, tile, s, <floating *>tile.row_max)
     for j from 0 <= j < (job.request.classes if tile.read_blocks else 0) by tile.classes:
         n = min(job.request.classes - j, tile.classes)
@@ -213,8 +213,8 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
             add_tile_exponentials(job, tile, s, j, n, sizeof(floating))
         elif tile.pick_labels:
             for p in range(tile.count):
-                x_label[p] = x[max(s.label[p], 0)*tile.width + p]
-            f.lanes_exp(x_label, tile.width, tile.row_max, tile.d_label, s.e)
+                tile.d_label[p] = x[max(s.label[p], 0)*tile.width + p] - <double>(<floating *>tile.row_max)[p]
+            exponentials(tile.d_label, tile.count, s.e)
     f.widen_state(tile.row_max, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
                   tile.d_label if same_targets and job.plan.hot != 0 else NULL)
     if job.plan.weighted_smoothing:
@@ -234,8 +234,8 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     else:
         for p in range(tile.count):
             if s.label[p] >= 0:
-                x_label = <floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride)
-                add_label(job, x_label[0], exp(x_label[0] - s.row_max[p]), s, p)
+                x_label = (<const floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride))[0]
+                add_label(job, x_label, exp(x_label - s.row_max[p]), s, p)
     s.same_targets = same_targets
 
 cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src,

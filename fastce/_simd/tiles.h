@@ -210,18 +210,6 @@ static void FN(tile_sums)(const void *x, const void *base, Py_ssize_t classes, P
         FN(tile_sums_)(x, base, classes, width, row_max, mass, rest, NULL, 0);
 }
 
-static void FN(lanes_exp)(const void *x_, Py_ssize_t width, const void *row_max_, double *d, double *e)
-{
-    const T *x = x_, *row_max = row_max_;
-    for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC below = LOAD(x + r) - LOAD(row_max + r);
-        FN(widen_vec)(d + r, below);
-        FN(widen_vec)(e + r, FN(exp)(below));
-        for (int k = 0; k < LANES; k++)
-            e[r + k] *= EXP_UNSCALE;
-    }
-}
-
 /* The numbers of base for class j; at is the index of the element. */
 CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py_ssize_t at)
 {
