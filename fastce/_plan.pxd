@@ -16,7 +16,7 @@ from ._tiles cimport tile_scratch
 cdef enum:
     TILES_BEAT_ROWS = 40        # up to so many contiguous classes tiles are faster than rows,
     TILES_BEAT_GATHERED = 56    # up to so many if rows are gathered,
-    TILES_BEAT_GIVEN = 4        # up to so many if stats are given and base is not the target row,
+    TILES_BEAT_GIVEN = 24       # up to so many if stats are given and base is not the target row,
     TILES_BEAT_TWO_TERM = 80    # and up to so many for the two-term form of a softmax
     MIN_TILE_WIDTH = 48         # when there are enough rows
     STRIP_BYTES = 5 << 17       # tiles of contiguous rows: 640 KiB, of the second-level cache
