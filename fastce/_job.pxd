@@ -30,7 +30,7 @@ cdef enum:              # paths: each is one way to compute
     BY_COLUMNS          # vectors across rows, where they lie (_jacobians.pxd, _argmax.pxd, _sigmoid.pxd)
 
 cdef struct Plan:
-    # How a request is computed. _run.pxd chooses.
+    # How a request is computed. _plan.pxd chooses.
     const ce_primitives *primitives # for the dtype of the logits
     int path
     bint stream                     # the gradient is written past the caches
