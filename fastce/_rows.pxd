@@ -112,12 +112,12 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
     for p in range(r, stop):        # of p and log(p): no class has a target, and their sum counts as 1
         s.linear[p], s.mass[p], s.rest[p], s.q[p], s.e[p] = 0, 1, 1, 0, 1
         s.exact_class[p], s.first_max[p], s.rest_at_max[p] = -1, -1, 0
+    if not job.request.stats_given:
+        job.plan.primitives.rows_max(rows.x, rows.x_step, rows.count, job.request.classes, s.row_max + r)
     for p in range(rows.count if job.plan.with_labels else 0):
         s.x_label[r + p] = (<const floating *>(rows.x + p*rows.x_step))[s.label[r + p]]
     if job.request.stats_given:
         look_up_stats(job, rows, s, r, dtype)
-    else:
-        job.plan.primitives.rows_max(rows.x, rows.x_step, rows.count, job.request.classes, s.row_max + r)
     add_base_of_rows(job, rows, s, r)
     if not job.request.stats_given:
         add_exponentials_of_rows(job, rows, s, r, dtype)
@@ -149,11 +149,12 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
     else:
         f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
                     shift + r, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
-    for p in range(rows.count):
-        dst = <floating *>(rows.grad + p*rows.grad_step)
+    for p in range(rows.count if job.plan.weighted_smoothing else 0):
         if s.first_max[r + p] >= 0:
+            dst = <floating *>(rows.grad + p*rows.grad_step)
             dst[s.first_max[r + p]] = <floating>s.grad_at_max[r + p]
-        store_block(job, rows.start + p, 0, n, dst)
+    for p in range(rows.count if job.request.grad.class_stride != sizeof(floating) else 0):
+        store_block(job, rows.start + p, 0, n, <floating *>(rows.grad + p*rows.grad_step))
 
 cdef inline Py_ssize_t rows_together(const Job *job, Py_ssize_t i, Py_ssize_t n, const State *s,
                                      Py_ssize_t r) noexcept nogil:
