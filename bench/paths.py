@@ -95,7 +95,7 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "bool one-hot targets": (of(both, x, hot, out=out), "1.4"),
         "forward": (of("cross_entropy", x, labels), "1"),
         "logsumexp": (of("logsumexp", x, out=scores), "1"),
-        "evaluate": (of("evaluate", x, labels), "1.5 forward"),
+        "evaluate": (of("evaluate", x, labels), "0.8"),
         "entropy": (of("entropy", x), "1"),
         "entropy_with_grad": (of("entropy_with_grad", x, out=out), "1.3"),
         "entropy_with_grad, axis=0": (of("entropy_with_grad", x0, axis=0, out=out0), "1.5"),

@@ -35,6 +35,7 @@ cdef struct Arguments:
     double normalizer               # 0: not given
     double denominator
     bint return_stats
+    bint return_rows
     Request request
 
 

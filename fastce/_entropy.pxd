@@ -72,7 +72,7 @@ cdef inline void rank_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize
     """Adds a block of row i, from class j on, to the rank of its label. A new maximum is in this block."""
     cdef Py_ssize_t rank = job.plan.primitives.row_rank(x, n, s.label[r] - j, s.x_label[r])
     job.request.ranks[i] = rank if first else job.request.ranks[i] + rank
-    if new_max:
+    if new_max and job.request.first_max != NULL:
         job.request.first_max[i] = j + max(job.plan.primitives.row_find(x, n, s.row_max[r]), 0)
 
 cdef inline Py_ssize_t short_entropies(const Job *job, Py_ssize_t i, Py_ssize_t count, State *s, Py_ssize_t r,
@@ -185,8 +185,9 @@ cdef inline void rank_tile(const Job *job, const EntropyTile *tile, Py_ssize_t j
     f.tile_rank(x, n, tile.width, tile.label, tile.x_label, tile.rank)
     for p in range(tile.count):
         ranks[p] = <Py_ssize_t>rank[p] + (ranks[p] if j > 0 else 0)
-    f.columns_argmax(x, tile.width*sizeof(floating), j, n, tile.count, job.request.first_max + tile.start,
-                     tile.largest, (<floating *>tile.largest) + GROUP)
+    if job.request.first_max != NULL:
+        f.columns_argmax(x, tile.width*sizeof(floating), j, n, tile.count, job.request.first_max + tile.start,
+                         tile.largest, (<floating *>tile.largest) + GROUP)
 
 cdef inline void sums_of_tile(const Job *job, const EntropyTile *tile, Py_ssize_t block, floating *x, floating *row_max,
                               State *s) noexcept nogil:
@@ -258,17 +259,19 @@ cdef inline void write_values(const Job *job, Py_ssize_t start, Py_ssize_t count
         job.plan.primitives.narrow(values, count, dst + start)
 
 cdef inline void set_places(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, const floating *dtype) noexcept nogil:
-    """What rank and first_max are where they are not what was counted: -1 if the row is ignored. If it has no
-    probabilities, its label has the rank -1. Then first_max is the first NaN, if there is NaN."""
+    """The rank and first_max of a row that is ignored or has no probabilities: -1, but first_max of the latter is the
+    first NaN, if there is NaN."""
     cdef Py_ssize_t j
+    job.request.ranks[i] = -1
+    if job.request.first_max == NULL:
+        return
     if s.label[r] < 0:
-        job.request.ranks[i] = job.request.first_max[i] = -1
-    elif isnan(s.tail[r]):
-        job.request.ranks[i] = -1
-        for j in range(job.request.classes):
-            if isnan(logit_of(job, i, j, dtype)):
-                job.request.first_max[i] = j
-                return
+        job.request.first_max[i] = -1
+        return
+    for j in range(job.request.classes):
+        if isnan(logit_of(job, i, j, dtype)):
+            job.request.first_max[i] = j
+            return
 
 cdef inline void finish_evaluation(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s,
                                    const floating *dtype) noexcept nogil:

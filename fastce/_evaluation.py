@@ -174,10 +174,18 @@ def _evaluated(
     temperature: float = 1.0,
     ignore_index: int | None = -100,
     axis: int = -1,
+    return_rows: bool = False,
     num_threads: int | None = None,
 ) -> Any:
     """The number of labels that are not ignored, the sum of the losses, and by row the loss, the rank of the label, the
-    predicted class, the entropy and the confidence."""
+    predicted class (None without `return_rows`), the entropy and the confidence."""
+
+
+def _bins(confidence: Array, right: Array) -> Array:
+    """`Evaluation.bins` of some rows."""
+    at = np.ceil(confidence * BINS).astype(np.intp) - 1
+    counts = np.bincount(at + BINS * right, minlength=2 * BINS).reshape(2, BINS)
+    return np.stack([counts.sum(0), counts[1], np.bincount(at, confidence, BINS)])
 
 
 def _as_top_k(top_k: Any) -> list[int]:
@@ -248,20 +256,23 @@ def evaluate(
     """
     ks = _as_top_k(top_k)
     counted, loss, losses, rank, predicted, entropy, confidence = _evaluated(
-        logits, labels, temperature=temperature, ignore_index=ignore_index, axis=axis, num_threads=num_threads
+        logits,
+        labels,
+        temperature=temperature,
+        ignore_index=ignore_index,
+        axis=axis,
+        return_rows=return_rows,
+        num_threads=num_threads,
     )
-    bins = np.zeros((3, BINS))
-    valid = confidence > 0  # neither ignored nor NaN
-    p = confidence[valid].astype(np.float64)
-    at, right = np.ceil(p * BINS).astype(np.intp) - 1, rank[valid] == 0
-    for row, weights in zip(bins, (None, right, p), strict=True):
-        row += np.bincount(at, weights, BINS)
-    sums = {
-        "loss": loss,
-        "entropy": float(entropy.sum(dtype=np.float64)),
-        "confidence": float(confidence.sum(dtype=np.float64)),
-    }
-    hits = {k: int(np.count_nonzero((rank >= 0) & (rank < k))) for k in ks}
-    evaluation = Evaluation(counted, sums, hits, int(np.count_nonzero(rank == 0)), bins)
+    p, place = confidence.astype(np.float64).ravel(), rank.ravel()
+    sums = {"loss": loss, "entropy": float(entropy.sum(dtype=np.float64)), "confidence": float(p.sum())}
+    if counted < place.size or math.isnan(loss):
+        ranked = place >= 0
+        p, place = p[ranked], place[ranked]
+    hits = {k: int(np.count_nonzero(place < k)) for k in ks}
+    right = place == 0
+    evaluation = Evaluation(counted, sums, hits, int(np.count_nonzero(right)), _bins(p, right))
+    if not return_rows:
+        return evaluation
     rows = (part[()] for part in (0 - losses, rank, predicted, entropy, confidence))  # scalars for logits of one row
-    return (evaluation, EvaluatedRows(*rows)) if return_rows else evaluation
+    return evaluation, EvaluatedRows(*rows)

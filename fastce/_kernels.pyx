@@ -169,7 +169,7 @@ cdef class Call:
         if a.return_stats:
             row_max = self.new_result(False, self.input.dtype, &r.row_max)
             self.stats = new_tuple(stats_type, (row_max, self.new_result(False, self.input.dtype, &r.tail)))
-        if r.operation == ARGMAX or r.operation == EVALUATE:
+        if r.operation == ARGMAX or a.return_rows:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
 

@@ -52,8 +52,8 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
     return (CROSS_ENTROPY <= operation <= EVALUATE and (dtype == F32 or dtype == F64) and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
-            and (operation != EVALUATE or (with_labels and r.first_max != NULL and r.ranks != NULL
-                                           and r.entropies != NULL and r.confidences != NULL))
+            and (operation != EVALUATE or (with_labels and r.ranks != NULL and r.entropies != NULL
+                                           and r.confidences != NULL))
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)

@@ -16,8 +16,7 @@ cdef enum:              # operations
     SOFTMAX_TWO_TERM    # the same with p = softmax(x)
     ARGMAX              # where the largest x of each row is, written to first_max
     ENTROPY             # -sum p*log(p) with p = softmax(x)
-    EVALUATE            # -log(p) of labels, written to losses, and all that is written to ranks, first_max, entropies
-                        # and confidences, which it needs
+    EVALUATE            # -log(p) of labels, and what is written to ranks, first_max, entropies and confidences
 
 cdef enum:              # dtypes
     NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
@@ -63,9 +62,9 @@ cdef struct Request:
     void *losses                    # sample_weight*loss by row (SIGMOID_TWO_TERM: by element)
     void *row_max                   # by row: max x
     void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
-    Py_ssize_t *first_max           # ARGMAX, EVALUATE, which need it, by row: the first NaN or, without NaN, the first
+    Py_ssize_t *first_max           # ARGMAX, which needs it, EVALUATE, by row: the first NaN or, without NaN, the first
                                     # maximum
-    # EVALUATE, by row. Where the label is ignored ranks and first_max are -1, and all else is 0.
+    # EVALUATE, which needs them, by row. Where the label is ignored ranks and first_max are -1, and all else is 0.
     Py_ssize_t *ranks               # how many classes are before the label if they are sorted by falling x, those with
                                     # the same x by number; -1 where the loss is NaN
     void *entropies

@@ -156,28 +156,34 @@ static void FN(rows_entropy_grad)(const void *x, Py_ssize_t x_row_stride, const 
 #undef GRADS
 }
 
-/* 1 where v is larger than `than`, or with `or_equal` not smaller, else 0. NaN is neither. */
-CE_INLINE VEC FN(is_above)(VEC v, VEC than, const int or_equal)
-{
-    return or_equal ? SELECT_EQ(MAX(v, than), v, SET1(1), SET1(0)) : SELECT_EQ(MAX(v, than), than, SET1(0), SET1(1));
-}
+/* Adds 1 to `above` where v is larger than `than`, or with `or_equal` not smaller. NaN is neither. */
+#define ADD_IF_ABOVE(v, than, or_equal, above)                                      \
+    do {                                                                            \
+        const VEC larger_ = MAX(v, than);                                           \
+        VEC below_ = SET1(0);                                                       \
+        if (or_equal)                                                               \
+            ADD_BY_EQ(larger_, v, SET1(1), above, SET1(1), below_);                 \
+        else                                                                        \
+            ADD_BY_EQ(larger_, than, SET1(1), below_, SET1(1), above);              \
+        (void)below_;                                                               \
+    } while (0)
 
 CE_INLINE Py_ssize_t FN(count_above)(const T *x, Py_ssize_t n, T value, const int or_equal)
 {
     const VEC than = SET1(value);
-    VEC even = SET1(0), odd = even;
+    VEC a0 = SET1(0), a1 = a0, a2 = a0, a3 = a0;
     Py_ssize_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        even = even + FN(is_above)(LOAD(x + i), than, or_equal);
-        odd = odd + FN(is_above)(LOAD(x + i + LANES), than, or_equal);
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        ADD_IF_ABOVE(LOAD(x + i), than, or_equal, a0);
+        ADD_IF_ABOVE(LOAD(x + i + LANES), than, or_equal, a1);
+        ADD_IF_ABOVE(LOAD(x + i + 2 * LANES), than, or_equal, a2);
+        ADD_IF_ABOVE(LOAD(x + i + 3 * LANES), than, or_equal, a3);
     }
-    if (i + LANES <= n) {
-        even = even + FN(is_above)(LOAD(x + i), than, or_equal);
-        i += LANES;
-    }
+    for (; i + LANES <= n; i += LANES)
+        ADD_IF_ABOVE(LOAD(x + i), than, or_equal, a0);
     if (i < n)
-        odd = odd + FN(is_above)(LOAD_PART(x + i, n - i, (T)NAN), than, or_equal);
-    return (Py_ssize_t)TOTAL(even + odd);
+        ADD_IF_ABOVE(LOAD_PART(x + i, n - i, (T)NAN), than, or_equal, a1);
+    return (Py_ssize_t)TOTAL((a0 + a1) + (a2 + a3));
 }
 
 static Py_ssize_t FN(row_rank)(const void *x_, Py_ssize_t n, Py_ssize_t label, double value)
@@ -261,11 +267,14 @@ static void FN(tile_rank)(const void *x_, Py_ssize_t classes, Py_ssize_t width, 
         const VEC than = LOAD(value + r), own = LOAD(label + r), zero = SET1(0);
         VEC above = zero, jv = zero;
         for (Py_ssize_t j = 0; j < classes; j++) {
-            const VEC v = LOAD(x + j * width + r), larger = FN(is_above)(v, than, 0);
-            /* Equal logits count where j is smaller than the label: where the label is larger than j. */
-            above = above + SELECT_EQ(v, than, FN(is_above)(own, jv, 0), larger);
+            const VEC v = LOAD(x + j * width + r);
+            VEC equal = zero;
+            ADD_IF_ABOVE(own, jv, 0, equal);
+            ADD_IF_ABOVE(v, than, 0, above);
+            above = above + SELECT_EQ(v, than, equal, zero);
             jv = jv + SET1(1);
         }
         STORE(rank + r, above);
     }
 }
+#undef ADD_IF_ABOVE

@@ -37,7 +37,7 @@ NO_NUMBERS_OF_THREADS = {0: "0", -1: "-1", True: "True", 1.5: r"1\.5", 0.5: r"0\
 
 WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
     "ignore_index": (
-        ONE_TERM,
+        ONE_TERM | {"evaluate"},
         [
             ("a float", {"ignore_index": 1.0}, TypeError, r"^ignore_index .*(1\.0|float)"),
             ("a text", {"ignore_index": "1"}, TypeError, "^ignore_index .*('1'|str)"),
@@ -91,6 +91,30 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("an array", {"normalizer": PER_ROW}, ValueError, r"^normalizer .*\(20,\)"),
         ],
     ),
+    "temperature": (
+        KINDS,
+        [
+            ("zero", {"temperature": 0}, ValueError, "^temperature is 0"),
+            ("negative", {"temperature": -1.0}, ValueError, "^temperature is -1"),
+            ("NaN", {"temperature": np.nan}, ValueError, "^temperature is nan"),
+            ("infinite", {"temperature": np.inf}, ValueError, "^temperature is inf"),
+            ("too small", {"temperature": 1e-31}, ValueError, "^temperature is 1e-31"),
+            ("None", {"temperature": None}, TypeError, "^temperature is None"),
+            ("a text", {"temperature": "1"}, TypeError, "^temperature .*('1'|str|<U)"),
+            ("an array", {"temperature": PER_ROW}, ValueError, r"^temperature .*\(20,\)"),
+        ],
+    ),
+    "top_k": (
+        frozenset(["evaluate"]),
+        [
+            ("zero", {"top_k": 0}, ValueError, "^top_k is 0, expected an int >= 1"),
+            ("zero among others", {"top_k": (1, 0)}, ValueError, "^top_k is 0"),
+            ("a float", {"top_k": 1.0}, TypeError, r"^top_k is 1\.0"),
+            ("a bool", {"top_k": True}, TypeError, "^top_k is True"),
+            ("a text", {"top_k": "1"}, TypeError, "^top_k is '1'"),
+            ("None", {"top_k": None}, TypeError, "^top_k is None"),
+        ],
+    ),
     "activation": (
         TWO_TERM,
         [
@@ -124,8 +148,9 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
 
 
 def test_every_option_has_wrong_values() -> None:
-    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats has none."""
-    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats"}
+    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats and
+    return_rows have none."""
+    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats", "return_rows"}
     options = {name for function in FUNCTIONS.values() for name in function.options}
     assert sorted(options - elsewhere - WRONG.keys()) == []
 
