@@ -7,8 +7,8 @@ The files are NumPy's: logits of shape (rows, classes), and one class index for 
 a temporary folder: the logits of a bigram model of the source of Python's standard library, with 12,000 tokens. Half of
 the text counts how often a token follows another, and the model predicts the other half.
 
-The file of logits is mapped into memory, one chunk of rows after the other. `fastce.evaluate` reads each chunk once, and
-the evaluations of the chunks are added. Only NumPy is required."""
+The file of logits is mapped into memory, one chunk of rows after the other. `fastce.evaluate` reads each chunk once,
+and the evaluations of the chunks are added. Only NumPy is required."""
 
 from __future__ import annotations
 

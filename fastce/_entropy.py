@@ -28,7 +28,7 @@ def entropy(
         masks its class, which adds nothing to the entropy. A row that contains NaN or +inf, or only -inf, has entropy
         NaN.
     temperature : float, default 1.0
-        The logits are divided by it. In [1e-30, 1e30].
+        What the logits are divided by, in [1e-30, 1e30].
     sample_weight : array_like of the rows' shape, optional
         A factor of each row's entropy, finite and >= 0. Default: ones.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -70,7 +70,7 @@ def entropy(
     >>> float(fastce.entropy(np.zeros((2, 4))))  # log(4)
     1.3862943611198906
     >>> print(f"{fastce.entropy(np.float32([[50, 0, 0, 0]])):.5e}")  # not 0
-    2.95094e-20
+    2.95099e-20
     """
 
 
@@ -128,5 +128,5 @@ def entropy_with_grad(
     >>> import numpy as np, fastce
     >>> H, grad = fastce.entropy_with_grad(np.log([[1.0, 3.0]]))
     >>> print(round(float(H), 6), grad.round(6))
-    0.562335 [[ 0.205990 -0.205990]]
+    0.562335 [[ 0.20599 -0.20599]]
     """

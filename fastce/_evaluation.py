@@ -215,7 +215,7 @@ def evaluate(
     top_k : int or iterable of ints, default (1, 5)
         The k of the top-k accuracies, >= 1. They may be larger than the number of classes.
     temperature : float, default 1.0
-        The logits are divided by it. In [1e-30, 1e30].
+        What the logits are divided by, in [1e-30, 1e30].
     ignore_index : int or None, default -100
         Rows with this class index count nowhere, whatever their logits are.
     axis : int, default -1
@@ -239,10 +239,12 @@ def evaluate(
 
     Notes
     -----
+    The perplexity is ``exp(loss)``, and the calibration error is ``sum(n*abs(accuracy - confidence)) / rows`` over 15
+    bins of the confidence that contain n rows each: the expected calibration error of Guo et al. (2017), "On
+    calibration of modern neural networks". A temperature that was fitted to held-out data lowers it.
+
     Equal logits are ranked by their class, the lower one first, as `predict` does it. A row that contains NaN or +inf,
-    or only -inf, counts as wrong, and makes the means of loss, entropy and confidence NaN. For the expected calibration
-    error see Guo et al. (2017), "On calibration of modern neural networks"; a temperature that was fitted to held-out
-    data lowers it.
+    or only -inf, counts as wrong, and makes the means of loss, entropy and confidence NaN.
 
     Examples
     --------
@@ -252,7 +254,7 @@ def evaluate(
     >>> result.top_k
     {1: 0.3333333333333333, 2: 0.6666666666666666}
     >>> round(result.perplexity, 6)
-    2.513215
+    2.513158
     """
     ks = _as_top_k(top_k)
     counted, loss, losses, rank, predicted, entropy, confidence = _evaluated(

@@ -36,7 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
-    "temperature": {"temperature": 0.5},
+    "temperature": {"temperature": 2.0},
     "top_k": {"top_k": 2},
     "upstream": {"upstream": 3.0},
     "weight": {"weight": [1.0, 2.0, 3.0]},

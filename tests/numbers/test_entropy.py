@@ -107,7 +107,7 @@ def test_rows_without_probabilities_give_nan_in_no_other_row(bad: str, width: in
         entropy, grad = package.entropy_with_grad(x, axis=axis, reduction="none")
         grad = np.moveaxis(grad, axis, -1)
         assert np.isnan(entropy[1]) and np.isnan(grad[1]).all()
-        np.testing.assert_allclose(entropy[[0, 2]], np.log(width), rtol=1e-5)
+        np.testing.assert_allclose(entropy[[0, 2]], np.log(width), rtol=1e-4)
         assert (np.abs(grad[[0, 2]]) < 1e-6).all()
 
 

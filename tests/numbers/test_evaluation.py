@@ -69,7 +69,7 @@ def test_means_are_those_of_the_reference(shape: tuple[int, int], dtype: type) -
 def test_loss_and_accuracy_are_those_of_other_functions(dtype: type) -> None:
     x, labels = case((300, 10), dtype)
     got = fastce.evaluate(x, labels)
-    assert dtype(got.loss) == pytest.approx(fastce.cross_entropy(x, labels), rel=2 * np.finfo(dtype).eps)
+    assert dtype(got.loss) == pytest.approx(fastce.cross_entropy(x, labels), rel=2 * float(np.finfo(dtype).eps))
     assert got.perplexity == math.exp(got.loss)
     kept = labels >= 0
     assert got.accuracy == got.top_k[1] == np.mean((fastce.predict(x) == labels)[kept])
