@@ -15,25 +15,29 @@ from ._checks import Array
 
 
 class Fold:
-    """How arrays of the shape of `x` become rows whose classes are on the last axis."""
+    """How arrays of the shape of `x` become rows and classes, with the classes on `axis`."""
 
     def __init__(self, x: Array, axes: tuple[int, ...]) -> None:
         self.shape = x.shape
-        self.rows = [k for k in range(x.ndim) if k not in axes]
-        # The order of the classes does not matter. This one needs no copy of arrays in C or Fortran order.
-        self.axes = sorted(axes, key=lambda k: (-abs(x.strides[k]), k))
         self.classes = math.prod(x.shape[k] for k in axes)
+        # The order of the classes does not matter. This one needs no copy of arrays in C or Fortran order.
+        by_stride = sorted(range(x.ndim), key=lambda k: (-abs(x.strides[k]), k))
+        self.axes = [k for k in by_stride if k in axes]
+        self.rows = [k for k in range(x.ndim) if k not in axes]
+        # What lies side by side in memory does so in a copy too, so that copies are fast.
+        self.axis = 0 if by_stride and by_stride[-1] not in axes else -1
+        self.order = self.axes + self.rows if self.axis == 0 else self.rows + self.axes
 
     def needs_copy(self, a: Array) -> bool:
         axes = [k for k in self.axes if a.shape[k] != 1]
         return any(a.strides[j] != a.strides[k] * a.shape[k] for j, k in itertools.pairwise(axes))
 
     def __call__(self, a: Array) -> Array:
-        return a.transpose(self.rows + self.axes).reshape([self.shape[k] for k in self.rows] + [self.classes])
+        rows = [self.shape[k] for k in self.rows]
+        return a.transpose(self.order).reshape([self.classes, *rows] if self.axis == 0 else [*rows, self.classes])
 
     def undo(self, a: Array) -> Array:
-        order = self.rows + self.axes
-        return a.reshape([self.shape[k] for k in order]).transpose(np.argsort(order))
+        return a.reshape([self.shape[k] for k in self.order]).transpose(np.argsort(self.order))
 
     def reduced_shape(self, keepdims: bool) -> tuple[int, ...]:
         if keepdims:
@@ -64,7 +68,7 @@ def call_folded(
     if out is not None:
         without = "without its class axes" if not keepdims else "with its class axes of length 1"
         _checks.check_out(out, shape, x.dtype, f"{name} {without}" if reduces else name)
-    folded = [fold(x)]
+    options["axis"], folded = fold.axis, [fold(x)]
     if len(arguments) == 2:
         upstream = _checks.as_real("upstream", arguments[0])
         if upstream.shape != x.shape:
