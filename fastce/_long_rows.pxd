@@ -159,11 +159,12 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         if job.plan.base_kind == CE_BY_ELEMENT:
             f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r,
-                                   s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
+                                   s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r,
+                                   job.request.flush_below, stream)
         else:
             exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
             f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r, s.b + r, base,
-                        &exact_class, s.exact_grad + r, stream)
+                        &exact_class, s.exact_grad + r, job.request.flush_below, stream)
         store_block(job, i, j, n, dst)
     if start <= s.first_max[r] < stop:
         scratch[0] = <floating>s.grad_at_max[r]

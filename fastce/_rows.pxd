@@ -146,10 +146,10 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
         set_exact_src(job, s, r, rows.count, rows.form)
         f.rows_grad_by_element(src, src_step, rows.base, rows.base_step, rows.grad, rows.grad_step, rows.count, n,
                                rows.form, s.row_max + r, temperature, s.a + r, s.b + r, job.plan.slope, job.plan.offset,
-                               s.exact_src + r, s.exact_grad + r, False)
+                               s.exact_src + r, s.exact_grad + r, job.request.flush_below, False)
     else:
-        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
-                    shift + r, temperature, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
+        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form, shift + r, temperature, s.a + r,
+                    s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, job.request.flush_below, False)
     for p in range(rows.count if job.plan.weighted_smoothing else 0):
         if s.first_max[r + p] >= 0:
             dst = <floating *>(rows.grad + p*rows.grad_step)

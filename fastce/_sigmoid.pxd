@@ -164,6 +164,8 @@ cdef inline double sigmoid_piece(const Job *job, const Piece *p, const floating 
         if grad_factor != NULL:
             multiply(grad, grad_factor, scale, n, product)
             f.narrow(product, n, grad)
+        if request.flush_below > 0:
+            f.flush_small(grad, n, request.flush_below)
         store_piece(&request.grad, p, grad)
     return total
 

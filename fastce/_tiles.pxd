@@ -178,8 +178,8 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
-        job.request.temperature, tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e, next, next_stride, dst,
-        dst_stride)
+        job.request.temperature, tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e,
+        next, next_stride, dst, dst_stride)
     add_block(job.plan.primitives, &tile.tail, j, tile.width)
 
 cdef inline void add_labels(const Job *job, const Tile *tile, State *s) noexcept nogil:
@@ -294,7 +294,8 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
             f.label_lanes(s.label, tile.count, j, tile.label)
         grad = src if tile.grad == NULL else <floating *>tile.grad
         f.tile_grad(src, grad, n, width, form, tile.row_max, job.request.temperature, tile.a, tile.b, base,
-                    job.plan.base_kind, tile.label, tile.label_grad, tile.maximum, tile.max_grad)
+                    job.plan.base_kind, tile.label, tile.label_grad, tile.maximum, tile.max_grad,
+                    job.request.flush_below)
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:

@@ -60,6 +60,7 @@ typedef struct {
     double factor[CE_TWO_TERM_ROWS], sample[CE_TWO_TERM_ROWS]; /* of the gradient, of the loss */
     double tail[CE_TWO_TERM_ROWS];                             /* scaled; NaN if the row has no result */
     double loss[CE_TWO_TERM_ROWS];
+    double below; /* gradients smaller than this become 0; 0: none */
 } ce_two_term;
 /* What numbers can be converted from: the dtypes of _request.pxd, in that order. */
 enum {

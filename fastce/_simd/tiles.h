@@ -216,24 +216,26 @@ CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py
 CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssize_t width, const int form,
                               const T *row_max, const FN(inverse) * inverse, const T *a_, const T *b_, const T *base,
                               const int base_kind, const T *label_, const T *label_grad_, const T *maximum_,
-                              const T *max_grad_)
+                              const T *max_grad_, const int flush, T below_)
 {
     const int labelled = base_kind != CE_BY_ELEMENT, cancels = base_kind != CE_ONES;
-    const VEC zero = SET1(0);
+    const VEC zero = SET1(0), below = SET1(below_);
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC shift = form == CE_STORED ? zero : LOAD(row_max + r), a = LOAD(a_ + r), b = LOAD(b_ + r);
+        const VEC shift = form == CE_STORED ? zero : LOAD(row_max + r), b = LOAD(b_ + r);
         const VEC label = labelled ? LOAD(label_ + r) : zero, label_grad = labelled ? LOAD(label_grad_ + r) : zero;
         const VEC maximum = cancels ? LOAD(maximum_ + r) : zero, max_grad = cancels ? LOAD(max_grad_ + r) : zero;
-        VEC jv = zero;
+        VEC a = LOAD(a_ + r), unscale = form == CE_DIFFERENCE ? a : FN(unscale)(&a), jv = zero;
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + r;
             const VEC s = LOAD(src + at), minus = b * FN(tile_base)(base, base_kind, j, at);
             VEC t;
             if (form == CE_DIFFERENCE)
-                t = FN(grad)(s, CE_DIFFERENCE, shift, inverse, a, minus);
+                t = FN(grad)(s, CE_DIFFERENCE, shift, inverse, unscale, a, minus);
             else /* MAX replaces NaN by 0 */
                 t = FN(grad)(MAX(form == CE_EXP ? FN(exp)(FN(cooled)(s - shift, inverse)) : s, zero), CE_STORED, shift,
-                             NULL, a, minus);
+                             NULL, unscale, a, minus);
+            if (flush)
+                t = FLUSHED(t, below);
             if (cancels)
                 t = SELECT_EQ(s, maximum, max_grad, t);
             if (labelled) {
@@ -248,18 +250,20 @@ CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssiz
 static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ssize_t width, int form,
                           const void *row_max, double temperature, const void *a, const void *b, const void *base,
                           int base_kind, const void *label, const void *label_grad, const void *maximum,
-                          const void *max_grad)
+                          const void *max_grad, double below)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
-#define GRAD(form, kind, inverse)                                                                              \
+#define GRAD(form, kind, inverse, flush)                                                                        \
     FN(tile_grad_)(src, grad, classes, width, form, row_max, inverse, a, b, base, kind, label, label_grad, maximum, \
-                   max_grad)
+                   max_grad, flush, (T)below)
+#define GRAD_BY_FLUSH(form, kind, inverse) \
+    (below > 0 ? GRAD(form, kind, inverse, 1) : GRAD(form, kind, inverse, 0))
 #define GRAD_BY_FORM(kind)                                      \
-    (form == CE_STORED ? GRAD(CE_STORED, kind, NULL)            \
-     : inverse         ? GRAD(CE_EXP, kind, &cool)              \
-                       : GRAD(CE_EXP, kind, NULL))
+    (form == CE_STORED ? GRAD_BY_FLUSH(CE_STORED, kind, NULL)   \
+     : inverse         ? GRAD_BY_FLUSH(CE_EXP, kind, &cool)     \
+                       : GRAD_BY_FLUSH(CE_EXP, kind, NULL))
     if (form == CE_DIFFERENCE)
-        inverse ? GRAD(CE_DIFFERENCE, CE_ONES, &cool) : GRAD(CE_DIFFERENCE, CE_ONES, NULL);
+        inverse ? GRAD(CE_DIFFERENCE, CE_ONES, &cool, 0) : GRAD(CE_DIFFERENCE, CE_ONES, NULL, 0);
     else if (base_kind == CE_ONES)
         GRAD_BY_FORM(CE_ONES);
     else if (base_kind == CE_BY_CLASS)
@@ -267,5 +271,6 @@ static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ss
     else
         GRAD_BY_FORM(CE_BY_ELEMENT);
 #undef GRAD_BY_FORM
+#undef GRAD_BY_FLUSH
 #undef GRAD
 }

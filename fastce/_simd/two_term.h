@@ -223,23 +223,30 @@ static void FN(two_term_finish)(ce_two_term *t)
     }
 }
 
-CE_INLINE void FN(two_term_grad_)(ce_two_term *t, Py_ssize_t classes, const int along)
+CE_INLINE void FN(two_term_grad_)(ce_two_term *t, Py_ssize_t classes, const int along, const int flush)
 {
     const Py_ssize_t step = FN(next_vector)(t, along), n = FN(vectors)(classes, along);
     const VEC unscale = SET1((T)(1.0 / CE_ODDS_ONE)), unit = SET1((T)(EXP_UNSCALE * CE_ODDS_ONE));
+    const VEC below = SET1((T)t->below);
     const T *scale_ = t->scale, *slope_ = t->slope;
     for (Py_ssize_t r = 0; r < t->rows; r += FN(rows_in_vector)(along)) {
         const VEC scale = FN(of_row)(scale_, r, along), slope = FN(of_row)(slope_, r, along);
         const T *f = (const T *)t->x + FN(first_vector)(t, r, along);
         T *h = (T *)t->h + FN(first_vector)(t, r, along);
         for (Py_ssize_t k = 0; k < n; k++) {
-            const VEC g = FMSUB(scale, LOAD(h + k * step), slope * (unit * LOAD(f + k * step)));
-            STORE(h + k * step, g * unscale);
+            const VEC scaled = FMSUB(scale, LOAD(h + k * step), slope * (unit * LOAD(f + k * step)));
+            VEC g = scaled * unscale;
+            if (flush)
+                g = FLUSHED(g, below);
+            STORE(h + k * step, g);
         }
     }
 }
 
 static void FN(two_term_grad)(ce_two_term *t, Py_ssize_t classes)
 {
-    t->along ? FN(two_term_grad_)(t, classes, 1) : FN(two_term_grad_)(t, classes, 0);
+    if (t->along)
+        t->below > 0 ? FN(two_term_grad_)(t, classes, 1, 1) : FN(two_term_grad_)(t, classes, 1, 0);
+    else
+        t->below > 0 ? FN(two_term_grad_)(t, classes, 0, 1) : FN(two_term_grad_)(t, classes, 0, 0);
 }

@@ -23,6 +23,8 @@
 #undef SELECT_EQ
 #undef ADD_BY_EQ
 #undef EQ_BITS
+#undef FLUSHED
+#undef LESS
 #undef LARGEST
 #undef TOTAL
 #undef SQUARE

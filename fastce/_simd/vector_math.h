@@ -158,6 +158,17 @@ CE_INLINE VEC FN(log1p_scaled)(VEC s, VEC z)
     return SET1(2) * FMA(s * z, q, s);
 }
 
+/* Stored exponentials are multiplied by EXP_UNSCALE, which may leave subnormal numbers, and by a. Where a is large, it
+ * is multiplied by EXP_UNSCALE instead, so that nothing is rounded before it is a result. Returns what the exponentials
+ * are multiplied by. */
+CE_INLINE VEC FN(unscale)(VEC *a)
+{
+    const VEC one = SET1(1), factor = SET1(EXP_UNSCALE), size = MAX(*a, SET1(0) - *a);
+    const VEC large = MAX(size, SET1((T)0x1p-60));
+    *a = *a * SELECT_EQ(large, size, factor, one);
+    return SELECT_EQ(large, size, one, factor);
+}
+
 /* base * gap, where 0 * inf is 0. */
 CE_INLINE VEC FN(gap_term)(VEC base, VEC gap) { return SELECT_EQ(base, SET1(0), SET1(0), base * gap); }
 
