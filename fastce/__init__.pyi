@@ -57,10 +57,10 @@ class _TwoTerm(_Loss, total=False):
 class _CrossEntropyGrad(_CrossEntropy, total=False):
     subnormals: _Subnormals
 
-class _AnyReductionGrad(_AnyReduction, total=False):
+class _AnyGrad(_AnyReduction, total=False):
     subnormals: _Subnormals
 
-class _TwoTermGrad(_TwoTerm, total=False):
+class _BinaryGrad(_TwoTerm, total=False):
     subnormals: _Subnormals
 
 class SoftmaxStats(NamedTuple):
@@ -114,10 +114,10 @@ def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction:
                             **options: Unpack[_CrossEntropyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def cross_entropy_grad(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
-                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyReductionGrad]) -> NDArray[_F]: ...
+                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...
 @overload
 def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
-                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyReductionGrad]) -> NDArray[_Floating]: ...
+                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
     def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,
@@ -155,19 +155,19 @@ def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, *, reduction: _R
 @overload
 def binary_cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Scalar = "mean",
                                    upstream: _Number = 1.0, out: _Buffer[_F] = None,
-                                   **options: Unpack[_TwoTermGrad]) -> tuple[_F, NDArray[_F]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[_F, NDArray[_F]]: ...
 @overload
 def binary_cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Rows,
                                    upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
-                                   **options: Unpack[_TwoTermGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def binary_cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Scalar = "mean",
                                    upstream: _Number = 1.0, out: _Buffer[Any] = None,
-                                   **options: Unpack[_TwoTermGrad]) -> tuple[_Floating, NDArray[_Floating]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[_Floating, NDArray[_Floating]]: ...
 @overload
 def binary_cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
                                    upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
-                                   **options: Unpack[_TwoTermGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
 @overload

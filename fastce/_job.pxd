@@ -65,7 +65,7 @@ cdef struct Sum:
 
 cdef struct State:
     # The state of a group's rows and what follows from it. It is written only as far as it is needed.
-    int64_t label[GROUP]            # -1 where the row is ignored
+    int64_t label[GROUP]            # -1 where the row is ignored; without labels it is set only if a row is
     Py_ssize_t ignored              # how many rows are
     double row_max[GROUP]
     double tail[GROUP]

@@ -20,6 +20,7 @@ cdef extern from * nogil:
     #endif
     """
     const char *CE_COMPILER
+    const double CE_GAP_UNIT
     enum: CE_MAX_LANES, CE_ISA_COUNT, CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT, CE_STORED, CE_EXP, CE_DIFFERENCE
     enum: CE_TWO_TERM_ROWS
     ctypedef struct ce_row_sums:

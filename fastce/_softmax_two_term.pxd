@@ -210,6 +210,8 @@ cdef inline void two_term_grad(const Job *job, TwoTerm *t, floating *x, floating
             k = t.first_max[p] - j
             if 0 <= k < n:
                 h[place(t, p, k)] = <floating>t.c.grad_max[p]
+            for k in range(n if t.c.sample[p] == 0 else 0):     # it may hold NaN
+                h[place(t, p, k)] = 0
         store(job, t, j, n, h)
 
 cdef inline double softmax_two_term(const Job *job, Py_ssize_t start, Py_ssize_t count, const double *scale,

@@ -185,16 +185,17 @@ CE_INLINE VEC FN(affine)(const int on, VEC slope, VEC v, VEC offset)
 CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T slope_, T offset_, double *linear,
                             double *rest, double *top)
 {
-    const VEC shift = SET1(shift_), slope = SET1(slope_), offset = SET1(offset_), zero = SET1(0);
+    const VEC shift = SET1(shift_), scaled = SET1(shift_ * (T)CE_GAP_UNIT), zero = SET1(0);
+    const VEC slope = SET1(slope_), offset = SET1(offset_);
     VEC gap[2] = {zero, zero}, others[2] = {zero, zero}, at_shift[2] = {zero, zero};
     ACC linear_acc = ACC_ZERO, rest_acc = ACC_ZERO, top_acc = ACC_ZERO;
 #define TERM(k, load, load_base)                                            \
     do {                                                                    \
-        const VEC d = shift - (load), c = (load_base);                      \
+        const VEC v = (load), c = (load_base);                              \
         if (linear)                                                         \
-            gap[k] = gap[k] + FN(gap_term)(c, d);                           \
+            gap[k] = gap[k] + FN(gap_term)(c, FN(gap)(v, scaled));          \
         if (rest)                                                           \
-            ADD_BY_EQ(d, zero, c, at_shift[k], c, others[k]);               \
+            ADD_BY_EQ(v, shift, c, at_shift[k], c, others[k]);              \
     } while (0)
 #define AFFINE(load) FN(affine)(rest != NULL, slope, load, offset)
 #define WHOLE(k, i)                                                         \
@@ -202,7 +203,7 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T
         if (base)                                                           \
             TERM(k, LOAD(x + (i)), AFFINE(LOAD(base + (i))));               \
         else                                                                \
-            gap[k] = gap[k] + (shift - LOAD(x + (i)));                      \
+            gap[k] = gap[k] + FN(gap)(LOAD(x + (i)), scaled);               \
     } while (0)
 #define ADD_TERMS()                                                         \
     do {                                                                    \

@@ -39,24 +39,24 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         const VEC label = labelled ? LOAD(label_ + r) : zero;
         /* The terms exp(0) are counted apart, because the others may be tiny. A new maximum is excluded. */
         VEC ones = SELECT_EQ(LOAD(row_max + r), LOAD(row_max_before + r), zero, SET1(-1));
-        VEC d_at = zero, e_at = SET1(EXP_ONE), jv = zero;
+        VEC x_at = shift, e_at = SET1(EXP_ONE), jv = zero;
         ACC acc = ACC_ZERO;
         double part[LANES];
-        T count[LANES];
+        T count[LANES], subtracted[LANES];
         Py_ssize_t j = 0;
         while (j < classes) {
             VEC even = zero, odd = zero; /* at most four terms each before they are added to acc */
 #define TERM(some)                                                                  \
     do {                                                                            \
-        const VEC d = LOAD(x + j * width + r) - shift;                              \
-        const VEC z = FN(cooled)(d, inverse), v = FN(exp)(z);                       \
+        const VEC logit = LOAD(x + j * width + r);                                  \
+        const VEC z = FN(cooled)(logit - shift, inverse), v = FN(exp)(z);           \
         CE_PREFETCH(next + j * next_class_stride + r * (Py_ssize_t)sizeof(T));      \
         CE_PREFETCH_WRITE(dst + j * dst_class_stride + r * (Py_ssize_t)sizeof(T));  \
         if (store)                                                                  \
             STORE(e + j * width + r, v);                                            \
         ADD_BY_EQ(z, zero, SET1(1), ones, v, some);                                 \
         if (labelled) {                                                             \
-            d_at = SELECT_EQ(label, jv, d, d_at);                                   \
+            x_at = SELECT_EQ(label, jv, logit, x_at);                               \
             e_at = SELECT_EQ(label, jv, v, e_at);                                   \
             jv = jv + SET1(1);                                                      \
         }                                                                           \
@@ -80,10 +80,13 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         for (int k = 0; k < LANES; k++)
             sum[r + k] = part[k] * EXP_UNSCALE + count[k];
         if (labelled) {
-            FN(widen_vec)(d_label + r, d_at);
+            FN(widen_vec)(d_label + r, x_at);
             FN(widen_vec)(e_label + r, e_at);
-            for (int k = 0; k < LANES; k++)
+            STORE(subtracted, shift);
+            for (int k = 0; k < LANES; k++) {
+                d_label[r + k] -= subtracted[k];
                 e_label[r + k] *= EXP_UNSCALE;
+            }
         }
     }
 }
@@ -122,18 +125,19 @@ CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const T *others, Py_
                                  const T *row_max, double *sum, T *found_, const int base_kind)
 {
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
+        const VEC largest = LOAD(row_max + r), scaled = FN(tile_shift)(row_max + r) * SET1((T)CE_GAP_UNIT);
+        const VEC zero = SET1(0);
         VEC even = zero, odd = zero, found = base_kind == CE_ONES ? zero : LOAD(found_ + r);
         ACC acc = ACC_ZERO;
         Py_ssize_t j = 0;
 #define ADD(some)                                                       \
     do {                                                                \
-        const VEC gap = shift - LOAD(x + j * width + r);                \
+        const VEC logit = LOAD(x + j * width + r), gap = FN(gap)(logit, scaled); \
         if (base_kind == CE_ONES) {                                     \
             some = some + gap;                                          \
         } else {                                                        \
             some = some + FN(gap_term)(SET1(base[j]), gap);             \
-            found = SELECT_EQ(gap, zero, SET1(others[j]), found);       \
+            found = SELECT_EQ(logit, largest, SET1(others[j]), found);  \
         }                                                               \
         j++;                                                            \
     } while (0)
@@ -164,16 +168,17 @@ CE_INLINE void FN(tile_sums_)(const T *x, const T *base, Py_ssize_t classes, Py_
                               double *mass, double *rest, double *gap_dot, const int with_gaps)
 {
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
+        const VEC largest = LOAD(row_max + r), scaled = FN(tile_shift)(row_max + r) * SET1((T)CE_GAP_UNIT);
+        const VEC zero = SET1(0);
         VEC even = zero, odd = zero, at_max = zero, gaps_even = zero, gaps_odd = zero;
         ACC acc_rest = ACC_ZERO, acc_max = ACC_ZERO, acc_gaps = ACC_ZERO;
         Py_ssize_t at = r;
 #define ADD(some)                                                    \
     do {                                                             \
-        const VEC gap = shift - LOAD(x + at), t = LOAD(base + at);   \
-        ADD_BY_EQ(gap, zero, t, at_max, t, some);                    \
+        const VEC logit = LOAD(x + at), t = LOAD(base + at);         \
+        ADD_BY_EQ(logit, largest, t, at_max, t, some);               \
         if (with_gaps)                                               \
-            gaps_##some = gaps_##some + FN(gap_term)(t, gap);        \
+            gaps_##some = gaps_##some + FN(gap_term)(t, FN(gap)(logit, scaled)); \
         at += width;                                                 \
     } while (0)
 #define FLUSH                                          \

@@ -169,6 +169,9 @@ CE_INLINE VEC FN(unscale)(VEC *a)
     return SELECT_EQ(large, size, one, factor);
 }
 
+/* The gap between x and its row's maximum, in CE_GAP_UNIT. The maximum is multiplied by that already. */
+CE_INLINE VEC FN(gap)(VEC x, VEC scaled_max) { return FMA(x, SET1((T)-CE_GAP_UNIT), scaled_max); }
+
 /* base * gap, where 0 * inf is 0. */
 CE_INLINE VEC FN(gap_term)(VEC base, VEC gap) { return SELECT_EQ(base, SET1(0), SET1(0), base * gap); }
 
