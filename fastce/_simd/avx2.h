@@ -26,6 +26,7 @@
 #define ADD_NOW(sum) __asm__("" : "+x"(sum))
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmp)(a, b, _CMP_EQ_OQ)))
 
+#define TIMES_FROM(least, s, factor) MM(and)(MM(cmp)(s, least, _CMP_GE_OQ), (s) * (factor))
 #define FLUSHED(v, below) FN(flushed)(v, below)
 CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 {

@@ -17,6 +17,7 @@
 #define MAX(x, m) MM(vmaxnmq)(x, m)
 #define SELECT_EQ(a, b, x, y) MM(vbslq)(MM(vceqq)(a, b), x, y)
 
+#define TIMES_FROM(least, s, factor) MM(vbslq)(MM(vcgeq)(s, least), (s) * (factor), SET1(0))
 #define FLUSHED(v, below) FN(flushed)(v, below)
 CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 {

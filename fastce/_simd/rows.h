@@ -278,26 +278,31 @@ static void FN(rows_base)(const void *x, Py_ssize_t x_row_stride, const void *ba
 }
 
 /* a*e - b, with e made of s as `form` says. Exponentials are multiplied by `unscale`. */
-CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC unscale, VEC a, VEC b)
+CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC unscale, VEC a, VEC b,
+                       const int flush, VEC least)
 {
+    if (form != CE_STORED)
+        s = FN(cooled)(s - shift, inverse);
     if (form == CE_EXP)
-        return FMSUB(a, FN(exp)(FN(cooled)(s - shift, inverse)) * unscale, b);
+        s = FN(exp)(s);
     if (form == CE_DIFFERENCE)
-        return FMSUB(a, FN(cooled)(s - shift, inverse), b);
+        return FMSUB(a, s, b);
+    if (flush == FN(flush_exponentials)) /* What is NaN becomes 0. Then a is NaN, or the row is ignored. */
+        return FMSUB(a, TIMES_FROM(least, s, unscale), b);
     return FMSUB(a, s * unscale, b);
 }
 
 /* The same with base, which is a factor of b, or by element `factor * base` in addition, and `exact` where s == at. */
 CE_INLINE VEC FN(row_grad_at)(VEC s, VEC base, const int form, VEC shift, const FN(inverse) * inverse, VEC unscale,
                               VEC a, VEC b, const int by_element, VEC factor, VEC at, VEC exact, const int flush,
-                              VEC below)
+                              VEC below, VEC least)
 {
     VEC t;
     if (by_element)
-        t = SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, inverse, unscale, a, b)));
+        t = SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, inverse, unscale, a, b, flush, least)));
     else
-        t = FN(grad)(s, form, shift, inverse, unscale, a, b * base);
-    if (flush)
+        t = FN(grad)(s, form, shift, inverse, unscale, a, b * base, flush, least);
+    if (flush == FN(flush_gradients))
         t = FLUSHED(t, below);
     return t;
 }
@@ -305,13 +310,14 @@ CE_INLINE VEC FN(row_grad_at)(VEC s, VEC base, const int form, VEC shift, const 
 /* A row of rows_grad, or of rows_grad_by_element. */
 CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, const FN(inverse) * inverse,
                             T a_, T b_, const T *base, Py_ssize_t exact_class, const int by_element, T slope_,
-                            T offset_, T exact_src, T exact_grad, const int flush, T below_, const int stream)
+                            T offset_, T exact_src, T exact_grad, const int flush, double below_, const int stream)
 {
     const VEC shift = SET1(shift_), b = SET1(by_element ? b_ * offset_ : b_), exact = SET1(exact_grad);
-    const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src), below = SET1(below_);
+    const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src), below = SET1((T)below_);
+    const VEC least = flush == FN(flush_exponentials) ? FN(least)(SET1(a_), below_) : shift;
     VEC a = SET1(a_), unscale = form == CE_DIFFERENCE ? a : FN(unscale)(&a);
 #define GRAD(load, load_base) FN(row_grad_at)(load, base ? (load_base) : SET1(1), form, shift, inverse, unscale, a, b, \
-                                              by_element, factor, at, exact, flush, below)
+                                              by_element, factor, at, exact, flush, below, least)
     if (stream || n < LANES) {
         Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
         const int in_head = exact_class < i;
@@ -349,8 +355,8 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
 CE_INLINE void FN(rows_grad_)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
                               Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
                               const FN(inverse) * inverse, const double *a, const double *b, const void *base,
-                              const Py_ssize_t *exact_class, const double *exact_grad, const int flush, T below,
-                              const int stream)
+                              const Py_ssize_t *exact_class, const double *exact_grad, const int flush,
+                              double below, const int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++)
         FN(row_grad)(ce_at(src, r * src_row_stride), ce_at(grad, r * grad_row_stride), n, form, (T)shift[r], inverse,
@@ -364,13 +370,22 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
                           const double *exact_grad, double below, int stream)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
+    double smallest_b = INFINITY, largest_b = 0;
+    for (Py_ssize_t r = 0; below > 0 && r < rows; r++) {
+        smallest_b = fmin(smallest_b, fabs(b[r]));
+        largest_b = fmax(largest_b, fabs(b[r]));
+    }
+    const int flush = FN(way_to_flush)(below, base ? 1 : largest_b, base ? 0 : smallest_b);
 #define GRADS(form, inverse, base, flush, stream)                                                                     \
     FN(rows_grad_)(src, src_row_stride, grad, grad_row_stride, rows, n, form, shift, inverse, a, b, base, exact_class, \
-                   exact_grad, flush, (T)below, stream)
-#define GRADS_BY_FLUSH(form, inverse, base, stream) \
-    (below > 0 ? GRADS(form, inverse, base, 1, stream) : GRADS(form, inverse, base, 0, stream))
-#define GRADS_BY_BASE(form, inverse, stream) \
-    (base ? GRADS_BY_FLUSH(form, inverse, base, stream) : GRADS_BY_FLUSH(form, inverse, NULL, stream))
+                   exact_grad, flush, below, stream)
+#define GRADS_BY_FLUSH(form, inverse, base, stream)                                                        \
+    (flush == FN(keep_all) ? GRADS(form, inverse, base, FN(keep_all), stream)                              \
+                           : GRADS(form, inverse, base, FN(flush_gradients), stream))
+#define GRADS_BY_BASE(form, inverse, stream)                                                               \
+    (base                            ? GRADS_BY_FLUSH(form, inverse, base, stream)                         \
+     : flush == FN(flush_exponentials) ? GRADS(form, inverse, NULL, FN(flush_exponentials), stream)        \
+                                     : GRADS_BY_FLUSH(form, inverse, NULL, stream))
 #define GRADS_BY_STREAM(form, inverse) \
     (stream ? GRADS_BY_BASE(form, inverse, 1) : GRADS_BY_BASE(form, inverse, 0))
     if (form == CE_STORED)
@@ -378,9 +393,9 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
     else if (form == CE_EXP)
         inverse ? GRADS_BY_STREAM(CE_EXP, &cool) : GRADS_BY_STREAM(CE_EXP, NULL);
     else if (inverse)
-        stream ? GRADS(CE_DIFFERENCE, &cool, NULL, 0, 1) : GRADS(CE_DIFFERENCE, &cool, NULL, 0, 0);
+        stream ? GRADS(CE_DIFFERENCE, &cool, NULL, FN(keep_all), 1) : GRADS(CE_DIFFERENCE, &cool, NULL, FN(keep_all), 0);
     else
-        stream ? GRADS(CE_DIFFERENCE, NULL, NULL, 0, 1) : GRADS(CE_DIFFERENCE, NULL, NULL, 0, 0);
+        stream ? GRADS(CE_DIFFERENCE, NULL, NULL, FN(keep_all), 1) : GRADS(CE_DIFFERENCE, NULL, NULL, FN(keep_all), 0);
 #undef GRADS_BY_STREAM
 #undef GRADS_BY_BASE
 #undef GRADS_BY_FLUSH
@@ -392,7 +407,7 @@ CE_INLINE void FN(rows_grad_by_element_)(const void *src, Py_ssize_t src_row_str
                                          Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
                                          const FN(inverse) * inverse, const double *a, const double *b, double slope,
                                          double offset, const double *exact_src, const double *exact_grad,
-                                         const int flush, T below, const int stream)
+                                         const int flush, double below, const int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++)
         FN(row_grad)(ce_at(src, r * src_row_stride), ce_at(grad, r * grad_row_stride), n, form, (T)shift[r], inverse,
@@ -409,9 +424,10 @@ static void FN(rows_grad_by_element)(const void *src, Py_ssize_t src_row_stride,
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
 #define GRADS(form, inverse, flush, stream)                                                                       \
     FN(rows_grad_by_element_)(src, src_row_stride, base, base_row_stride, grad, grad_row_stride, rows, n, form,    \
-                              shift, inverse, a, b, slope, offset, exact_src, exact_grad, flush, (T)below, stream)
-#define GRADS_BY_FLUSH(form, inverse, stream) \
-    (below > 0 ? GRADS(form, inverse, 1, stream) : GRADS(form, inverse, 0, stream))
+                              shift, inverse, a, b, slope, offset, exact_src, exact_grad, flush, below, stream)
+#define GRADS_BY_FLUSH(form, inverse, stream)                                \
+    (below > 0 ? GRADS(form, inverse, FN(flush_gradients), stream)           \
+               : GRADS(form, inverse, FN(keep_all), stream))
     if (form == CE_STORED)
         GRADS_BY_FLUSH(CE_STORED, NULL, 0); /* as in rows_grad */
     else if (inverse)

@@ -17,6 +17,7 @@
 #define MAX(x, m) MM(max)(x, m)
 #define SELECT_EQ(a, b, x, y) FN(select_eq)(a, b, x, y)
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmpeq)(a, b)))
+#define TIMES_FROM(least, s, factor) MM(and)(MM(cmpge)(s, least), (s) * (factor))
 #define FLUSHED(v, below) FN(flushed)(v, below)
 CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 {

@@ -221,25 +221,31 @@ CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py
 CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssize_t width, const int form,
                               const T *row_max, const FN(inverse) * inverse, const T *a_, const T *b_, const T *base,
                               const int base_kind, const T *label_, const T *label_grad_, const T *maximum_,
-                              const T *max_grad_, const int flush, T below_)
+                              const T *max_grad_, const int flush, double below_)
 {
     const int labelled = base_kind != CE_BY_ELEMENT, cancels = base_kind != CE_ONES;
-    const VEC zero = SET1(0), below = SET1(below_);
+    const VEC zero = SET1(0), below = SET1((T)below_);
     for (Py_ssize_t r = 0; r < width; r += LANES) {
         const VEC shift = form == CE_STORED ? zero : LOAD(row_max + r), b = LOAD(b_ + r);
         const VEC label = labelled ? LOAD(label_ + r) : zero, label_grad = labelled ? LOAD(label_grad_ + r) : zero;
         const VEC maximum = cancels ? LOAD(maximum_ + r) : zero, max_grad = cancels ? LOAD(max_grad_ + r) : zero;
+        const VEC least = flush == FN(flush_exponentials) ? FN(least)(LOAD(a_ + r), below_) : zero;
         VEC a = LOAD(a_ + r), unscale = form == CE_DIFFERENCE ? a : FN(unscale)(&a), jv = zero;
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + r;
             const VEC s = LOAD(src + at), minus = b * FN(tile_base)(base, base_kind, j, at);
             VEC t;
-            if (form == CE_DIFFERENCE)
-                t = FN(grad)(s, CE_DIFFERENCE, shift, inverse, unscale, a, minus);
-            else /* MAX replaces NaN by 0 */
-                t = FN(grad)(MAX(form == CE_EXP ? FN(exp)(FN(cooled)(s - shift, inverse)) : s, zero), CE_STORED, shift,
-                             NULL, unscale, a, minus);
-            if (flush)
+            if (form == CE_DIFFERENCE) {
+                t = FN(grad)(s, CE_DIFFERENCE, shift, inverse, unscale, a, minus, flush, least);
+            } else {
+                VEC e = s;
+                if (form == CE_EXP)
+                    e = FN(exp)(FN(cooled)(s - shift, inverse));
+                if (flush != FN(flush_exponentials))
+                    e = MAX(e, zero); /* replaces NaN by 0 */
+                t = FN(grad)(e, CE_STORED, shift, NULL, unscale, a, minus, flush, least);
+            }
+            if (flush == FN(flush_gradients))
                 t = FLUSHED(t, below);
             if (cancels)
                 t = SELECT_EQ(s, maximum, max_grad, t);
@@ -258,17 +264,27 @@ static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ss
                           const void *max_grad, double below)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
+    const T *a_ = a, *b_ = b;
+    T smallest_b = (T)INFINITY, largest_b = 0;
+    for (Py_ssize_t r = 0; below > 0 && r < width; r++) {
+        const T size = (T)fabs(b_[r]);
+        smallest_b = size < smallest_b && (size > 0 || a_[r] != 0) ? size : smallest_b; /* not of an ignored row */
+        largest_b = size > largest_b ? size : largest_b;
+    }
+    const int ones = base_kind == CE_ONES, flush = FN(way_to_flush)(below, ones ? largest_b : 1, ones ? smallest_b : 0);
 #define GRAD(form, kind, inverse, flush)                                                                        \
     FN(tile_grad_)(src, grad, classes, width, form, row_max, inverse, a, b, base, kind, label, label_grad, maximum, \
-                   max_grad, flush, (T)below)
-#define GRAD_BY_FLUSH(form, kind, inverse) \
-    (below > 0 ? GRAD(form, kind, inverse, 1) : GRAD(form, kind, inverse, 0))
+                   max_grad, flush, below)
+#define GRAD_BY_FLUSH(form, kind, inverse)                                                               \
+    (flush == FN(flush_exponentials) && kind == CE_ONES ? GRAD(form, CE_ONES, inverse, FN(flush_exponentials)) \
+     : flush == FN(keep_all)                            ? GRAD(form, kind, inverse, FN(keep_all))              \
+                                                        : GRAD(form, kind, inverse, FN(flush_gradients)))
 #define GRAD_BY_FORM(kind)                                      \
     (form == CE_STORED ? GRAD_BY_FLUSH(CE_STORED, kind, NULL)   \
      : inverse         ? GRAD_BY_FLUSH(CE_EXP, kind, &cool)     \
                        : GRAD_BY_FLUSH(CE_EXP, kind, NULL))
     if (form == CE_DIFFERENCE)
-        inverse ? GRAD(CE_DIFFERENCE, CE_ONES, &cool, 0) : GRAD(CE_DIFFERENCE, CE_ONES, NULL, 0);
+        inverse ? GRAD(CE_DIFFERENCE, CE_ONES, &cool, FN(keep_all)) : GRAD(CE_DIFFERENCE, CE_ONES, NULL, FN(keep_all));
     else if (base_kind == CE_ONES)
         GRAD_BY_FORM(CE_ONES);
     else if (base_kind == CE_BY_CLASS)

@@ -25,7 +25,10 @@
 #undef EQ_BITS
 #undef FLUSHED
 #undef LESS
+#undef LESS_EQUAL
+#undef TIMES_FROM
 #undef LARGEST
+#undef EPSILON
 #undef TOTAL
 #undef SQUARE
 #undef ALIGN_FROM
