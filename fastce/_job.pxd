@@ -12,7 +12,7 @@
 # q_j is base_scale*base_j, plus hot*weight_j where j is the row's label. base is nothing, ones, one number for each
 # class, or the target row. Where p_j - q_j may cancel (exact_class: the label or the maximum), another formula is used.
 from cython cimport floating
-from libc.math cimport INFINITY, copysign, exp, fabs, isfinite
+from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
 
 from ._primitives cimport CE_STORED, ce_add_label, ce_chosen_f64, ce_primitives
@@ -167,13 +167,6 @@ cdef inline void add_label(const Job *job, double x_label, double e_label, State
                  s.linear + r, s.q + r, s.rest + r, s.rest_at_max + r if plan.weighted_smoothing else NULL)
     s.exact_class[r], s.e[r] = label, e_label
 
-cdef inline void flush(const Request *request, double *grad, Py_ssize_t n) noexcept nogil:
-    """What is smaller than flush_below becomes 0 with its sign."""
-    cdef Py_ssize_t p
-    for p in range(n if request.flush_below > 0 else 0):
-        if fabs(grad[p]) < request.flush_below:
-            grad[p] = copysign(0, grad[p])
-
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
     """Computes loss if it is wanted, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""
     cdef bint with_log = job.plan.with_loss or job.request.z_loss != 0 or job.request.operation == LOG_SOFTMAX
@@ -182,8 +175,10 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
         n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.temperature, job.request.z_loss, s.q + r,
         s.rest + r, s.e + r, s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r,
         s.rest_at_max + r, s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
-    flush(job.request, s.exact_grad + r, n)
-    flush(job.request, s.grad_at_max + r, n if job.plan.weighted_smoothing else 0)
+    if job.request.flush_below > 0:
+        ce_chosen_f64.flush_small(s.exact_grad + r, n, job.request.flush_below)
+    if job.request.flush_below > 0 and job.plan.weighted_smoothing:
+        ce_chosen_f64.flush_small(s.grad_at_max + r, n, job.request.flush_below)
     if job.request.operation == LOG_SOFTMAX:
         for p in range(r, r + n):
             s.a[p], s.b[p] = 1, s.log_total[p]

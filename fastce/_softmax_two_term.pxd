@@ -16,7 +16,7 @@ from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from ._blocks cimport block, gather, load_tile, row_at, store_block, store_tile
-from ._job cimport BY_ROWS, Job, flush, weight_of
+from ._job cimport BY_ROWS, Job, weight_of
 from ._primitives cimport CE_MAX_LANES, CE_TWO_TERM_ROWS, ce_chosen_f64, ce_fetched, ce_primitives, ce_two_term
 from ._request cimport F64, Matrix
 
@@ -195,7 +195,8 @@ cdef inline void two_term_state(const Job *job, TwoTerm *t, floating *x, floatin
             load_block(job, t, j, n, True, x, c, h)
         f.two_term_odds(&t.c, n, t.one_block, True)
     f.two_term_finish(&t.c)
-    flush(job.request, t.c.grad_max, t.c.rows)
+    if job.request.flush_below > 0:
+        ce_chosen_f64.flush_small(t.c.grad_max, t.c.rows, job.request.flush_below)
 
 cdef inline void two_term_grad(const Job *job, TwoTerm *t, floating *x, floating *c, floating *h) noexcept nogil:
     cdef const ce_primitives *f = job.plan.primitives

@@ -372,8 +372,9 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
     double smallest_b = INFINITY, largest_b = 0;
     for (Py_ssize_t r = 0; below > 0 && r < rows; r++) {
-        smallest_b = fmin(smallest_b, fabs(b[r]));
-        largest_b = fmax(largest_b, fabs(b[r]));
+        const double size = fabs(b[r]);
+        smallest_b = size < smallest_b ? size : smallest_b;
+        largest_b = size > largest_b ? size : largest_b;
     }
     const int flush = FN(way_to_flush)(below, base ? 1 : largest_b, base ? 0 : smallest_b);
 #define GRADS(form, inverse, base, flush, stream)                                                                     \

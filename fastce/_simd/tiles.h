@@ -264,14 +264,18 @@ static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ss
                           const void *max_grad, double below)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
-    const T *a_ = a, *b_ = b;
-    T smallest_b = (T)INFINITY, largest_b = 0;
-    for (Py_ssize_t r = 0; below > 0 && r < width; r++) {
-        const T size = (T)fabs(b_[r]);
-        smallest_b = size < smallest_b && (size > 0 || a_[r] != 0) ? size : smallest_b; /* not of an ignored row */
-        largest_b = size > largest_b ? size : largest_b;
+    const VEC zero = SET1(0), infinity = SET1((T)INFINITY);
+    VEC largest_b = zero, minus_smallest_b = zero - infinity;
+    int flush = below > 0 ? FN(flush_gradients) : FN(keep_all);
+    if (below > 0 && base_kind == CE_ONES) {
+        for (Py_ssize_t r = 0; r < width; r += LANES) {
+            const VEC b_r = LOAD((const T *)b + r), size = MAX(b_r, zero - b_r);
+            const VEC minus_size = SELECT_EQ(LOAD((const T *)a + r), zero, zero - infinity, zero - size); /* ignored */
+            largest_b = MAX(size, largest_b);
+            minus_smallest_b = MAX(minus_size, minus_smallest_b);
+        }
+        flush = FN(way_to_flush)(below, LARGEST(largest_b), -LARGEST(minus_smallest_b));
     }
-    const int ones = base_kind == CE_ONES, flush = FN(way_to_flush)(below, ones ? largest_b : 1, ones ? smallest_b : 0);
 #define GRAD(form, kind, inverse, flush)                                                                        \
     FN(tile_grad_)(src, grad, classes, width, form, row_max, inverse, a, b, base, kind, label, label_grad, maximum, \
                    max_grad, flush, below)

@@ -175,7 +175,7 @@ enum {
     FN(flush_gradients)
 };
 
-/* Of rows without base. Where b is large, no rounding error of it is small, and no difference that is not 0. */
+/* Of rows with the same base for all classes. Where b is large, no difference from it is small, unless it is 0. */
 CE_INLINE int FN(way_to_flush)(double below, double largest_b, double smallest_b)
 {
     if (!(below > 0) || smallest_b * (EPSILON * EPSILON / 8) >= below)
