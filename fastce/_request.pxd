@@ -54,6 +54,7 @@ cdef struct Request:
     double z_loss
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
     double scale                    # a factor of the gradient
+    double flush_below              # what of grad is smaller than this becomes 0 with its sign; 0: nothing does
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic
     # Outputs; NULL where they are not wanted. All but grad are contiguous.

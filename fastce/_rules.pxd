@@ -15,6 +15,17 @@ from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
 from ._request cimport F32, F64, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
 
 
+# What is smaller than this becomes 0 with subnormals="flush". The product of a larger number and one of at least 2^-26,
+# or 2^-122, is no subnormal number either: 2^-126 and 2^-1022 are the smallest normal ones.
+cdef extern from *:
+    """
+    #define CE_FLUSH_F32 0x1p-100
+    #define CE_FLUSH_F64 0x1p-900
+    """
+    const double FLUSH_F32 "CE_FLUSH_F32"
+    const double FLUSH_F64 "CE_FLUSH_F64"
+
+
 cdef inline double number(Arguments *a, str name, object value, double least, double most, str expected) except? -1:
     cdef double x = value if type(value) is float else checks(a).as_number(name, value)
     if not least <= x <= most:
@@ -112,6 +123,14 @@ cdef inline int temperature_rule(Arguments *a, object value) except -1:
     return 0
 
 
+cdef inline int subnormals_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("keep", "flush"):
+        raise ValueError(f"subnormals is {value!r}, expected 'keep' or 'flush'")
+    if value == "flush":
+        a.request.flush_below = FLUSH_F32 if input_dtype(a) == F32 else FLUSH_F64
+    return 0
+
+
 cdef inline int normalizer_rule(Arguments *a, object value) except -1:
     if value is not None:
         if a.reduction != MEAN:
@@ -203,6 +222,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "label_smoothing", label_smoothing_rule)
     add_rule(rules, names, "z_loss", z_loss_rule)
     add_rule(rules, names, "temperature", temperature_rule)
+    add_rule(rules, names, "subnormals", subnormals_rule)
     add_rule(rules, names, "normalizer", normalizer_rule)
     add_rule(rules, names, "upstream", upstream_rule)
     add_rule(rules, names, "stats", stats_rule)

@@ -2,6 +2,10 @@
 #ifndef FASTCE_PRIMITIVES_H
 #define FASTCE_PRIMITIVES_H
 
+/* Sums of gaps, row_max - x, are in this unit: a gap of a number that stands for -inf, or their sum, may be more than
+ * the dtype holds, though its part of the loss is not. */
+#define CE_GAP_UNIT 0x1p-40
+
 enum { CE_MAX_LANES = 16 }; /* of the widest vector; every vector's lanes divide it */
 
 /* How `base` is laid out: all ones, one number for each class, or one for each element. */
@@ -60,6 +64,7 @@ typedef struct {
     double factor[CE_TWO_TERM_ROWS], sample[CE_TWO_TERM_ROWS]; /* of the gradient, of the loss */
     double tail[CE_TWO_TERM_ROWS];                             /* scaled; NaN if the row has no result */
     double loss[CE_TWO_TERM_ROWS];
+    double below; /* gradients smaller than this become 0; 0: none */
 } ce_two_term;
 /* What numbers can be converted from: the dtypes of _request.pxd, in that order. */
 enum {

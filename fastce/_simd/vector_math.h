@@ -128,7 +128,6 @@ CE_INLINE VEC FN(cooled)(VEC d, const FN(inverse) * inverse)
     return d;
 }
 
-#undef EPSILON
 #undef LN2
 #undef LN2_ERROR
 #undef LOG2E
@@ -157,6 +156,41 @@ CE_INLINE VEC FN(log1p_scaled)(VEC s, VEC z)
 #endif
     return SET1(2) * FMA(s * z, q, s);
 }
+
+/* Stored exponentials are multiplied by EXP_UNSCALE, which may leave subnormal numbers, and by a. Where a is large, it
+ * is multiplied by EXP_UNSCALE instead, so that nothing is rounded before it is a result. Returns what the exponentials
+ * are multiplied by. */
+CE_INLINE VEC FN(unscale)(VEC *a)
+{
+    const VEC one = SET1(1), factor = SET1(EXP_UNSCALE), size = MAX(*a, SET1(0) - *a);
+    const VEC large = MAX(size, SET1((T)0x1p-60));
+    *a = *a * SELECT_EQ(large, size, factor, one);
+    return SELECT_EQ(large, size, one, factor);
+}
+
+/* How gradients a*e - b*base that are smaller than `below` are found. */
+enum {
+    FN(keep_all),
+    FN(flush_exponentials), /* b is 0: the exponentials e are compared, which are not negative, with below/|a| */
+    FN(flush_gradients)
+};
+
+/* Of rows with the same base for all classes. Where b is large, no difference from it is small, unless it is 0. */
+CE_INLINE int FN(way_to_flush)(double below, double largest_b, double smallest_b)
+{
+    if (!(below > 0) || smallest_b * (EPSILON * EPSILON / 8) >= below)
+        return FN(keep_all);
+    return largest_b == 0 ? FN(flush_exponentials) : FN(flush_gradients);
+}
+
+/* The smallest stored exponential that is not flushed: rounded up. */
+CE_INLINE VEC FN(least)(VEC a, double below)
+{
+    return SET1((T)(below * EXP_ONE * (1 + 4 * EPSILON))) / MAX(a, SET1(0) - a);
+}
+
+/* The gap between x and its row's maximum, in CE_GAP_UNIT. The maximum is multiplied by that already. */
+CE_INLINE VEC FN(gap)(VEC x, VEC scaled_max) { return FMA(x, SET1((T)-CE_GAP_UNIT), scaled_max); }
 
 /* base * gap, where 0 * inf is 0. */
 CE_INLINE VEC FN(gap_term)(VEC base, VEC gap) { return SELECT_EQ(base, SET1(0), SET1(0), base * gap); }

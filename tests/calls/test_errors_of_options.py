@@ -82,6 +82,14 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("an array", {"temperature": PER_CLASS}, ValueError, r"^temperature .*\(10,\)"),
         ],
     ),
+    "subnormals": (
+        LOSSES | {"map", "product"},
+        [
+            ("unknown", {"subnormals": "zero"}, ValueError, "^subnormals is 'zero', expected 'keep' or 'flush'"),
+            ("None", {"subnormals": None}, ValueError, "^subnormals is None"),
+            ("a bool", {"subnormals": True}, ValueError, "^subnormals is True"),
+        ],
+    ),
     "reduction": (
         LOSSES,
         [
