@@ -207,7 +207,7 @@ def _added(counted: int, loss: float, rank: Array, entropy: Array, confidence: A
 
 
 def _as_top_k(top_k: Any) -> list[int]:
-    several = isinstance(top_k, Iterable) and not isinstance(top_k, str) and getattr(top_k, "ndim", 1)
+    several = isinstance(top_k, Iterable) and not isinstance(top_k, str) and getattr(top_k, "ndim", 1) != 0
     return sorted({_checks.as_count("top_k", k) for k in (top_k if several else (top_k,))})
 
 
