@@ -53,6 +53,11 @@ class Case:
         """The result that `out` holds, if the case takes an `out`."""
         return next((name for name in ("grad", "p", "lse") if name in self.results), None)
 
+    @property
+    def places(self) -> set[str]:
+        """The results that are classes or ranks: intp."""
+        return {"class", "predicted", "rank"} & set(self.results)
+
     def shape_of(self, name: str, shape: tuple[int, ...], axis: int = -1) -> tuple[int, ...]:
         """The shape of an argument or result for logits of that shape."""
         at = axis % len(shape)
