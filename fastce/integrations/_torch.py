@@ -51,8 +51,11 @@ def _computed(logits: torch.Tensor) -> Any:
 
 
 def _numpy_options(values: tuple[Any, ...]) -> dict[str, Any]:
-    options = zip(DEFAULTS, values, strict=True)
-    return {name: _array(value) if isinstance(value, torch.Tensor) else value for name, value in options}
+    options = dict(zip(DEFAULTS, values, strict=True))
+    for name in TENSORS:
+        if options[name] is not None:
+            options[name] = _array(options[name])
+    return options
 
 
 def _forward(logits: torch.Tensor, targets: torch.Tensor, *values: Any) -> tuple[torch.Tensor, ...]:
@@ -171,6 +174,13 @@ def as_option(name: str, value: Any) -> Any:
     return torch.from_numpy(np.array(value, dtype=np.float64))
 
 
+def _check_constant(name: str, tensor: torch.Tensor) -> None:
+    if tensor.requires_grad:
+        raise ValueError(f"{name} requires grad, but the gradient is that of the logits; pass {name}.detach()")
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} has dtype {tensor.dtype}, which NumPy has not; cast it: {name}.float()")
+
+
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
     """`fastce.cross_entropy` of CPU tensors, differentiable (once) with respect to the logits.
 
@@ -218,23 +228,20 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     tensor([[-0.2500,  0.2500],
             [ 0.2500, -0.2500]])
     """
-    for name in options:
-        if name not in DEFAULTS:
-            note = ": the loss alone can be differentiated" if name == "return_stats" else ""
-            raise TypeError(f"{name} is not an option here{note}")
     values = DEFAULTS | options
-    for name in TENSORS:
-        values[name] = as_option(name, values[name])
-    for name, value in [("logits", logits), ("targets", targets)]:
+    if len(values) != len(DEFAULTS):
+        name = min(values.keys() - DEFAULTS.keys())
+        note = ": the loss alone can be differentiated" if name == "return_stats" else ""
+        raise TypeError(f"{name} is not an option here{note}")
+    for name, value in (("logits", logits), ("targets", targets)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is {type(value).__name__}, expected a torch.Tensor")
     if logits.is_floating_point() and logits.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"logits has dtype {logits.dtype}, expected float32 or float64; cast it: logits.float()")
-    for name, value in [("targets", targets), *values.items()]:
-        if isinstance(value, torch.Tensor):
-            if value.requires_grad:
-                raise ValueError(f"{name} requires grad, but the gradient is that of the logits; pass {name}.detach()")
-            if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"{name} has dtype {value.dtype}, which NumPy has not; cast it: {name}.float()")
+    _check_constant("targets", targets)
+    for name in TENSORS:
+        if values[name] is not None:
+            values[name] = as_option(name, values[name])
+            _check_constant(name, values[name])
     loss: torch.Tensor = forward_operator(logits, targets, *values.values())[0]
     return loss
