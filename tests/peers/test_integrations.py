@@ -59,6 +59,54 @@ def test_examples_run(name: str) -> None:
     assert not failures, "".join(failures)
 
 
+# --- what is differentiated without an integration --------------------------------------------------------------------
+
+
+def differentiated(library: str, function: Any) -> None:
+    """Let a library differentiate, or trace, a function of one array."""
+    pytest.importorskip(library.partition(".")[0], reason=f"{library} is not installed")
+    x = np.zeros((2, 3))
+    if library == "autograd":
+        import autograd
+
+        autograd.grad(function)(x)
+    elif library == "torch":
+        import torch
+
+        function(torch.from_numpy(x).requires_grad_())
+    else:
+        import jax
+
+        {"jax": jax.grad, "jax.jit": jax.jit, "jax.vmap": jax.vmap}[library](function)(x)
+
+
+@pytest.mark.parametrize("library", ["autograd", "jax", "jax.jit", "jax.vmap", "torch"])
+def test_a_constant_in_place_of_a_derivative_is_refused(library: str) -> None:
+    """The function that NumPy's arrays are for would cut it off from what is differentiated."""
+    calls: list[tuple[str, Any]] = [
+        ("logits", lambda x: fastce.cross_entropy(x, [0, 1])),
+        ("targets", lambda x: fastce.cross_entropy(np.ones((2, 3)), x)),
+        ("weight", lambda x: fastce.cross_entropy(np.ones((2, 3)), [0, 1], weight=x[0])),
+        ("z_loss", lambda x: fastce.cross_entropy(np.ones((2, 3)), [0, 1], z_loss=x.sum())),
+        ("x", lambda x: fastce.softmax(x)),
+        ("upstream", lambda x: fastce.softmax_grad(x, np.ones((2, 3)))),
+    ]
+    for name, function in calls:
+        if library == "jax.vmap" and name in ("weight", "z_loss"):
+            continue  # vmap maps the rows
+        with pytest.raises(TypeError, match=f"{name} (is|requires) .*: use .*integrations.{library.partition('.')[0]}"):
+            differentiated(library, function)
+
+
+def test_tensors_are_arrays_where_torch_records_nothing() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = torch.nn.Parameter(torch.zeros(2, 3))
+    with torch.no_grad():
+        assert fastce.cross_entropy(x, [0, 1]) == fastce.cross_entropy(x.detach(), [0, 1])
+    with pytest.raises(TypeError, match=r"or pass logits\.detach\(\)"):
+        fastce.cross_entropy(x, [0, 1])
+
+
 # --- autograd ---------------------------------------------------------------------------------------------------------
 
 
