@@ -339,6 +339,29 @@ def test_lightgbm_trains_the_model_of_its_own_objective(weighted: bool, data: An
     np.testing.assert_allclose(model.predict(x, raw_score=True), theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_lightgbm_predicts_raw_scores(data: Any) -> None:
+    """As the docstring says, and `fastce.softmax` gives the probabilities of LightGBM's own objective."""
+    module = integration("lightgbm")
+    import lightgbm
+
+    x, labels, _ = data
+    params = {"num_class": 3, "num_threads": 1, "verbosity": -1, "num_leaves": 7, "boost_from_average": False}
+    mine, theirs = (
+        lightgbm.train(params | {"objective": objective}, lightgbm.Dataset(x, labels), 10)
+        for objective in (module.multiclass, "multiclass")
+    )
+    scores = mine.predict(x)
+    np.testing.assert_array_equal(scores, mine.predict(x, raw_score=True))
+    np.testing.assert_allclose(fastce.softmax(scores), theirs.predict(x), rtol=1e-9, atol=1e-9)
+
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed, which the classifier needs")
+    model = lightgbm.LGBMClassifier(objective=module.sklearn_multiclass, n_estimators=10, n_jobs=1, verbosity=-1)
+    model.fit(x, labels)
+    for method in (model.predict, model.predict_proba):
+        with pytest.warns(UserWarning, match="raw scores"):
+            np.testing.assert_array_equal(method(x), model.predict(x, raw_score=True))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_xgboost_trains_the_model_of_its_own_objective(weighted: bool, data: Any) -> None:
     module = integration("xgboost")
@@ -358,3 +381,26 @@ def test_xgboost_trains_the_model_of_its_own_objective(weighted: bool, data: Any
     model = xgboost.XGBClassifier(objective=module.sklearn_multiclass, n_estimators=10, max_depth=3, n_jobs=1)
     model.fit(x, labels, sample_weight=weight)
     assert (model.predict(x) == theirs.argmax(axis=1)).mean() > 0.98
+
+
+def test_xgboost_predicts_raw_scores_as_margins(data: Any) -> None:
+    """As the docstring says, and `fastce.softmax` gives the probabilities of XGBoost's own objective."""
+    module = integration("xgboost")
+    import xgboost
+
+    x, labels, _ = data
+    train = xgboost.DMatrix(x, labels)
+    params = {"num_class": 3, "nthread": 1, "max_depth": 3, "base_score": 0.5, "disable_default_eval_metric": True}
+    mine = xgboost.train(params, train, 10, obj=module.multiclass)
+    theirs = xgboost.train(params | {"objective": "multi:softprob"}, train, 10)
+    scores = mine.predict(train, output_margin=True)
+    np.testing.assert_allclose(fastce.softmax(scores), theirs.predict(train), rtol=1e-4, atol=1e-4)
+
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed, which the classifier needs")
+    model = xgboost.XGBClassifier(objective=module.sklearn_multiclass, n_estimators=10, max_depth=3, n_jobs=1)
+    model.fit(x, labels)
+    scores = model.predict(x, output_margin=True)
+    np.testing.assert_array_equal(model.predict(x), fastce.predict(scores))
+    np.testing.assert_allclose(model.predict_proba(x), fastce.softmax(scores), rtol=1e-5)
+    if int(xgboost.__version__.split(".")[0]) == 3:
+        np.testing.assert_array_equal(mine.predict(train), fastce.predict(mine.predict(train, output_margin=True)))
