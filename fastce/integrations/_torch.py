@@ -16,9 +16,14 @@ import torch
 from .. import SoftmaxStats, cross_entropy_grad
 from .. import cross_entropy as numpy_cross_entropy
 
-TYPES = (
-    {"Any": "Tensor?"} | {t: t for t in ("float", "int", "str")} | {f"{t} | None": f"{t}?" for t in ("float", "int")}
-)
+TYPES = {  # in schemas, by annotation
+    "Any": "Tensor?",
+    "float": "float",
+    "float | None": "float?",
+    "int": "int",
+    "int | None": "int?",
+    "str": "str",
+}
 PARAMETERS = [
     p
     for p in inspect.signature(numpy_cross_entropy).parameters.values()

