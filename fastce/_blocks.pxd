@@ -79,6 +79,15 @@ cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, P
         gather(a.dtype, src, a.class_stride, n, scratch, 1)
     return scratch
 
+cdef inline const floating *logits_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
+                                         floating *scratch) noexcept nogil:
+    """n logits of row i from class j on, contiguous: where they lie, or in scratch."""
+    return block(&job.request.logits, i, j, n, scratch)
+
+cdef inline double logit_of(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *dtype) noexcept nogil:
+    """The logit of row i and class j."""
+    return (<const floating *>(row_at(&job.request.logits, i) + j*job.request.logits.class_stride))[0]
+
 cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
     """The logits that are read after the block x of row i, which ends before class j; x if they are not contiguous."""
     cdef const Matrix *logits = &job.request.logits

@@ -43,6 +43,7 @@ cdef struct Plan:
     double uniform                  # label_smoothing/classes
     int base_kind                   # CE_ONES, CE_BY_CLASS or CE_BY_ELEMENT
     double base_scale               # 0: there is no base
+    double scale                    # of all gradients
     double slope                    # rows of targets are read as slope*target + offset, if there are no weights
     double offset
     Py_ssize_t group                # rows worked on at a time: the width of a tile
@@ -134,19 +135,19 @@ cdef inline double shift_of(double row_max) noexcept nogil:
     """What logits are compared with. A maximum of -inf counts as 0, because -inf - -inf would be NaN."""
     return row_max if row_max > -INFINITY else 0
 
-cdef inline double rescaled(double sum_exp, double row_max, double larger) noexcept nogil:
-    """A sum of exp(x - row_max) as the same sum of exp(x - larger)."""
-    return sum_exp*exp(row_max - larger) if row_max > -INFINITY else sum_exp*0
+cdef inline double rescaled(double sum_exp, double row_max, double larger, double temperature) noexcept nogil:
+    """A sum of exp((x - row_max)/temperature) as the same sum of exp((x - larger)/temperature)."""
+    return sum_exp*exp((row_max - larger)/temperature) if row_max > -INFINITY else sum_exp*0
 
 cdef inline double moved(double mass, double row_max, double larger) noexcept nogil:
     """What is added to sum q*(row_max - x) when the maximum becomes larger."""
     return times(mass, larger - shift_of(row_max))
 
-cdef inline void exponentials(const double *d, Py_ssize_t n, double *e) noexcept nogil:
-    """e[p] = exp(d[p]), where d[p] <= 0."""
+cdef inline void exponentials(const double *d, Py_ssize_t n, double temperature, double *e) noexcept nogil:
+    """e[p] = exp(d[p]/temperature), where d[p] <= 0."""
     cdef double zero = 0, unused
     cdef Py_ssize_t p
-    ce_chosen_f64.rows_exp_sum(d, 0, e, 0, 1, n, CE_STORED, &zero, 0, d, &unused)
+    ce_chosen_f64.rows_exp_sum(d, 0, e, 0, 1, n, CE_STORED, &zero, temperature, 0, d, &unused)
     for p in range(n):
         e[p] /= ce_chosen_f64.exp_one
 
@@ -171,8 +172,8 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
     cdef bint with_log = job.plan.with_loss or job.request.z_loss != 0 or job.request.operation == LOG_SOFTMAX
     cdef Py_ssize_t p
     job.plan.primitives.coefficients(
-        n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.z_loss, s.q + r, s.rest + r, s.e + r,
-        s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r, s.rest_at_max + r,
+        n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.temperature, job.request.z_loss, s.q + r,
+        s.rest + r, s.e + r, s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r, s.rest_at_max + r,
         s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
     if job.request.operation == LOG_SOFTMAX:
         for p in range(r, r + n):

@@ -8,7 +8,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memset
 
-from ._blocks cimport base_block, block, grad_block, next_block, row_at, store_block
+from ._blocks cimport base_block, grad_block, logit_of, logits_block, next_block, store_block
 from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_exact_src,
     set_first_max, set_sum, shift_of, value,
@@ -31,21 +31,21 @@ cdef inline void begin_sums(RowSums *sums) noexcept nogil:
     set_sum(&sums.rest, 0)
     set_sum(&sums.top, 0)
 
-cdef inline void raise_maximum(RowSums *sums, double larger) noexcept nogil:
+cdef inline void raise_maximum(RowSums *sums, double larger, double temperature) noexcept nogil:
     """The sums for a larger maximum, which is in another block. All exponentials count in tail now."""
-    set_sum(&sums.tail, rescaled(1 + value(&sums.tail), sums.row_max, larger))
+    set_sum(&sums.tail, rescaled(1 + value(&sums.tail), sums.row_max, larger, temperature))
     add(&sums.rest, value(&sums.top))
     set_sum(&sums.top, 0)
     add(&sums.linear, moved(value(&sums.rest), sums.row_max, larger))
     sums.row_max = larger
 
-cdef inline void add_sums(RowSums *sums, const RowSums *other) noexcept nogil:
+cdef inline void add_sums(RowSums *sums, const RowSums *other, double temperature) noexcept nogil:
     """Adds the sums of the blocks that follow."""
     cdef RowSums more = other[0]
     if more.row_max > sums.row_max:
-        raise_maximum(sums, more.row_max)
+        raise_maximum(sums, more.row_max, temperature)
     elif more.row_max < sums.row_max:
-        raise_maximum(&more, sums.row_max)
+        raise_maximum(&more, sums.row_max, temperature)
     else:
         add(&more.tail, 1)          # its maximum is another one
     add(&sums.tail, value(&more.tail))
@@ -58,14 +58,14 @@ cdef inline void add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py
     """Adds a block of logits, from class j on, to row_max and tail."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *next = next_block(job, i, j + n, x)
-    cdef double block_max, part, shift = shift_of(sums.row_max)
+    cdef double block_max, part, shift = shift_of(sums.row_max), temperature = job.request.temperature
     f.rows_max(x, 0, 1, n, &block_max)
     if not block_max > sums.row_max:
-        f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &shift, 0, next, &part)
+        f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &shift, temperature, 0, next, &part)
         add(&sums.tail, part)
         return
-    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &block_max, 1, next, &part)
-    raise_maximum(sums, block_max)
+    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, &block_max, temperature, 1, next, &part)
+    raise_maximum(sums, block_max, temperature)
     add(&sums.tail, part)
 
 cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x, RowSums *sums,
@@ -86,7 +86,7 @@ cdef inline Py_ssize_t first_maximum(const Job *job, Py_ssize_t i, double row_ma
     cdef Py_ssize_t j, n, k
     for j from 0 <= j < job.request.classes by BLOCK:
         n = min(job.request.classes - j, BLOCK)
-        k = job.plan.primitives.row_find(block(&job.request.logits, i, j, n, scratch), n, row_max)
+        k = job.plan.primitives.row_find(logits_block(job, i, j, n, scratch), n, row_max)
         if k >= 0:
             return j + k
     return -1
@@ -108,7 +108,7 @@ cdef inline void sums_of(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssiz
         set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
     for j from start <= j < stop by BLOCK:
         n = min(stop - j, BLOCK)
-        x = block(&job.request.logits, i, j, n, scratch)
+        x = logits_block(job, i, j, n, scratch)
         if not given:
             add_exponentials(job, i, j, n, x, sums)
         if job.plan.base_scale != 0 and (job.plan.with_loss or job.plan.base_kind == CE_BY_ELEMENT):
@@ -124,9 +124,8 @@ cdef inline void set_state(const Job *job, Py_ssize_t i, const RowSums *sums, St
     if job.request.operation != CROSS_ENTROPY:      # of p and log(p): no class has a target, and their sum counts as 1
         s.mass[r], s.rest[r], s.q[r] = 1, 1, 0
     if job.plan.with_labels and s.label[r] >= 0:
-        x_label = (<const floating *>(row_at(&job.request.logits, i)
-                                      + s.label[r]*job.request.logits.class_stride))[0]
-        s.e[r] = exp(x_label - sums.row_max)
+        x_label = logit_of(job, i, s.label[r], scratch)
+        s.e[r] = exp((x_label - sums.row_max)/job.request.temperature)
         if job.plan.with_grad and cancels_at_maximum(job, s, r):
             set_first_max(job, first_maximum(job, i, sums.row_max, scratch), s, r)
         add_label(job, x_label, s.e[r], s, r)
@@ -155,16 +154,16 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP
     for j from start <= j < stop by BLOCK:
         n = min(stop - j, BLOCK)
-        x = block(&job.request.logits, i, j, n, scratch)
+        x = logits_block(job, i, j, n, scratch)
         base = base_block(job, i, j, n, scratch + BLOCK)
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         if job.plan.base_kind == CE_BY_ELEMENT:
-            f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, job.plan.slope,
-                                   job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
+            f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r,
+                                   s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
         else:
             exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
-            f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, s.a + r, s.b + r, base, &exact_class,
-                        s.exact_grad + r, stream)
+            f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r, s.b + r, base,
+                        &exact_class, s.exact_grad + r, stream)
         store_block(job, i, j, n, dst)
     if start <= s.first_max[r] < stop:
         scratch[0] = <floating>s.grad_at_max[r]
@@ -213,7 +212,7 @@ cdef inline void set_states(const Job *job, Py_ssize_t count, State *s, floating
             row_state(job, job.first_row + r, s, r, scratch)
         else:
             for k in range(1, job.plan.parts):
-                add_sums(sums, sums + k)
+                add_sums(sums, sums + k, job.request.temperature)
             if job.request.stats_given:
                 set_sum(&sums.tail, (<const floating *>job.request.tail)[job.first_row + r])
             set_state(job, job.first_row + r, sums, s, r, scratch)

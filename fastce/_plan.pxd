@@ -6,7 +6,7 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
+    ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
     Matrix, Request,
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
@@ -46,7 +46,7 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= ARGMAX and (dtype == F32 or dtype == F64)
+    return (CROSS_ENTROPY <= operation <= ARGMAX and (dtype == F32 or dtype == F64) and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
@@ -192,6 +192,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     cdef const Matrix *x = main_input(request)
     cdef int size = sizeof(float) if x.dtype == F32 else sizeof(double)
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
+    p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
     plan_base(request, size, p)
     p.path = path_of(request, size, p.base_kind)

@@ -64,25 +64,25 @@ cdef extern from * nogil:
         void (*rows_max)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
         Py_ssize_t (*row_find)(const void *, Py_ssize_t, double) noexcept nogil
         void (*rows_exp_sum)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
-                             int, const void *, double *) noexcept nogil
+                             double, int, const void *, double *) noexcept nogil
         void (*rows_base)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
                           double, double, double *, double *, double *) noexcept nogil
         double (*row_sum)(const void *, Py_ssize_t) noexcept nogil
         void (*rows_grad)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
-                          const double *, const double *, const void *, const Py_ssize_t *, const double *,
+                          double, const double *, const double *, const void *, const Py_ssize_t *, const double *,
                           int) noexcept nogil
         void (*rows_grad_by_element)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                     Py_ssize_t, int, const double *, const double *, const double *, double, double,
+                                     Py_ssize_t, int, const double *, double, const double *, const double *, double, double,
                                      const double *, const double *, int) noexcept nogil
         void (*tile_max)(const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
-        void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
+        void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double, const void *,
                              double *, double *, double *, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*tile_gap_dot)(const void *, const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *,
                              void *) noexcept nogil
         void (*tile_sums)(const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *, double *,
                           double *) noexcept nogil
-        void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, const void *, const void *,
-                          const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
+        void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, double, const void *,
+                          const void *, const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
         void (*two_term_maxima)(ce_two_term *, Py_ssize_t) noexcept nogil
         void (*two_term_sums)(ce_two_term *, Py_ssize_t, int) noexcept nogil
         void (*two_term_total)(ce_two_term *) noexcept nogil
@@ -93,11 +93,11 @@ cdef extern from * nogil:
         double (*row_sigmoid)(const void *, const void *, const void *, const void *, const void *, Py_ssize_t, double,
                               void *, void *) noexcept nogil
         void (*rows_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                              Py_ssize_t, int) noexcept nogil
+                              Py_ssize_t, int, double) noexcept nogil
         void (*columns_jacobian_sum)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int,
                                      int, void *, void *) noexcept nogil
         void (*columns_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                 Py_ssize_t, int, const void *, int) noexcept nogil
+                                 Py_ssize_t, int, const void *, double, int) noexcept nogil
         void (*rows_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *) noexcept nogil
         void (*columns_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *, void *,
                                void *) noexcept nogil
@@ -111,9 +111,9 @@ cdef extern from * nogil:
         void (*widen_state)(const void *, Py_ssize_t, double *, double *, double *, double,
                             const double *) noexcept nogil
         void (*add_compensated)(double *, double *, const double *, Py_ssize_t) noexcept nogil
-        void (*losses)(Py_ssize_t, const double *, const double *, const double *, const double *, double, double *,
-                       double *) noexcept nogil
-        void (*coefficients)(Py_ssize_t, const double *, const double *, const double *, const double *, double,
+        void (*losses)(Py_ssize_t, const double *, const double *, const double *, const double *, double, double,
+                       double *, double *) noexcept nogil
+        void (*coefficients)(Py_ssize_t, const double *, const double *, const double *, const double *, double, double,
                              const double *, const double *, const double *, const double *, double *, double *,
                              double *, double *, const double *, double *) noexcept nogil
         void (*add_labels)(Py_ssize_t, const double *, const double *, double, double, double, double *, double *,

@@ -50,7 +50,8 @@ cdef struct Request:
     const double *sample_weight     # by row; NULL stands for ones
     double label_smoothing
     double z_loss
-    double scale                    # a factor of the gradient, except of *_GRAD
+    double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
+    double scale                    # a factor of the gradient
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic
     # Outputs; NULL where they are not wanted. All but grad are contiguous.
@@ -64,7 +65,7 @@ cdef struct Request:
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""
     memset(request, 0, sizeof(request[0]))
-    request.size, request.operation, request.scale = sizeof(request[0]), CROSS_ENTROPY, 1
+    request.size, request.operation, request.scale, request.temperature = sizeof(request[0]), CROSS_ENTROPY, 1, 1
     request.ignore_index, request.has_ignore_index, request.counted = -100, True, -1
 
 cdef inline Matrix matrix(const void *data, int dtype, Py_ssize_t row_stride, Py_ssize_t class_stride) noexcept nogil:

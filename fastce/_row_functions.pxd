@@ -17,7 +17,7 @@ cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, dou
     cdef const ce_primitives *f = primitives(x)
     cdef Py_ssize_t j
     f.rows_max(x, 0, 1, n, row_max)
-    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, row_max, 1, x, tail)
+    f.rows_exp_sum(x, 0, NULL, 0, 1, n, CE_STORED, row_max, 1, 1, x, tail)
     tail[0] = ce_tail_if_finite(tail[0], row_max[0])
     if not isfinite(row_max[0]) and row_max[0] < 0:
         for j in range(n):
@@ -28,15 +28,15 @@ cdef inline void row_stats(const floating *x, Py_ssize_t n, double *row_max, dou
 
 cdef inline void merged_stats(double *row_max, double *tail, double other_row_max, double other_tail) noexcept nogil:
     if other_row_max > row_max[0]:
-        tail[0] = other_tail + rescaled(1 + tail[0], row_max[0], other_row_max)
+        tail[0] = other_tail + rescaled(1 + tail[0], row_max[0], other_row_max, 1)
         row_max[0] = other_row_max
     else:
-        tail[0] += rescaled(1 + other_tail, other_row_max, row_max[0])
+        tail[0] += rescaled(1 + other_tail, other_row_max, row_max[0], 1)
 
 
 cdef inline double label_loss(double row_max, double tail, double x_label) noexcept nogil:
     cdef double mass = 1, linear = row_max - x_label, log_total, loss
-    ce_chosen_f64.losses(1, &row_max, &tail, &mass, &linear, 0, &log_total, &loss)
+    ce_chosen_f64.losses(1, &row_max, &tail, &mass, &linear, 1, 0, &log_total, &loss)
     return loss
 
 
@@ -51,9 +51,9 @@ cdef inline void row_from_stats(const floating *src, int form, Py_ssize_t n, Py_
     """The gradient from logits or stored exponentials."""
     cdef const ce_primitives *f = primitives(src)
     cdef double zero = 0, one = 1, log_total, loss, a, exact_grad
-    f.coefficients(1, &row_max, &tail, &one, &zero, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a,
+    f.coefficients(1, &row_max, &tail, &one, &zero, 1, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a,
                    &exact_grad, NULL, NULL)
-    f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, &a, &zero, NULL, &label, &exact_grad, 0)
+    f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, 1, &a, &zero, NULL, &label, &exact_grad, 0)
 
 
 cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t label, double upstream,
@@ -61,7 +61,7 @@ cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t
     cdef const ce_primitives *f = primitives(x)
     cdef double row_max, tail, x_label = x[label]
     f.rows_max(x, 0, 1, n, &row_max)
-    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_STORED, &row_max, 1, x, &tail)
+    f.rows_exp_sum(x, 0, grad, 0, 1, n, CE_STORED, &row_max, 1, 1, x, &tail)
     tail = ce_tail_if_finite(tail, row_max)
     row_from_stats(grad, CE_STORED, n, label, grad[label]/f.exp_one, row_max, tail, upstream, grad)
     return label_loss(row_max, tail, x_label)

@@ -2,7 +2,7 @@
 # Rows: vectors along the classes. Short rows are computed several at a time.
 from cython cimport floating
 
-from ._blocks cimport base_block, block, evenly_spaced, row_at, store_block
+from ._blocks cimport base_block, evenly_spaced, logits_block, row_at, store_block
 from ._job cimport (
     BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, exponentials, set_exact_src, set_first_max,
 )
@@ -36,7 +36,7 @@ cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexce
     if job.request.logits.class_stride != size:
         rows.x, rows.x_step = <char *>scratch, n*size
         for p in range(rows.count):
-            block(&job.request.logits, rows.start + p, 0, n, scratch + p*n)
+            logits_block(job, rows.start + p, 0, n, scratch + p*n)
     scratch += BLOCK
     rows.base, rows.base_step = NULL, 0
     if job.plan.base_scale != 0:
@@ -79,7 +79,7 @@ cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, Stat
     if rows.start + 2*rows.count <= job.request.rows and job.request.logits.class_stride == sizeof(floating):
         next += rows.count*rows.x_step
     f.rows_exp_sum(rows.x, rows.x_step, rows.grad, rows.grad_step, rows.count, job.request.classes, rows.form,
-                   s.row_max + r, 1, next, s.tail + r)
+                   s.row_max + r, job.request.temperature, 1, next, s.tail + r)
     for p in range(rows.count if job.plan.with_labels and rows.grad != NULL else 0):
         s.e[r + p] = (<floating *>(rows.grad + p*rows.grad_step))[s.label[r + p]]/f.exp_one
 
@@ -93,7 +93,7 @@ cdef inline void look_up_stats(const Job *job, const Rows *rows, State *s, Py_ss
     if job.plan.with_labels:
         for p in range(r, r + rows.count):
             s.e[p] = s.x_label[p] - s.row_max[p]
-        exponentials(s.e + r, rows.count, s.e + r)
+        exponentials(s.e + r, rows.count, job.request.temperature, s.e + r)
 
 cdef inline void find_maxima(const Job *job, const Rows *rows, State *s, Py_ssize_t r) noexcept nogil:
     """Where maxima are whose p - q may cancel though they are not the label."""
@@ -134,21 +134,22 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
     cdef const ce_primitives *f = job.plan.primitives
     cdef const char *src = rows.x if rows.form == CE_EXP else rows.grad
     cdef const double *shift = s.row_max
+    cdef double temperature = job.request.temperature
     cdef floating *dst
     cdef Py_ssize_t src_step = rows.x_step if rows.form == CE_EXP else rows.grad_step, n = job.request.classes, p
     coefficients(job, s, r, rows.count)
     if rows.form == CE_DIFFERENCE:
-        shift = s.x_label
+        shift, temperature = s.x_label, 1
         for p in range(r, r + rows.count):
-            s.x_label[p] = 0        # what is stored are differences already
+            s.x_label[p] = 0        # what is stored are quotients of differences already
     if job.plan.base_kind == CE_BY_ELEMENT:
         set_exact_src(job, s, r, rows.count, rows.form)
         f.rows_grad_by_element(src, src_step, rows.base, rows.base_step, rows.grad, rows.grad_step, rows.count, n,
-                               rows.form, s.row_max + r, s.a + r, s.b + r, job.plan.slope, job.plan.offset,
+                               rows.form, s.row_max + r, temperature, s.a + r, s.b + r, job.plan.slope, job.plan.offset,
                                s.exact_src + r, s.exact_grad + r, False)
     else:
         f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
-                    shift + r, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
+                    shift + r, temperature, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
     for p in range(rows.count if job.plan.weighted_smoothing else 0):
         if s.first_max[r + p] >= 0:
             dst = <floating *>(rows.grad + p*rows.grad_step)

@@ -107,6 +107,11 @@ cdef inline int z_loss_rule(Arguments *a, object value) except -1:
     return 0
 
 
+cdef inline int temperature_rule(Arguments *a, object value) except -1:
+    a.request.temperature = number(a, "temperature", value, 1e-30, 1e30, "a number in [1e-30, 1e30]")
+    return 0
+
+
 cdef inline int normalizer_rule(Arguments *a, object value) except -1:
     if value is not None:
         if a.reduction != MEAN:
@@ -192,6 +197,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "ignore_index", ignore_index_rule)
     add_rule(rules, names, "label_smoothing", label_smoothing_rule)
     add_rule(rules, names, "z_loss", z_loss_rule)
+    add_rule(rules, names, "temperature", temperature_rule)
     add_rule(rules, names, "normalizer", normalizer_rule)
     add_rule(rules, names, "upstream", upstream_rule)
     add_rule(rules, names, "stats", stats_rule)

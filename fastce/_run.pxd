@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ._argmax cimport argmax
-from ._blocks cimport counted_labels, row_at, settle_group
+from ._blocks cimport counted_labels, logit_of, row_at, settle_group
 from ._jacobians cimport jacobians
 from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, set_sum, value
 from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, set_states
@@ -34,7 +34,7 @@ cdef inline void begin_state(const Job *job, Py_ssize_t count, State *s) noexcep
     cdef Py_ssize_t p
     s.same_targets = False
     for p in range(count):
-        s.scale[p], s.b[p] = job.request.scale, 0
+        s.scale[p], s.b[p] = job.plan.scale, 0
 
 cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """What the gradients of a group's rows are multiplied by."""
@@ -42,7 +42,7 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     cdef const Matrix *upstream = &request.upstream
     cdef bint by_row = upstream.data != NULL and (
         request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM)
-    cdef double scale = request.scale
+    cdef double scale = job.plan.scale
     cdef Py_ssize_t p
     for p in range(count if request.sample_weight != NULL or by_row else 0):
         s.scale[p] = scale
@@ -52,14 +52,28 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
         s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
 
 cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
-    cdef const char *row = row_at(&job.request.logits, i)
     cdef Py_ssize_t j
-    cdef floating x
+    cdef double x
     for j in range(job.request.classes):
-        x = (<const floating *>(row + j*job.request.logits.class_stride))[0]
+        x = logit_of(job, i, j, dtype)
         if x != x:
             return True
     return False
+
+cdef inline void add_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
+                            const floating *dtype) noexcept nogil:
+    """Writes a group's losses if they were asked for, and adds them to total."""
+    cdef const Request *request = job.request
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef Py_ssize_t p
+    if request.sample_weight != NULL:
+        for p in range(count):
+            s.loss[p] *= request.sample_weight[start + p]
+    if s.ignored > 0:
+        f.zero_ignored(s.label, count, s.loss)
+    if request.losses != NULL:
+        f.narrow(s.loss, count, (<floating *>request.losses) + start)
+    add(total, ce_chosen_f64.row_sum(s.loss, count))
 
 cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
                                const floating *dtype) noexcept nogil:
@@ -74,20 +88,14 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
     if not job.plan.with_loss:
         return
     if not job.plan.with_grad:          # else `coefficients` has computed them
-        f.losses(count, s.row_max, s.tail, s.mass, s.linear, request.z_loss, s.log_total, s.loss)
+        f.losses(count, s.row_max, s.tail, s.mass, s.linear, request.temperature, request.z_loss, s.log_total,
+                 s.loss)
     if request.operation == LOGSUMEXP:
         for p in range(count):
-            s.loss[p] = s.row_max[p] + s.log_total[p]
+            s.loss[p] = s.row_max[p]/request.temperature + s.log_total[p]
             if not isfinite(s.row_max[p]) and not holds_nan(job, start + p, dtype):
                 s.loss[p] = s.row_max[p]
-    if request.sample_weight != NULL:
-        for p in range(count):
-            s.loss[p] *= request.sample_weight[start + p]
-    if s.ignored > 0:
-        f.zero_ignored(s.label, count, s.loss)
-    if request.losses != NULL:
-        f.narrow(s.loss, count, (<floating *>request.losses) + start)
-    add(total, ce_chosen_f64.row_sum(s.loss, count))
+    add_losses(job, start, count, s, total, dtype)
 
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p

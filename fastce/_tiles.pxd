@@ -5,7 +5,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
-from ._blocks cimport base_block, load_tile, row_at, store_tile
+from ._blocks cimport base_block, load_tile, logit_of, row_at, store_tile
 from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
 )
@@ -118,13 +118,13 @@ cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize
         if not job.request.stats_given:
             f.tile_max(x + k*tile.width, m, tile.width, row_max)
 
-cdef inline void raise_maxima(Tile *tile, State *s, const floating *row_max) noexcept nogil:
+cdef inline void raise_maxima(Tile *tile, State *s, double temperature, const floating *row_max) noexcept nogil:
     """Updates the sums of the blocks before one that has updated row_max."""
     cdef const floating *before = <const floating *>tile.row_max_before
     cdef Py_ssize_t p
     for p in range(tile.width):
         if row_max[p] > before[p]:
-            s.tail[p] = rescaled(1 + s.tail[p] + tile.tail.lost[p], before[p], row_max[p])
+            s.tail[p] = rescaled(1 + s.tail[p] + tile.tail.lost[p], before[p], row_max[p], temperature)
             s.linear[p] += moved(s.mass[p], before[p], row_max[p])
             s.rest[p], tile.rest.lost[p], tile.tail.lost[p] = s.mass[p], tile.mass.lost[p], 0
 
@@ -178,7 +178,7 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
-        tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e, next, next_stride, dst,
+        job.request.temperature, tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e, next, next_stride, dst,
         dst_stride)
     add_block(job.plan.primitives, &tile.tail, j, tile.width)
 
@@ -197,7 +197,6 @@ cdef inline void add_labels(const Job *job, const Tile *tile, State *s) noexcept
 cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """Computes the state of a tile's rows. What row_state says of stats_given holds here too."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const Matrix *logits = &job.request.logits
     cdef bint given = job.request.stats_given, same_targets = job.request.weight == NULL and tile.pick_labels
     cdef Py_ssize_t j, n, p
     cdef double x_label
@@ -206,7 +205,7 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
         n = min(job.request.classes - j, tile.classes)
         load_classes(job, tile, j, n, x, <floating *>tile.row_max)
         if not given and j > 0:
-            raise_maxima(tile, s, <const floating *>tile.row_max)
+            raise_maxima(tile, s, job.request.temperature, <const floating *>tile.row_max)
         if job.plan.base_scale != 0:
             add_tile_base(job, tile, s, j, n, <floating *>tile.base)
         if not given:
@@ -214,7 +213,7 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
         elif tile.pick_labels:
             for p in range(tile.count):
                 tile.d_label[p] = x[max(s.label[p], 0)*tile.width + p] - <double>(<floating *>tile.row_max)[p]
-            exponentials(tile.d_label, tile.count, s.e)
+            exponentials(tile.d_label, tile.count, job.request.temperature, s.e)
     f.widen_state(tile.row_max, tile.count, s.row_max, s.tail, s.linear, job.plan.hot,
                   tile.d_label if same_targets and job.plan.hot != 0 else NULL)
     if job.plan.weighted_smoothing:
@@ -234,8 +233,8 @@ cdef inline void tile_state(const Job *job, Tile *tile, State *s, floating *x) n
     else:
         for p in range(tile.count):
             if s.label[p] >= 0:
-                x_label = (<const floating *>(row_at(logits, tile.start + p) + s.label[p]*logits.class_stride))[0]
-                add_label(job, x_label, exp(x_label - s.row_max[p]), s, p)
+                x_label = logit_of(job, tile.start + p, s.label[p], x)
+                add_label(job, x_label, exp((x_label - s.row_max[p])/job.request.temperature), s, p)
     s.same_targets = same_targets
 
 cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const double *src,
@@ -294,8 +293,8 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         if job.plan.with_labels and (j > 0 or not tile.pick_labels):       # else they are there already
             f.label_lanes(s.label, tile.count, j, tile.label)
         grad = src if tile.grad == NULL else <floating *>tile.grad
-        f.tile_grad(src, grad, n, width, form, tile.row_max, tile.a, tile.b, base, job.plan.base_kind, tile.label,
-                    tile.label_grad, tile.maximum, tile.max_grad)
+        f.tile_grad(src, grad, n, width, form, tile.row_max, job.request.temperature, tile.a, tile.b, base,
+                    job.plan.base_kind, tile.label, tile.label_grad, tile.maximum, tile.max_grad)
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:

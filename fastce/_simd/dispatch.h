@@ -8,6 +8,7 @@
 #ifndef FASTCE_DISPATCH_H
 #define FASTCE_DISPATCH_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

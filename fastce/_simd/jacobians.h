@@ -9,12 +9,12 @@ CE_INLINE VEC FN(add_jacobian_term)(VEC y, VEC u, VEC sum, const int of_log)
     return FMA(u, y, sum);
 }
 
-/* The product, from minus the sum of the terms. */
-CE_INLINE VEC FN(jacobian)(VEC y, VEC u, VEC minus_sum, const int of_log)
+/* scale times the product, from minus the sum of the terms. */
+CE_INLINE VEC FN(jacobian)(VEC y, VEC u, VEC minus_sum, VEC scale, const int of_log)
 {
     if (of_log)
-        return FMA(minus_sum, FN(exp)(y) * SET1(EXP_UNSCALE), u);
-    return y * (u + minus_sum);
+        return scale * FMA(minus_sum, FN(exp)(y) * SET1(EXP_UNSCALE), u);
+    return scale * (y * (u + minus_sum));
 }
 
 /* ----- Vectors along the classes ----- */
@@ -48,17 +48,18 @@ CE_INLINE double FN(row_jacobian_sum)(const T *y, const T *u, Py_ssize_t n, cons
     return ACC_SUM(acc);
 }
 
-CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, const int of_log)
+CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, T scale_, const int of_log)
 {
+    const VEC scale = SET1(scale_);
     if (n < LANES) {
         const VEC y_part = LOAD_PART(y, n, 0), u_part = LOAD_PART(u, n, 0);
         ACC acc = ACC_ZERO;
         ACC_ADD(acc, FN(add_jacobian_term)(y_part, u_part, SET1(0), of_log));
-        STORE_PART(grad, FN(jacobian)(y_part, u_part, SET1((T)-ACC_SUM(acc)), of_log), n);
+        STORE_PART(grad, FN(jacobian)(y_part, u_part, SET1((T)-ACC_SUM(acc)), scale, of_log), n);
         return;
     }
     const VEC minus_sum = SET1((T)-FN(row_jacobian_sum)(y, u, n, of_log));
-#define PRODUCT(i) FN(jacobian)(LOAD(y + (i)), LOAD(u + (i)), minus_sum, of_log)
+#define PRODUCT(i) FN(jacobian)(LOAD(y + (i)), LOAD(u + (i)), minus_sum, scale, of_log)
     /* The first and last vector overlap the aligned ones and are stored after them. They are computed now, because grad
      * may be y or u. */
     const Py_ssize_t head = FN(to_aligned)(grad, n), rest = (n - head) % LANES;
@@ -73,12 +74,13 @@ CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, c
 }
 
 static void FN(rows_jacobian)(const void *y_, Py_ssize_t y_row_stride, const void *u_, Py_ssize_t u_row_stride,
-                              void *grad_, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n, int of_log)
+                              void *grad_, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n, int of_log,
+                              double scale)
 {
     for (Py_ssize_t r = 0; r < rows; r++) {
         const T *y = ce_at(y_, r * y_row_stride), *u = ce_at(u_, r * u_row_stride);
         T *grad = ce_at(grad_, r * grad_row_stride);
-        of_log ? FN(row_jacobian)(y, u, grad, n, 1) : FN(row_jacobian)(y, u, grad, n, 0);
+        of_log ? FN(row_jacobian)(y, u, grad, n, (T)scale, 1) : FN(row_jacobian)(y, u, grad, n, (T)scale, 0);
     }
 }
 
@@ -141,11 +143,12 @@ static void FN(columns_jacobian_sum)(const void *y, Py_ssize_t y_class_stride, c
         FN(columns_jacobian_sum_)(y, y_class_stride, u, u_class_stride, classes, n, 0, first, acc, minus_sum);
 }
 
-CE_INLINE void FN(column_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, const T *minus_sum, const int of_log,
-                                   const int stream)
+CE_INLINE void FN(column_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, const T *minus_sum, T scale_,
+                                   const int of_log, const int stream)
 {
+    const VEC scale = SET1(scale_);
 #define PRODUCT(m) \
-    FN(jacobian)(FN(load_upto)(y + r, m), FN(load_upto)(u + r, m), FN(load_upto)(minus_sum + r, m), of_log)
+    FN(jacobian)(FN(load_upto)(y + r, m), FN(load_upto)(u + r, m), FN(load_upto)(minus_sum + r, m), scale, of_log)
     const Py_ssize_t head = stream ? FN(to_line)(grad, n) : 0;
     Py_ssize_t r = 0;
     if (head)
@@ -163,12 +166,12 @@ CE_INLINE void FN(column_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n
 
 static void FN(columns_jacobian)(const void *y_, Py_ssize_t y_class_stride, const void *u_, Py_ssize_t u_class_stride,
                                  void *grad_, Py_ssize_t grad_class_stride, Py_ssize_t classes, Py_ssize_t n,
-                                 int of_log, const void *minus_sum, int stream)
+                                 int of_log, const void *minus_sum, double scale, int stream)
 {
     for (Py_ssize_t j = 0; j < classes; j++) {
         const T *y = ce_at(y_, j * y_class_stride), *u = ce_at(u_, j * u_class_stride);
         T *grad = ce_at(grad_, j * grad_class_stride);
-#define COLUMN(of_log, stream) FN(column_jacobian)(y, u, grad, n, minus_sum, of_log, stream)
+#define COLUMN(of_log, stream) FN(column_jacobian)(y, u, grad, n, minus_sum, (T)scale, of_log, stream)
         if (of_log)
             stream ? COLUMN(1, 1) : COLUMN(1, 0);
         else

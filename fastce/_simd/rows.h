@@ -51,20 +51,22 @@ CE_INLINE void FN(add_exp)(VEC d, VEC v, T *e, const int form, VEC *sum, ONES *o
     ADD_NOW(*ones);
 }
 
-CE_INLINE void FN(add_one_exp)(const T *x, VEC shift, T *e, const int form, VEC *sum, ONES *ones)
+CE_INLINE void FN(add_one_exp)(const T *x, VEC shift, const FN(inverse) * inverse, T *e, const int form, VEC *sum,
+                               ONES *ones)
 {
-    const VEC d = LOAD(x) - shift;
+    const VEC d = FN(cooled)(LOAD(x) - shift, inverse);
     FN(add_exp)(d, FN(exp)(d), e, form, sum, ones);
 }
 
-CE_INLINE void FN(add_two_exp)(const T *x, VEC shift, T *e, const int form, VEC *even, VEC *odd, ONES *ones)
+CE_INLINE void FN(add_two_exp)(const T *x, VEC shift, const FN(inverse) * inverse, T *e, const int form, VEC *even,
+                               VEC *odd, ONES *ones)
 {
     T *next_e = e ? e + LANES : NULL;
     if (TOGETHER == 1) {
-        FN(add_one_exp)(x, shift, e, form, even, ones);
-        FN(add_one_exp)(x + LANES, shift, next_e, form, odd, ones);
+        FN(add_one_exp)(x, shift, inverse, e, form, even, ones);
+        FN(add_one_exp)(x + LANES, shift, inverse, next_e, form, odd, ones);
     } else {
-        const VEC d[2] = {LOAD(x) - shift, LOAD(x + LANES) - shift};
+        const VEC d[2] = {FN(cooled)(LOAD(x) - shift, inverse), FN(cooled)(LOAD(x + LANES) - shift, inverse)};
         VEC v[2];
         FN(exps)(d, v, 2);
         FN(add_exp)(d[0], v[0], e, form, even, ones);
@@ -72,14 +74,15 @@ CE_INLINE void FN(add_two_exp)(const T *x, VEC shift, T *e, const int form, VEC 
     }
 }
 
-CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int excluded, const T *next, const int form)
+CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, const FN(inverse) * inverse, int excluded,
+                                 const T *next, const int form)
 {
     const VEC shift = SET1(shift_), zero = SET1(0);
     ONES ones = ONES_ZERO; /* the terms exp(0) are counted apart, because the others may be tiny */
     VEC even = zero, odd = zero;
     ACC acc = ACC_ZERO;
     if (n < LANES) {
-        const VEC d = LOAD_PART(x, n, (T)-INFINITY) - shift, v = FN(exp)(d);
+        const VEC d = FN(cooled)(LOAD_PART(x, n, (T)-INFINITY) - shift, inverse), v = FN(exp)(d);
         if (e)
             STORE_PART(e, form == CE_STORED ? v : d, n);
         FN(add_exp)(d, v, NULL, form, &even, &ones);
@@ -91,21 +94,22 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int e
             for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
                 CE_PREFETCH(next + i + k);
             for (int k = 0; k < 8 * LANES; k += 2 * LANES)
-                FN(add_two_exp)(x + i + k, shift, e ? e + i + k : NULL, form, &even, &odd, &ones);
+                FN(add_two_exp)(x + i + k, shift, inverse, e ? e + i + k : NULL, form, &even, &odd, &ones);
             ACC_ADD(acc, even + odd); /* `even` and `odd` have at most five terms each */
             even = odd = zero;
         }
         for (; i + 2 * LANES <= n; i += 2 * LANES)
-            FN(add_two_exp)(x + i, shift, e ? e + i : NULL, form, &even, &odd, &ones);
+            FN(add_two_exp)(x + i, shift, inverse, e ? e + i : NULL, form, &even, &odd, &ones);
         if (i + LANES <= n) {
-            FN(add_one_exp)(x + i, shift, e ? e + i : NULL, form, &even, &ones);
+            FN(add_one_exp)(x + i, shift, inverse, e ? e + i : NULL, form, &even, &ones);
             const VEC sum = odd; /* the two take turns */
             odd = even;
             even = sum;
             i += LANES;
         }
         if (i < n) {
-            const VEC edge = LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i), d = last - shift, v = FN(exp)(d);
+            const VEC edge = LOAD(FN(edge) + CE_MAX_LANES - LANES + n - i);
+            const VEC d = FN(cooled)(last - shift, inverse), v = FN(exp)(d);
             if (e)
                 STORE(e + n - LANES, form == CE_STORED ? v : d);
             /* Lanes that were added before are made negative, so that they are not counted again. */
@@ -116,19 +120,33 @@ CE_INLINE double FN(row_exp_sum)(const T *x, T *e, Py_ssize_t n, T shift_, int e
     return ACC_SUM(acc) * EXP_UNSCALE + (COUNTED(ones) - excluded);
 }
 
-static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride, Py_ssize_t rows,
-                             Py_ssize_t n, int form, const double *shift, int excluded, const void *next, double *sum)
+CE_INLINE void FN(rows_exp_sum_)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride,
+                                 Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
+                                 const FN(inverse) * inverse, int excluded, const void *next, double *sum)
 {
-    for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *row = ce_at(x, r * x_row_stride), *next_row = ce_at(next, r * x_row_stride);
-        T *e_row = e ? ce_at(e, r * e_row_stride) : NULL;
-        if (!e)
-            sum[r] = FN(row_exp_sum)(row, NULL, n, (T)shift[r], excluded, next_row, CE_STORED);
-        else if (form == CE_STORED)
-            sum[r] = FN(row_exp_sum)(row, e_row, n, (T)shift[r], excluded, next_row, CE_STORED);
-        else
-            sum[r] = FN(row_exp_sum)(row, e_row, n, (T)shift[r], excluded, next_row, CE_DIFFERENCE);
+    for (Py_ssize_t r = 0; r < rows; r++)
+        sum[r] = FN(row_exp_sum)(ce_at(x, r * x_row_stride), e ? ce_at(e, r * e_row_stride) : NULL, n, (T)shift[r],
+                                 inverse, excluded, ce_at(next, r * x_row_stride), form);
+}
+
+static void FN(rows_exp_sum)(const void *x, Py_ssize_t x_row_stride, void *e, Py_ssize_t e_row_stride, Py_ssize_t rows,
+                             Py_ssize_t n, int form, const double *shift, double temperature, int excluded,
+                             const void *next, double *sum)
+{
+#define SUMS(e, form, inverse) \
+    FN(rows_exp_sum_)(x, x_row_stride, e, e_row_stride, rows, n, form, shift, inverse, excluded, next, sum)
+#define SUMS_BY_FORM(inverse)                        \
+    (!e                  ? SUMS(NULL, CE_STORED, inverse) \
+     : form == CE_STORED ? SUMS(e, CE_STORED, inverse)    \
+                         : SUMS(e, CE_DIFFERENCE, inverse))
+    if (temperature == 1) {
+        SUMS_BY_FORM(NULL);
+    } else {
+        const FN(inverse) inverse = FN(inverse_of)(temperature);
+        SUMS_BY_FORM(&inverse);
     }
+#undef SUMS_BY_FORM
+#undef SUMS
 }
 
 /* Returns the sum of a term for each of n numbers. `term` is an expression for the terms i, i + 1, ...: LANES of them,
@@ -259,31 +277,31 @@ static void FN(rows_base)(const void *x, Py_ssize_t x_row_stride, const void *ba
 }
 
 /* a*e - b, with e made of s as `form` says. */
-CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, VEC a, VEC b)
+CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC a, VEC b)
 {
     if (form == CE_EXP)
-        return FMSUB(a, FN(exp)(s - shift) * SET1(EXP_UNSCALE), b);
+        return FMSUB(a, FN(exp)(FN(cooled)(s - shift, inverse)) * SET1(EXP_UNSCALE), b);
     if (form == CE_DIFFERENCE)
-        return FMSUB(a, s - shift, b);
+        return FMSUB(a, FN(cooled)(s - shift, inverse), b);
     return FMSUB(a, s * SET1(EXP_UNSCALE), b);
 }
 
 /* The same, plus factor * base; or `exact` where s == at. */
-CE_INLINE VEC FN(grad_by_element)(VEC s, const int form, VEC shift, VEC a, VEC b, VEC factor, VEC base, VEC at,
-                                  VEC exact)
+CE_INLINE VEC FN(grad_by_element)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC a, VEC b,
+                                  VEC factor, VEC base, VEC at, VEC exact)
 {
-    return SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, a, b)));
+    return SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, inverse, a, b)));
 }
 
-CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, T a_, T b_, const T *base,
-                            Py_ssize_t exact_class, const int by_element, T slope_, T offset_, T exact_src,
-                            T exact_grad, const int stream)
+CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, const FN(inverse) * inverse,
+                            T a_, T b_, const T *base, Py_ssize_t exact_class, const int by_element, T slope_,
+                            T offset_, T exact_src, T exact_grad, const int stream)
 {
     const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(by_element ? b_ * offset_ : b_), exact = SET1(exact_grad);
     const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src);
-#define GRAD(load, load_base)                                                                \
-    (by_element ? FN(grad_by_element)(load, form, shift, a, b, factor, load_base, at, exact) \
-                : FN(grad)(load, form, shift, a, b * (base ? (load_base) : SET1(1))))
+#define GRAD(load, load_base)                                                                         \
+    (by_element ? FN(grad_by_element)(load, form, shift, inverse, a, b, factor, load_base, at, exact) \
+                : FN(grad)(load, form, shift, inverse, a, b * (base ? (load_base) : SET1(1))))
     if (stream || n < LANES) {
         Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
         const int in_head = exact_class < i;
@@ -318,49 +336,67 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
 #undef GRAD
 }
 
-static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
-                          Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a,
-                          const double *b, const void *base, const Py_ssize_t *exact_class, const double *exact_grad,
-                          int stream)
+CE_INLINE void FN(rows_grad_)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
+                              Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
+                              const FN(inverse) * inverse, const double *a, const double *b, const void *base,
+                              const Py_ssize_t *exact_class, const double *exact_grad, const int stream)
 {
-    for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *src_row = ce_at(src, r * src_row_stride);
-        T *grad_row = ce_at(grad, r * grad_row_stride);
-        const Py_ssize_t at = exact_class ? exact_class[r] : -1;
-        const T exact = exact_class ? (T)exact_grad[r] : 0;
-#define ROW_GRAD(form, base, stream) \
-    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base, at, 0, 0, 0, 0, exact, stream)
-#define ROW_GRAD_BY_FORM(base, stream)                         \
-    (form == CE_EXP      ? ROW_GRAD(CE_EXP, base, stream)      \
-     : form == CE_STORED ? ROW_GRAD(CE_STORED, base, stream)   \
-                         : ROW_GRAD(CE_DIFFERENCE, base, stream))
-        if (base)
-            stream ? ROW_GRAD_BY_FORM(base, 1) : ROW_GRAD_BY_FORM(base, 0);
-        else
-            stream ? ROW_GRAD_BY_FORM(NULL, 1) : ROW_GRAD_BY_FORM(NULL, 0);
-#undef ROW_GRAD_BY_FORM
-#undef ROW_GRAD
-    }
+    for (Py_ssize_t r = 0; r < rows; r++)
+        FN(row_grad)(ce_at(src, r * src_row_stride), ce_at(grad, r * grad_row_stride), n, form, (T)shift[r], inverse,
+                     (T)a[r], (T)b[r], base, exact_class ? exact_class[r] : -1, 0, 0, 0, 0,
+                     exact_class ? (T)exact_grad[r] : 0, stream);
+}
+
+static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
+                          Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, double temperature,
+                          const double *a, const double *b, const void *base, const Py_ssize_t *exact_class,
+                          const double *exact_grad, int stream)
+{
+    const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
+#define GRADS(form, inverse, base, stream)                                                                            \
+    FN(rows_grad_)(src, src_row_stride, grad, grad_row_stride, rows, n, form, shift, inverse, a, b, base, exact_class, \
+                   exact_grad, stream)
+#define GRADS_BY_BASE(form, inverse)                                                                        \
+    (base ? stream ? GRADS(form, inverse, base, 1) : GRADS(form, inverse, base, 0)                          \
+          : stream ? GRADS(form, inverse, NULL, 1) : GRADS(form, inverse, NULL, 0))
+    if (form == CE_STORED)
+        GRADS_BY_BASE(CE_STORED, NULL);
+    else if (form == CE_EXP)
+        inverse ? GRADS_BY_BASE(CE_EXP, &cool) : GRADS_BY_BASE(CE_EXP, NULL);
+    else
+        inverse ? GRADS_BY_BASE(CE_DIFFERENCE, &cool) : GRADS_BY_BASE(CE_DIFFERENCE, NULL);
+#undef GRADS_BY_BASE
+#undef GRADS
+}
+
+CE_INLINE void FN(rows_grad_by_element_)(const void *src, Py_ssize_t src_row_stride, const void *base,
+                                         Py_ssize_t base_row_stride, void *grad, Py_ssize_t grad_row_stride,
+                                         Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
+                                         const FN(inverse) * inverse, const double *a, const double *b, double slope,
+                                         double offset, const double *exact_src, const double *exact_grad,
+                                         const int stream)
+{
+    for (Py_ssize_t r = 0; r < rows; r++)
+        FN(row_grad)(ce_at(src, r * src_row_stride), ce_at(grad, r * grad_row_stride), n, form, (T)shift[r], inverse,
+                     (T)a[r], (T)b[r], ce_at(base, r * base_row_stride), -1, 1, (T)slope, (T)offset, (T)exact_src[r],
+                     (T)exact_grad[r], stream);
 }
 
 static void FN(rows_grad_by_element)(const void *src, Py_ssize_t src_row_stride, const void *base,
                                      Py_ssize_t base_row_stride, void *grad, Py_ssize_t grad_row_stride,
-                                     Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, const double *a,
-                                     const double *b, double slope, double offset, const double *exact_src,
-                                     const double *exact_grad, int stream)
+                                     Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, double temperature,
+                                     const double *a, const double *b, double slope, double offset,
+                                     const double *exact_src, const double *exact_grad, int stream)
 {
-    for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *src_row = ce_at(src, r * src_row_stride), *base_row = ce_at(base, r * base_row_stride);
-        T *grad_row = ce_at(grad, r * grad_row_stride);
-#define ROW_GRAD(form, stream)                                                                                    \
-    FN(row_grad)(src_row, grad_row, n, form, (T)shift[r], (T)a[r], (T)b[r], base_row, -1, 1, (T)slope, (T)offset, \
-                 (T)exact_src[r], (T)exact_grad[r], stream)
-        if (form == CE_STORED)
-            ROW_GRAD(CE_STORED, 0); /* for rows that are so short that they are not streamed */
-        else if (stream)
-            ROW_GRAD(CE_EXP, 1);
-        else
-            ROW_GRAD(CE_EXP, 0);
-#undef ROW_GRAD
-    }
+    const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
+#define GRADS(form, inverse, stream)                                                                              \
+    FN(rows_grad_by_element_)(src, src_row_stride, base, base_row_stride, grad, grad_row_stride, rows, n, form,    \
+                              shift, inverse, a, b, slope, offset, exact_src, exact_grad, stream)
+    if (form == CE_STORED)
+        GRADS(CE_STORED, NULL, 0); /* for rows that are so short that they are not streamed */
+    else if (inverse)
+        stream ? GRADS(CE_EXP, &cool, 1) : GRADS(CE_EXP, &cool, 0);
+    else
+        stream ? GRADS(CE_EXP, NULL, 1) : GRADS(CE_EXP, NULL, 0);
+#undef GRADS
 }

@@ -38,41 +38,43 @@ CE_INLINE double FN(log1p)(double t, double *share)
            ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
 }
 
-CE_INLINE double FN(loss)(double log_total, double row_max, double mass, double linear, double z_loss)
+CE_INLINE double FN(loss)(double log_total, double row_max, double mass, double linear, double inverse, double z_loss)
 {
-    const double lse = row_max + log_total;
-    return mass * log_total + linear + (z_loss ? z_loss * lse * lse : 0);
+    const double lse = row_max * inverse + log_total;
+    return mass * log_total + linear * inverse + (z_loss ? z_loss * lse * lse : 0);
 }
 
 static void FN(losses)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
-                       const double *restrict mass, const double *restrict linear, double z_loss,
+                       const double *restrict mass, const double *restrict linear, double temperature, double z_loss,
                        double *restrict log_total, double *restrict loss)
 {
+    const double inverse = 1 / temperature;
     for (Py_ssize_t r = 0; r < n; r++) {
         double share;
         log_total[r] = FN(log1p)(tail[r], &share);
-        loss[r] = FN(loss)(log_total[r], row_max[r], mass[r], linear[r], z_loss);
+        loss[r] = FN(loss)(log_total[r], row_max[r], mass[r], linear[r], inverse, z_loss);
     }
 }
 
 CE_INLINE void FN(coefficients_)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
-                                 const double *restrict mass, const double *restrict linear, double z_loss,
-                                 const double *restrict q, const double *restrict rest, const double *restrict e,
+                                 const double *restrict mass, const double *restrict linear, double temperature,
+                                 double z_loss, const double *restrict q, const double *restrict rest, const double *restrict e,
                                  const double *restrict scale, double *restrict log_total, double *restrict loss,
                                  double *restrict a, double *restrict exact_grad,
                                  const double *restrict rest_at_max, double *restrict grad_at_max)
 {
+    const double inverse = 1 / temperature;
     for (Py_ssize_t r = 0; r < n; r++) {
         double share;
         const double log_r = FN(log1p)(tail[r], &share); /* without loss the compiler leaves the logarithm out */
-        const double slope = z_loss ? 2 * z_loss * (row_max[r] + log_r) : 0; /* d(z_loss * lse^2) / d(lse) */
+        const double slope = z_loss ? 2 * z_loss * (row_max[r] * inverse + log_r) : 0; /* d(z_loss * lse^2) / d(lse) */
         /* (mass + slope)*p - q with p = 1 - tail*share */
         const double lost = mass[r] * (tail[r] * share), gained = slope * share;
         const double grad_if_p_near_1 = (rest[r] - lost) + gained;
         const double grad_otherwise = (mass[r] + slope) * (e[r] * share) - q[r];
         if (loss) {
             log_total[r] = log_r;
-            loss[r] = FN(loss)(log_r, row_max[r], mass[r], linear[r], z_loss);
+            loss[r] = FN(loss)(log_r, row_max[r], mass[r], linear[r], inverse, z_loss);
         }
         a[r] = scale[r] * ((mass[r] + slope) * share);
         /* The class is a maximum, and the only one: two or more maxima have p <= 1/2 each, and tail >= 1. */
@@ -83,13 +85,13 @@ CE_INLINE void FN(coefficients_)(Py_ssize_t n, const double *restrict row_max, c
 }
 
 static void FN(coefficients)(Py_ssize_t n, const double *row_max, const double *tail, const double *mass,
-                             const double *linear, double z_loss, const double *q, const double *rest, const double *e,
-                             const double *scale, double *log_total, double *loss, double *a, double *exact_grad,
-                             const double *rest_at_max, double *grad_at_max)
+                             const double *linear, double temperature, double z_loss, const double *q,
+                             const double *rest, const double *e, const double *scale, double *log_total, double *loss,
+                             double *a, double *exact_grad, const double *rest_at_max, double *grad_at_max)
 {
 #define COEFFICIENTS(z_loss, log_total, loss, rest_at_max, grad_at_max)                                            \
-    FN(coefficients_)(n, row_max, tail, mass, linear, z_loss, q, rest, e, scale, log_total, loss, a, exact_grad,    \
-                      rest_at_max, grad_at_max)
+    FN(coefficients_)(n, row_max, tail, mass, linear, temperature, z_loss, q, rest, e, scale, log_total, loss, a,  \
+                      exact_grad, rest_at_max, grad_at_max)
     if (loss && grad_at_max)
         COEFFICIENTS(z_loss, log_total, loss, rest_at_max, grad_at_max);
     else if (loss)

@@ -30,9 +30,9 @@ CE_INLINE void FN(widen_vec)(double *dst, VEC v)
 }
 
 CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_t width, const T *row_max,
-                                 const T *row_max_before, const T *label_, double *sum, double *d_label,
-                                 double *e_label, const char *next, Py_ssize_t next_class_stride, const char *dst,
-                                 Py_ssize_t dst_class_stride, const int store, const int labelled)
+                                 const T *row_max_before, const FN(inverse) * inverse, const T *label_, double *sum,
+                                 double *d_label, double *e_label, const char *next, Py_ssize_t next_class_stride,
+                                 const char *dst, Py_ssize_t dst_class_stride, const int store, const int labelled)
 {
     for (Py_ssize_t r = 0; r < width; r += LANES) {
         const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
@@ -49,12 +49,12 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
 #define TERM(some)                                                                  \
     do {                                                                            \
         const VEC d = LOAD(x + j * width + r) - shift;                              \
-        const VEC v = FN(exp)(d);                                                   \
+        const VEC z = FN(cooled)(d, inverse), v = FN(exp)(z);                       \
         CE_PREFETCH(next + j * next_class_stride + r * (Py_ssize_t)sizeof(T));      \
         CE_PREFETCH_WRITE(dst + j * dst_class_stride + r * (Py_ssize_t)sizeof(T));  \
         if (store)                                                                  \
             STORE(e + j * width + r, v);                                            \
-        ADD_BY_EQ(d, zero, SET1(1), ones, v, some);                                 \
+        ADD_BY_EQ(z, zero, SET1(1), ones, v, some);                                 \
         if (labelled) {                                                             \
             d_at = SELECT_EQ(label, jv, d, d_at);                                   \
             e_at = SELECT_EQ(label, jv, v, e_at);                                   \
@@ -89,22 +89,19 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
 }
 
 static void FN(tile_exp_sum)(const void *x, void *e, Py_ssize_t classes, Py_ssize_t width, const void *row_max,
-                             const void *row_max_before, const void *label, double *sum, double *d_label,
-                             double *e_label, const void *next, Py_ssize_t next_class_stride, void *dst,
-                             Py_ssize_t dst_class_stride)
+                             const void *row_max_before, double temperature, const void *label, double *sum,
+                             double *d_label, double *e_label, const void *next, Py_ssize_t next_class_stride,
+                             void *dst, Py_ssize_t dst_class_stride)
 {
-#define TILE_EXP_SUM(e, store, labelled)                                                                \
-    FN(tile_exp_sum_)(x, e, classes, width, row_max, row_max_before, label, sum, d_label, e_label, next, \
+    const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
+#define SUMS(inverse, store, labelled)                                                                              \
+    FN(tile_exp_sum_)(x, e, classes, width, row_max, row_max_before, inverse, label, sum, d_label, e_label, next,   \
                       next_class_stride, dst, dst_class_stride, store, labelled)
-    if (e && label)
-        TILE_EXP_SUM(e, 1, 1);
-    else if (e)
-        TILE_EXP_SUM(e, 1, 0);
-    else if (label)
-        TILE_EXP_SUM(NULL, 0, 1);
-    else
-        TILE_EXP_SUM(NULL, 0, 0);
-#undef TILE_EXP_SUM
+#define SUMS_WITH(inverse)                                                                                          \
+    (e ? label ? SUMS(inverse, 1, 1) : SUMS(inverse, 1, 0) : label ? SUMS(inverse, 0, 1) : SUMS(inverse, 0, 0))
+    inverse ? SUMS_WITH(&cool) : SUMS_WITH(NULL);
+#undef SUMS_WITH
+#undef SUMS
 }
 
 /* Does `add(sum)` for each class, `sum` being even or odd in turns, and `flush` after every four classes: neither has
@@ -217,8 +214,9 @@ CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py
 }
 
 CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssize_t width, const int form,
-                              const T *row_max, const T *a_, const T *b_, const T *base, const int base_kind,
-                              const T *label_, const T *label_grad_, const T *maximum_, const T *max_grad_)
+                              const T *row_max, const FN(inverse) * inverse, const T *a_, const T *b_, const T *base,
+                              const int base_kind, const T *label_, const T *label_grad_, const T *maximum_,
+                              const T *max_grad_)
 {
     const int labelled = base_kind != CE_BY_ELEMENT, cancels = base_kind != CE_ONES;
     const VEC zero = SET1(0);
@@ -232,9 +230,10 @@ CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssiz
             const VEC s = LOAD(src + at), minus = b * FN(tile_base)(base, base_kind, j, at);
             VEC t;
             if (form == CE_DIFFERENCE)
-                t = FN(grad)(s, CE_DIFFERENCE, shift, a, minus);
+                t = FN(grad)(s, CE_DIFFERENCE, shift, inverse, a, minus);
             else /* MAX replaces NaN by 0 */
-                t = FN(grad)(MAX(form == CE_EXP ? FN(exp)(s - shift) : s, zero), CE_STORED, shift, a, minus);
+                t = FN(grad)(MAX(form == CE_EXP ? FN(exp)(FN(cooled)(s - shift, inverse)) : s, zero), CE_STORED, shift,
+                             NULL, a, minus);
             if (cancels)
                 t = SELECT_EQ(s, maximum, max_grad, t);
             if (labelled) {
@@ -247,18 +246,26 @@ CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssiz
 }
 
 static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ssize_t width, int form,
-                          const void *row_max, const void *a, const void *b, const void *base, int base_kind,
-                          const void *label, const void *label_grad, const void *maximum, const void *max_grad)
+                          const void *row_max, double temperature, const void *a, const void *b, const void *base,
+                          int base_kind, const void *label, const void *label_grad, const void *maximum,
+                          const void *max_grad)
 {
-#define TILE_GRAD(form, kind)                                                                                    \
-    FN(tile_grad_)(src, grad, classes, width, form, row_max, a, b, base, kind, label, label_grad, maximum, max_grad)
+    const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
+#define GRAD(form, kind, inverse)                                                                              \
+    FN(tile_grad_)(src, grad, classes, width, form, row_max, inverse, a, b, base, kind, label, label_grad, maximum, \
+                   max_grad)
+#define GRAD_BY_FORM(kind)                                      \
+    (form == CE_STORED ? GRAD(CE_STORED, kind, NULL)            \
+     : inverse         ? GRAD(CE_EXP, kind, &cool)              \
+                       : GRAD(CE_EXP, kind, NULL))
     if (form == CE_DIFFERENCE)
-        TILE_GRAD(CE_DIFFERENCE, CE_ONES);
+        inverse ? GRAD(CE_DIFFERENCE, CE_ONES, &cool) : GRAD(CE_DIFFERENCE, CE_ONES, NULL);
     else if (base_kind == CE_ONES)
-        form == CE_EXP ? TILE_GRAD(CE_EXP, CE_ONES) : TILE_GRAD(CE_STORED, CE_ONES);
+        GRAD_BY_FORM(CE_ONES);
     else if (base_kind == CE_BY_CLASS)
-        form == CE_EXP ? TILE_GRAD(CE_EXP, CE_BY_CLASS) : TILE_GRAD(CE_STORED, CE_BY_CLASS);
+        GRAD_BY_FORM(CE_BY_CLASS);
     else
-        form == CE_EXP ? TILE_GRAD(CE_EXP, CE_BY_ELEMENT) : TILE_GRAD(CE_STORED, CE_BY_ELEMENT);
-#undef TILE_GRAD
+        GRAD_BY_FORM(CE_BY_ELEMENT);
+#undef GRAD_BY_FORM
+#undef GRAD
 }

@@ -1,11 +1,13 @@
 /* What the loops share: exp and log1p of vectors, accumulators, parts of vectors. */
 
 #if CE_F32
+#define EPSILON FLT_EPSILON
 #define LOG2E 0x1.715476p+0f
 #define ROUNDER (0x1.8p+23f / EXP_STEPS) /* Adding it rounds to a multiple of 1/EXP_STEPS, counted in the low bits. */
 #define EXP_CUT (-131)
 #define SMALLEST_EXPONENT (-126)
 #else
+#define EPSILON DBL_EPSILON
 #define LOG2E 0x1.71547652b82fep+0
 #define ROUNDER (0x1.8p+52 / EXP_STEPS)
 #define EXP_CUT (-796)
@@ -90,6 +92,32 @@ CE_INLINE VEC FN(exp)(VEC d)
     return e;
 }
 
+/* 1/temperature as a sum of two numbers. */
+typedef struct {
+    VEC high, low;
+} FN(inverse);
+
+/* `low` is positive, so that a difference of -inf times either is -inf. */
+CE_INLINE FN(inverse) FN(inverse_of)(double temperature)
+{
+    T high = (T)(1 / temperature);
+    double rest = fma(-(double)high, temperature, 1) / temperature;
+    if (rest <= 0) {
+        high *= 1 - EPSILON;
+        rest = fma(-(double)high, temperature, 1) / temperature;
+    }
+    return (FN(inverse)){SET1(high), SET1((T)rest)};
+}
+
+/* d divided by the temperature, rounded once where FMA is fused. `inverse` is NULL for a temperature of 1. */
+CE_INLINE VEC FN(cooled)(VEC d, const FN(inverse) * inverse)
+{
+    if (inverse)
+        d = FMA(d, inverse->high, d * inverse->low);
+    return d;
+}
+
+#undef EPSILON
 #undef LOG2E
 #undef ROUNDER
 #undef EXP_CUT
