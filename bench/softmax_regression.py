@@ -2,7 +2,7 @@
 
     python bench/softmax_regression.py [--only digits] [--solver newton-cg] [--dtype float32] [--tol 1e-4] [--repeat 5]
 
-The two are fitted in turn. Median times of a fit are printed, with the iterations, and the objective where they stopped.
+The two are fitted in turn. Median times of a fit are printed, with the iterations and the objective that was reached.
 The exit status is 1 if SoftmaxRegression is slower in one of the cases, or its objective is larger by more than 1 %.
 """
 

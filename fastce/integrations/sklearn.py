@@ -1,6 +1,6 @@
 """`SoftmaxRegression`: multinomial logistic regression as an estimator of scikit-learn, with the loss of fastce.
 
-Needs scikit-learn 1.7 or later, and the SciPy that comes with it.
+Needs scikit-learn 1.7 or later, and SciPy, which scikit-learn needs too.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lbfgs": {"method": "L-BFGS-B", "options": {"gtol": 0.0, "ftol": 64 * np.finfo(float).eps, "maxls": 50}},
     "newton-cg": {"method": "Newton-CG", "options": {"xtol": np.finfo(float).eps}},
 }
-# Whitening is left out if its product X.T @ X takes longer than about 25 evaluations of the objective. A fit has tens of
-# evaluations, or hundreds if the features are correlated or of different scales. The product takes rows*length**2 steps
-# and an evaluation 4*rows*length*classes, where length is the number of stored elements of a row. SciPy's product of
-# two sparse arrays takes about ten times as long for each step.
+# Whitening is left out if its product X.T @ X takes longer than about 25 evaluations of the objective. A fit has tens
+# of evaluations, or hundreds if the features are correlated or of different scales. The product takes rows*length**2
+# steps and an evaluation 4*rows*length*classes, where length is the mean number of stored elements of a row. A step of
+# SciPy's product of two sparse arrays takes about ten times as long.
 LENGTH_FOR_EACH_CLASS, SPARSE_LENGTH_FOR_EACH_CLASS = 100, 10
+ROWS_AT_A_TIME = 16384  # of which float64 copies are made for that product
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -82,15 +83,17 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     -----
     ``sum(w*loss)/sum(w) + sum(coef**2)/(2*C*sum(w))`` is minimised, w the weights of samples and classes.
 
-    float32 and float64 are kept: products with X, the loss of each sample, its gradient and the results are in the dtype
-    of X. The sum of the losses, the penalty and the solver are in float64. Gradients in float32 are exact to about
-    1e-7 times the scale of X, so a smaller `tol` may not be reached.
+    float32 and float64 are kept: products with X, the loss of each sample, its gradient and the results are in the
+    dtype of X. The sum of the losses, the penalty and the solver are in float64. In float32, gradients have errors of
+    about 1e-7 times the scale of X, so that a smaller `tol` may not be reached.
 
-    The solver works on ``coef @ T``, where ``inv(T @ T.T)`` is the second derivative at ``coef = 0`` for one class. Scale
-    and correlation of the features then do not slow it down, so it takes fewer iterations than LogisticRegression if
-    they are large. This is left out where it would take too long: for more than 100 features for each class (10 non-zero
-    ones in the mean, if X is sparse), and where X has fewer elements than T. The stopping rule is always that of the
-    gradient with respect to coefficients and intercepts.
+    The solver works in coordinates in which the second derivative for one class, where all coefficients are 0, is the
+    identity (L-BFGS converges fast near such functions: Nocedal and Wright (2006), "Numerical optimization", section
+    7.2). Features of different scales or that are correlated then do not slow it down, and it takes fewer iterations
+    than LogisticRegression. This is left out where the coordinates would take too long to compute: for more than 100
+    features for each class (if X is sparse, 10 that are not zero, in the mean), and for fewer elements of X than the
+    square of the number of features. The stopping rule is always that of the gradient with respect to coefficients and
+    intercepts.
 
     Examples
     --------
@@ -315,8 +318,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class _Objective:
     """The objective, its gradient and products with its second derivative, as functions of whitened coefficients.
 
-    theta has a row for each free class: its coefficients, then its intercept. Of two classes, the first is not free: its
-    logits are 0. The solver sees ``whitened``, where ``theta = whitened @ transform.T``.
+    theta has a row for each free class: its coefficients, then its intercept. Of two classes the first is not free,
+    because its logits are 0. The solver sees ``whitened``, where ``theta = whitened @ transform.T``.
     """
 
     def __init__(self, X: Any, labels: Any, weights: Any, classes: int, model: SoftmaxRegression):
@@ -352,22 +355,26 @@ class _Objective:
         longest = (SPARSE_LENGTH_FOR_EACH_CLASS if sparse else LENGTH_FOR_EACH_CLASS) * self.free
         if stored > longest * X.shape[0] or self.columns**2 > stored:
             return None
-        roots = np.ones(X.shape[0], X.dtype) if weights is None else np.sqrt(weights).astype(X.dtype)
-        if weights is not None:
-            X = X.multiply(roots[:, None]).tocsr() if sparse else X * roots[:, None]
-        product = X.T @ X
-        M = np.empty((self.columns, self.columns))
-        M[:end, :end] = product.toarray() if sparse else product
-        if self.fit_intercept:
-            M[end, :end] = M[:end, end] = roots @ X
-            M[end, end] = roots @ roots
+        M = np.zeros((self.columns, self.columns))
+        for start in range(0, X.shape[0], ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            roots = np.sqrt(weights[rows]) if weights is not None else np.ones(min(ROWS_AT_A_TIME, X.shape[0] - start))
+            part = X[rows].multiply(roots[:, None]).tocsr() if sparse else X[rows] * roots[:, None]
+            product = part.T @ part
+            M[:end, :end] += product.toarray() if sparse else product
+            if self.fit_intercept:
+                M[end, :end] += roots @ part
+                M[end, end] += roots @ roots
+        if not np.isfinite(M).all():
+            return None
+        M[:end, end:] = M[end:, :end].T
         M *= self.upstream / self.classes
         M[range(end), range(end)] += self.l2
         # Columns are scaled first, so that what is added against rounding is small for each.
         scale = 1 / np.sqrt(np.where(M.diagonal() > 0, M.diagonal(), 1))
         M *= scale
         M *= scale[:, None]
-        M[range(self.columns), range(self.columns)] += self.columns * np.finfo(X.dtype).eps
+        M[range(self.columns), range(self.columns)] += max(1e-10, 10 * np.finfo(X.dtype).eps)
         root = np.linalg.cholesky(M)
         return scale[:, None] * solve_triangular(root, np.eye(self.columns), lower=True).T
 
@@ -462,9 +469,10 @@ def _minimised(objective: _Objective, theta: Any, solver: str, tol: float, max_i
     )
     objective(found.x)
     if not (objective.steepest <= tol or found.success):
+        hint = "more iterations" if found.nit >= max_iter else "features of similar scale, float64 or a larger tol"
         warnings.warn(
             f"{solver} did not converge: after {found.nit} iterations the largest component of the gradient is "
-            f"{objective.steepest:.3g}, but tol is {tol:g} (SciPy: {found.message}). Raise max_iter, or scale the data.",
+            f"{objective.steepest:.3g}, but tol is {tol:g}. What may help: {hint}.",
             ConvergenceWarning,
             stacklevel=3,
         )

@@ -107,7 +107,7 @@ def test_docstrings_are_complete(module: str) -> None:
 @pytest.mark.parametrize("name", INTEGRATIONS)
 def test_docstrings_of_integrations_are_complete(name: str) -> None:
     """Their examples run in tests/peers/test_integrations.py."""
-    if name in ("autograd", "torch"):  # these import their library
+    if name in ("autograd", "sklearn", "torch"):  # these import their library
         pytest.importorskip(name, reason=f"{name} is not installed")
     names = public_names(f"fastce.integrations.{name}")
     assert names
