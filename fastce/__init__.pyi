@@ -64,6 +64,7 @@ class _Entropy(_Softmax, total=False):
 class _Evaluate(_Softmax, total=False):
     top_k: int | Iterable[int]
     ignore_index: int | None
+
 class _CrossEntropyGrad(_CrossEntropy, total=False):
     subnormals: _Subnormals
 

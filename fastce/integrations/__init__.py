@@ -1,4 +1,4 @@
-"""fastce inside other libraries, one small module for each: `autograd`, `jax`, `lightgbm`, `scipy`, `torch`,
+"""fastce inside other libraries, one small module for each: `autograd`, `jax`, `lightgbm`, `scipy`, `sklearn`, `torch`,
 `xgboost`.
 
 Import the one that is wanted (``from fastce.integrations import torch``); it imports its library, and nothing else here
