@@ -24,6 +24,7 @@ cdef struct Arguments:
     PyObject *checks                # the module _checks
     PyObject *ndarray               # numpy.ndarray
     PyObject *input_name            # "logits", "x" or "y"
+    PyObject *targets_name          # "targets" or "target_logits"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
     bint integers                   # integer logits are not converted to float64
     Py_buffer view[ARRAYS]          # obj is NULL where there is no such array; view[INPUT] is the logits or y
@@ -144,15 +145,17 @@ cdef inline int set_targets(Arguments *a, object value) except -1:
     cdef const Py_buffer *view = &a.view[TARGETS]
     cdef bint may_be_labels = a.request.operation == CROSS_ENTROPY
     if dtype == NO_DTYPE:
-        value = checks(a).as_targets(value, a.view[INPUT].obj.shape)
+        value = checks(a).as_targets(<object>a.targets_name, value, a.view[INPUT].obj.shape)
         dtype = take(a, TARGETS, value)
     if dtype == NO_DTYPE:
-        raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels)
+        raise checks(a).targets_error(<object>a.targets_name, value, a.view[INPUT].obj.shape, a.axes.class_axis,
+                                       may_be_labels)
     if same_shape(view, &a.view[INPUT], -1):
         return set_matrix(a, TARGETS, dtype, &a.request.targets)
     if (not may_be_labels or dtype >= F32 or view.format[0] == b"?"
             or not same_shape(view, &a.view[INPUT], a.axes.class_axis)):
-        raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels)
+        raise checks(a).targets_error(<object>a.targets_name, value, a.view[INPUT].obj.shape, a.axes.class_axis,
+                                       may_be_labels)
     return set_matrix(a, TARGETS, dtype, &a.request.labels)
 
 

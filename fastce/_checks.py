@@ -96,9 +96,9 @@ def as_logits(name: str, value: Any, keep_integers: bool) -> Array:
     return readable(array)
 
 
-def as_targets(value: Any, shape: tuple[int, ...]) -> Array:
+def as_targets(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """Targets as an aligned native array. Floats that are no probabilities are left as they are, for the error."""
-    array = as_array("targets", value)
+    array = as_array(name, value)
     if not array.size and not isinstance(value, np.ndarray):
         array = array.astype(I64)  # NumPy makes an empty list float64
     if array.dtype.kind == "f" and array.shape != shape:
@@ -199,11 +199,11 @@ def label_error(labels: Array, classes: int, ignored: int | None, name: str = "t
     return IndexError(f"{where} is {labels[at]}, out of range for {classes} classes{note}")
 
 
-def targets_error(targets: Array, shape: tuple[int, ...], axis: int, may_be_labels: bool) -> Exception:
+def targets_error(name: str, targets: Array, shape: tuple[int, ...], axis: int, may_be_labels: bool) -> Exception:
     row_shape = shape[:axis] + shape[axis + 1 :]
     if not may_be_labels:
-        hint = "; class indices become such rows with one_hot" if targets.shape == row_shape else ""
-        return ValueError(f"targets has shape {targets.shape}, expected {shape} to match logits{hint}")
+        hint = "; class indices become such rows with one_hot" if targets.shape == row_shape and name == "targets" else ""
+        return ValueError(f"{name} has shape {targets.shape}, expected {shape} to match logits{hint}")
     if targets.shape == row_shape:
         return TypeError(
             f"targets has dtype {targets.dtype} and the shape of class indices, which are integers; "

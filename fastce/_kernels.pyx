@@ -34,7 +34,7 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    ARGMAX, CROSS_ENTROPY, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
@@ -55,6 +55,7 @@ cdef enum:              # what a function returns
 cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
     "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": ARGMAX,
+    "kl_divergence": KL_OF_LOGITS,
 }
 
 cdef Rule rules[MAX_RULES]
@@ -105,6 +106,7 @@ cdef class Call:
         if a.is_product:
             set_upstream(a, first)
         elif second is not MISSING:
+            a.targets_name = <PyObject *>self.function.arguments[1]
             set_targets(a, second)
         for k in range(AXIS + 1, <int>len(rule_names)):
             if given[k] != NULL:

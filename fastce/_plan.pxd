@@ -6,9 +6,10 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
+    ARGMAX, CROSS_ENTROPY, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
     Matrix, Request,
 )
+from ._divergence cimport DIVERGENCE_SCRATCH
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
 from ._tiles cimport tile_scratch
@@ -33,6 +34,9 @@ cdef enum:
 cdef inline bint is_product(const Request *request) noexcept nogil:
     return request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD
 
+cdef inline bint is_divergence(const Request *request) noexcept nogil:
+    return request.operation == KL_OF_LOGITS or request.operation == KL_OF_PROBABILITIES
+
 cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
     """What the operation is a function of. Its dtype is that of the results."""
     if is_product(request):
@@ -45,8 +49,9 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint product = is_product(r)
     cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
-        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= ARGMAX and (dtype == F32 or dtype == F64) and r.temperature > 0
+        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM
+        or is_divergence(r))
+    return (CROSS_ENTROPY <= operation <= KL_OF_PROBABILITIES and (dtype == F32 or dtype == F64) and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
@@ -100,6 +105,8 @@ cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogi
         few_classes = TILES_BEAT_GIVEN
     if along_rows or r.classes <= few_classes:
         return BY_TILES
+    if is_divergence(r):
+        return BY_ROWS
     return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
@@ -116,7 +123,8 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
     """The size of a tile. It depends on the shapes and strides alone."""
     cdef Py_ssize_t classes = request.classes
     cdef bint strips = (request.logits.row_stride == size and request.logits.class_stride != size
-                        and (request.grad.data == NULL or request.grad.row_stride == size))
+                        and (request.grad.data == NULL or request.grad.row_stride == size)
+                        and not is_divergence(request))
     p.tile = TILE_SIZE
     if strips:
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
@@ -170,6 +178,8 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return SIGMOID_SCRATCH
     if request.operation == SOFTMAX_TWO_TERM:
         return TWO_TERM_SCRATCH
+    if is_divergence(request):
+        return DIVERGENCE_SCRATCH
     if p.path == BY_COLUMNS:
         return 5*p.group
     if is_product(request) or request.operation == ARGMAX:

@@ -15,6 +15,8 @@ cdef enum:              # operations
     SIGMOID_TWO_TERM    # -sum c*log(p) + (1 - c)*log(1 - p) with p = 1/(1 + exp(-x))
     SOFTMAX_TWO_TERM    # the same with p = softmax(x)
     ARGMAX              # where the largest x of each row is, written to first_max
+    KL_OF_LOGITS        # sum q*log(q/p) with p = softmax(x) and q = softmax(targets)
+    KL_OF_PROBABILITIES # sum c*log(c/p) of targets c
 
 cdef enum:              # dtypes
     NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64

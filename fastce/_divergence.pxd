@@ -1,0 +1,339 @@
+# cython: cdivision=True
+# The Kullback-Leibler divergence KL(q || p) = sum q*log(q/p) of p = softmax(x/T) and q = softmax(t/T), or of targets q.
+#
+# Let u = log(p) - log(q). Because p and q have the same sum,
+#
+#     loss   = sum_j q_j*(exp(u_j) - 1 - u_j)         every term is >= 0, and 0 where p and q are equal
+#     grad_j = scale * (p_j - q_j),   p_j - q_j = q_j*(exp(u_j) - 1)
+#
+# The difference of the logarithms of both sums, which is part of every u, has a rounding error. The derivative of the
+# loss with respect to it is sum(q) - sum(p), which is 0, so the error counts only by its square. For |u| <= 1/2 a
+# polynomial gives exp(u) - 1 - u, and elsewhere p - q - q*u does not cancel much.
+#
+# Targets c that are no logits have the mass m = sum c. With q = c/m and t = T*log(c) the loss is
+# m*(KL(q || p) + log(m)), and the gradient is that of q multiplied by m.
+from cython cimport floating
+from libc.math cimport INFINITY
+from libc.string cimport memcpy
+
+from ._blocks cimport block, evenly_spaced, grad_block, load_tile, logits_block, next_block, row_at, store_block, store_tile
+from ._job cimport BLOCK, BY_TILES, GROUP, TILE_SIZE, Job, State, Sum, add, rescaled, set_sum, value
+from ._long_rows cimport RowSums, add_exponentials, begin_sums
+from ._primitives cimport CE_STORED, ce_chosen_f64, ce_divergence, ce_primitives
+from ._request cimport KL_OF_LOGITS, Matrix
+from ._softmax_two_term cimport whole_vectors
+
+cdef enum:
+    DIVERGENCE_SCRATCH = 4*TILE_SIZE + 11*GROUP     # at least 5*BLOCK of it for rows
+    DIVERGENCE_TURNS = 2048     # logits of short rows that are computed together
+    WIDE = 256                  # float64 numbers that are worked on at a time
+
+cdef struct Divergence:
+    # A group of rows.
+    ce_divergence c
+    Py_ssize_t start
+    Py_ssize_t count
+    Py_ssize_t width            # BY_TILES: count, rounded up to whole vectors
+
+cdef inline void set_rows(const Job *job, ce_divergence *c, const double *scale, Py_ssize_t rows, Py_ssize_t used,
+                          floating *scratch) noexcept nogil:
+    """Rows, of which the last are not used, and the scratch for what there is one of for each."""
+    cdef Py_ssize_t p
+    c.rows, c.temperature, c.of_logits = rows, job.request.temperature, job.request.operation == KL_OF_LOGITS
+    c.along, c.grad = job.plan.path != BY_TILES, NULL
+    c.x_shift, c.t_shift, c.gap = scratch, scratch + GROUP, scratch + 2*GROUP
+    c.offset, c.p_factor, c.q_factor = scratch + 3*GROUP, scratch + 4*GROUP, scratch + 5*GROUP
+    c.scale = scratch + 6*GROUP
+    for p in range(rows):
+        c.mass[p], c.t_max[p], c.factor[p] = 1, 0, scale[p] if p < used else 0
+
+cdef inline void add_targets(const Job *job, const floating *targets, Py_ssize_t n, Sum *mass,
+                             floating *logs) noexcept nogil:
+    """Adds targets to a row's mass and, unless logs is NULL, computes temperature times their logarithms. The mass is
+    summed in float64, because its error would count in full."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double wide[WIDE]
+    cdef double wide_logs[WIDE]
+    cdef Py_ssize_t k, m
+    for k from 0 <= k < n by WIDE:
+        m = min(n - k, WIDE)
+        f.widen(targets + k, m, wide)
+        add(mass, ce_chosen_f64.row_sum(wide, m))
+        if logs != NULL:
+            f.logarithms(wide, m, job.request.temperature, wide_logs)
+            f.narrow(wide_logs, m, logs + k)
+
+# -- Rows: vectors along the classes
+
+cdef inline void load_row_block(const Job *job, Divergence *d, Py_ssize_t j, Py_ssize_t n,
+                                floating *scratch) noexcept nogil:
+    """Finds n classes from j on of evenly spaced rows where they lie, or copies them into scratch; and where their
+    exponentials, or the logarithms of targets, will be."""
+    cdef ce_divergence *c = &d.c
+    cdef const Matrix *x = &job.request.logits
+    cdef const Matrix *targets = &job.request.targets
+    cdef Py_ssize_t size = sizeof(floating), pitch = whole_vectors(n), p
+    cdef floating *logs = scratch + BLOCK
+    cdef floating *e_t = scratch + 3*BLOCK
+    cdef const floating *row
+    c.x, c.x_step = logits_block(job, d.start, j, n, scratch), x.row_stride
+    if c.x == scratch:
+        c.x_step = pitch*size
+        for p in range(1, d.count):
+            logits_block(job, d.start + p, j, n, scratch + p*pitch)
+    scratch = logs if c.of_logits else e_t
+    row = block(targets, d.start, j, n, scratch)
+    c.t, c.t_step = row, targets.row_stride
+    if row == scratch:
+        c.t_step = pitch*size
+        for p in range(1, d.count):
+            block(targets, d.start + p, j, n, scratch + p*pitch)
+    c.e_t, c.e_t_step = e_t, pitch*size
+    if not c.of_logits:
+        c.e_t, c.e_t_step = c.t, c.t_step
+        c.t, c.t_step = logs, pitch*size
+    c.e_x, c.e_x_step = logs + BLOCK, pitch*size
+
+cdef inline void add_row_targets(const Job *job, const ce_divergence *c, Py_ssize_t p, Py_ssize_t n, Sum *mass,
+                                 const floating *dtype) noexcept nogil:
+    """Computes the logarithms of the targets of the p-th row of a block, and adds the targets to its mass."""
+    add_targets(job, <const floating *>(<const char *>c.e_t + p*c.e_t_step), n, mass,
+                <floating *>(<char *>c.t + p*c.t_step))
+
+cdef inline void set_row_grads(const Job *job, Divergence *d, Py_ssize_t j, floating *scratch) noexcept nogil:
+    """Where a block of the gradient is computed: in its place, or in scratch. What is written past the caches is
+    computed in scratch too, because vectors are not aligned to its place."""
+    cdef ce_divergence *c = &d.c
+    if not job.plan.with_grad:
+        return
+    c.grad, c.grad_step = grad_block(job, d.start, j, scratch), job.request.grad.row_stride
+    if job.plan.stream:
+        c.grad = scratch
+    if c.grad == scratch:
+        c.grad_step = c.e_x_step
+
+cdef inline void store_row_grads(const Job *job, const Divergence *d, Py_ssize_t j, Py_ssize_t n,
+                                 const floating *scratch) noexcept nogil:
+    cdef const Matrix *grad = &job.request.grad
+    cdef Py_ssize_t p
+    if d.c.grad != scratch:
+        return
+    for p in range(d.count):
+        if job.plan.stream and grad.class_stride == sizeof(floating):
+            job.plan.primitives.store_runs(scratch, 0, 1, n, row_at(grad, d.start) + j*grad.class_stride, 0, True)
+        else:
+            store_block(job, d.start + p, j, n, <const floating *>(<const char *>scratch + p*d.c.grad_step))
+
+cdef inline const char *next_rows(const Matrix *a, const char *x, Py_ssize_t x_step, Py_ssize_t start,
+                                  Py_ssize_t count, Py_ssize_t rows) noexcept nogil:
+    """What is read after `count` rows at x, if it is as far from each other; else x."""
+    if start + 2*count <= rows and x == row_at(a, start):
+        return x + count*x_step
+    return x
+
+cdef inline void short_rows(const Job *job, Divergence *d, floating *scratch) noexcept nogil:
+    """Divergence and gradient of rows that have one block."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef ce_divergence *c = &d.c
+    cdef Py_ssize_t n = job.request.classes, rows = job.request.rows, p
+    cdef Sum mass
+    load_row_block(job, d, 0, n, scratch)
+    f.rows_max(c.x, c.x_step, d.count, n, c.x_max)
+    f.rows_exp_sum(c.x, c.x_step, <void *>c.e_x, c.e_x_step, d.count, n, CE_STORED, c.x_max, c.temperature, 1,
+                   next_rows(&job.request.logits, <const char *>c.x, c.x_step, d.start, d.count, rows), c.x_tail)
+    if c.of_logits:
+        f.rows_max(c.t, c.t_step, d.count, n, c.t_max)
+        f.rows_exp_sum(c.t, c.t_step, <void *>c.e_t, c.e_t_step, d.count, n, CE_STORED, c.t_max, c.temperature, 1,
+                       next_rows(&job.request.targets, <const char *>c.t, c.t_step, d.start, d.count, rows), c.t_tail)
+    else:
+        for p in range(d.count):
+            set_sum(&mass, 0)
+            add_row_targets(job, c, p, n, &mass, scratch)
+            c.mass[p], c.t_tail[p] = value(&mass), value(&mass) - 1
+    f.divergence_begin(c)
+    set_row_grads(job, d, 0, scratch + 4*BLOCK)
+    f.divergence(c, n)
+    store_row_grads(job, d, 0, n, scratch + 4*BLOCK)
+    f.divergence_finish(c)
+
+cdef inline void long_row(const Job *job, Divergence *d, floating *scratch) noexcept nogil:
+    """Divergence and gradient of a row of several blocks. Its exponentials are computed twice, which costs less than
+    storing and reading them."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef ce_divergence *c = &d.c
+    cdef RowSums x_sums, t_sums
+    cdef Sum mass
+    cdef Py_ssize_t classes = job.request.classes, j, n
+    cdef const floating *x
+    cdef const floating *t
+    cdef double unused
+    begin_sums(&x_sums)
+    begin_sums(&t_sums)
+    set_sum(&mass, 0)
+    for j from 0 <= j < classes by BLOCK:
+        n = min(classes - j, BLOCK)
+        x = logits_block(job, d.start, j, n, scratch)
+        add_exponentials(job, n, x, next_block(job, d.start, j + n, x), &x_sums)
+        t = block(&job.request.targets, d.start, j, n, scratch)
+        if c.of_logits:
+            add_exponentials(job, n, t, t, &t_sums)
+        else:
+            add_targets(job, t, n, &mass, <floating *>NULL)
+    c.x_max[0], c.x_tail[0] = x_sums.row_max, value(&x_sums.tail)
+    if c.of_logits:
+        c.t_max[0], c.t_tail[0] = t_sums.row_max, value(&t_sums.tail)
+    else:
+        c.mass[0], c.t_tail[0] = value(&mass), value(&mass) - 1
+    f.divergence_begin(c)
+    for j from 0 <= j < classes by BLOCK:
+        n = min(classes - j, BLOCK)
+        load_row_block(job, d, j, n, scratch)
+        f.rows_exp_sum(c.x, 0, <void *>c.e_x, 0, 1, n, CE_STORED, c.x_max, c.temperature, 0, c.x, &unused)
+        if c.of_logits:
+            f.rows_exp_sum(c.t, 0, <void *>c.e_t, 0, 1, n, CE_STORED, c.t_max, c.temperature, 0, c.t, &unused)
+        else:
+            add_row_targets(job, c, 0, n, &mass, scratch)
+        set_row_grads(job, d, j, scratch + 4*BLOCK)
+        f.divergence(c, n)
+        store_row_grads(job, d, j, n, scratch + 4*BLOCK)
+    f.divergence_finish(c)
+
+cdef inline Py_ssize_t together(const Job *job, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """How many of n rows from i on can be computed together."""
+    if job.request.classes > BLOCK:
+        return 1
+    n = min(evenly_spaced(&job.request.logits, i, n), max(DIVERGENCE_TURNS/job.request.classes, 1))
+    if job.plan.with_grad:
+        n = evenly_spaced(&job.request.grad, i, n)
+    return evenly_spaced(&job.request.targets, i, n)
+
+# -- Tiles: vectors across rows
+
+cdef struct TileSums:
+    # Maxima and tails of a tile's logits, or of its target logits, so far.
+    void *row_max               # of the logits' dtype
+    void *before                # those of the blocks before
+    double *tail
+    double lost[GROUP]
+    double part[GROUP]          # the sums of a block
+
+cdef inline void begin_tile_sums(TileSums *sums, double *tail, Py_ssize_t width, floating *row_max,
+                                 floating *before) noexcept nogil:
+    cdef Py_ssize_t p
+    sums.row_max, sums.before, sums.tail = row_max, before, tail
+    for p in range(width):
+        row_max[p], tail[p], sums.lost[p] = -INFINITY, -1, 0    # tails of no class, so that 1 + tail is 0
+
+cdef inline void add_tile_sums(const Job *job, TileSums *sums, const floating *x, floating *e, Py_ssize_t n,
+                               Py_ssize_t width) noexcept nogil:
+    """Adds a block of n classes, and stores its exponentials in e."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef const floating *before = <const floating *>sums.before
+    cdef const floating *row_max = <const floating *>sums.row_max
+    cdef double temperature = job.request.temperature
+    cdef Py_ssize_t p
+    memcpy(sums.before, sums.row_max, width*sizeof(floating))
+    f.tile_max(x, n, width, sums.row_max)
+    for p in range(width):
+        if row_max[p] > before[p]:
+            sums.tail[p] = rescaled(1 + sums.tail[p] + sums.lost[p], before[p], row_max[p], temperature)
+            sums.lost[p] = 0
+    f.tile_exp_sum(x, e, n, width, sums.row_max, sums.before, temperature, NULL, sums.part, NULL, NULL, x, 0,
+                   <void *>x, 0)
+    f.add_compensated(sums.tail, sums.lost, sums.part, width)
+
+cdef inline void store_tile_exponentials(const Job *job, const TileSums *sums, const floating *x, floating *e,
+                                         Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    """The same for a block that was added before: its exponentials alone."""
+    cdef double unused[GROUP]
+    job.plan.primitives.tile_exp_sum(x, e, n, width, sums.row_max, sums.row_max, job.request.temperature, NULL, unused,
+                                     NULL, NULL, x, 0, <void *>x, 0)
+
+cdef inline void add_tile_targets(const Job *job, double *mass, double *lost, const floating *targets, floating *logs,
+                                  Py_ssize_t n, Py_ssize_t width) noexcept nogil:
+    """Adds a block of targets to the masses, and computes temperature times their logarithms."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double wide[GROUP]
+    cdef double wide_logs[GROUP]
+    cdef Py_ssize_t k
+    for k in range(n):
+        f.widen(targets + k*width, width, wide)
+        f.add_compensated(mass, lost, wide, width)
+        f.logarithms(wide, width, job.request.temperature, wide_logs)
+        f.narrow(wide_logs, width, logs + k*width)
+
+cdef inline void tile_of_divergences(const Job *job, Divergence *d, floating *scratch) noexcept nogil:
+    """Divergence and gradient of rows of any layout. If they have several blocks, these are loaded twice."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef ce_divergence *c = &d.c
+    cdef Py_ssize_t classes = job.request.classes, width = d.width, most = TILE_SIZE/width, j, n, p
+    cdef floating *x = scratch
+    cdef floating *t = scratch + TILE_SIZE
+    cdef floating *e_x = scratch + 2*TILE_SIZE
+    cdef floating *e_t = scratch + 3*TILE_SIZE
+    cdef floating *rows = scratch + 4*TILE_SIZE + 7*GROUP
+    cdef TileSums x_sums, t_sums
+    cdef bint again
+    c.x, c.t, c.e_x, c.e_t = x, t, e_x, e_t
+    c.x_step = c.t_step = c.e_x_step = c.e_t_step = c.grad_step = width*sizeof(floating)
+    begin_tile_sums(&x_sums, c.x_tail, width, rows, rows + GROUP)
+    begin_tile_sums(&t_sums, c.t_tail, width, rows + 2*GROUP, rows + 3*GROUP)
+    for p in range(0 if c.of_logits else width):
+        c.mass[p] = 0
+    for again in range(2):
+        for j from 0 <= j < classes by most:
+            n = min(classes - j, most)
+            if not again or classes > most:
+                load_tile(f, &job.request.logits, d.start, d.count, j, n, width, x)
+                load_tile(f, &job.request.targets, d.start, d.count, j, n, width, t if c.of_logits else e_t)
+            if not again:
+                add_tile_sums(job, &x_sums, x, e_x, n, width)
+                if c.of_logits:
+                    add_tile_sums(job, &t_sums, t, e_t, n, width)
+                else:
+                    add_tile_targets(job, c.mass, t_sums.lost, e_t, t, n, width)
+                continue
+            if classes > most:
+                store_tile_exponentials(job, &x_sums, x, e_x, n, width)
+                if c.of_logits:
+                    store_tile_exponentials(job, &t_sums, t, e_t, n, width)
+                else:
+                    add_tile_targets(job, t_sums.part, t_sums.lost, e_t, t, n, width)
+            c.grad = e_x if job.plan.with_grad else NULL
+            f.divergence(c, n)
+            if job.plan.with_grad:
+                store_tile(f, &job.request.grad, d.start, d.count, j, n, width, e_x, job.plan.stream)
+        if not again:
+            f.widen(x_sums.row_max, width, c.x_max)
+            if c.of_logits:
+                f.widen(t_sums.row_max, width, c.t_max)
+            for p in range(width):
+                c.x_tail[p] += x_sums.lost[p]
+                c.mass[p] += 0 if c.of_logits else t_sums.lost[p]
+                c.t_tail[p] = c.t_tail[p] + t_sums.lost[p] if c.of_logits else c.mass[p] - 1
+            f.divergence_begin(c)
+    f.divergence_finish(c)
+
+# -- Groups
+
+cdef inline void divergences(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s,
+                             floating *scratch) noexcept nogil:
+    """Losses and gradient of a group."""
+    cdef Divergence d
+    cdef Py_ssize_t r = 0
+    s.ignored = 0
+    while r < count:
+        d.start, d.count = start + r, count - r
+        if job.plan.path == BY_TILES:
+            d.width = whole_vectors(count)
+            set_rows(job, &d.c, s.scale, d.width, count, scratch + 4*TILE_SIZE)
+            tile_of_divergences(job, &d, scratch)
+        else:
+            d.count = together(job, start + r, count - r)
+            set_rows(job, &d.c, s.scale + r, d.count, d.count, scratch + 4*TILE_SIZE)
+            if job.request.classes <= BLOCK:
+                short_rows(job, &d, scratch)
+            else:
+                long_row(job, &d, scratch)
+        memcpy(s.loss + r, d.c.loss, d.count*sizeof(double))
+        r += d.count
