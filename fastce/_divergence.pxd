@@ -17,16 +17,16 @@ from libc.math cimport INFINITY
 from libc.string cimport memcpy
 
 from ._blocks cimport block, evenly_spaced, grad_block, load_tile, logits_block, next_block, row_at, store_block, store_tile
-from ._job cimport BLOCK, BY_TILES, GROUP, TILE_SIZE, Job, State, Sum, add, rescaled, set_sum, value
+from ._job cimport BLOCK, BY_TILES, GROUP, Job, Plan, State, Sum, add, rescaled, set_sum, value
 from ._long_rows cimport RowSums, add_exponentials, begin_sums
 from ._primitives cimport CE_STORED, ce_chosen_f64, ce_divergence, ce_primitives
 from ._request cimport KL_OF_LOGITS, Matrix
 from ._softmax_two_term cimport whole_vectors
 
 cdef enum:
-    DIVERGENCE_SCRATCH = 4*TILE_SIZE + 11*GROUP     # at least 5*BLOCK of it for rows
     DIVERGENCE_TURNS = 2048     # logits of short rows that are computed together
-    WIDE = 256                  # float64 numbers that are worked on at a time
+    WIDE = 256                  # float64 numbers that are worked on at a time, a power of 2
+    OF_ROWS = 13*GROUP          # scratch for what there is one of for each row
 
 cdef struct Divergence:
     # A group of rows.
@@ -34,6 +34,10 @@ cdef struct Divergence:
     Py_ssize_t start
     Py_ssize_t count
     Py_ssize_t width            # BY_TILES: count, rounded up to whole vectors
+
+cdef inline Py_ssize_t divergence_scratch(const Plan *plan) noexcept nogil:
+    """The numbers of the logits' dtype that `divergences` needs."""
+    return OF_ROWS + (4*plan.tile if plan.path == BY_TILES else 5*BLOCK)
 
 cdef inline void set_rows(const Job *job, ce_divergence *c, const double *scale, Py_ssize_t rows, Py_ssize_t used,
                           floating *scratch) noexcept nogil:
@@ -43,14 +47,14 @@ cdef inline void set_rows(const Job *job, ce_divergence *c, const double *scale,
     c.along, c.grad = job.plan.path != BY_TILES, NULL
     c.x_shift, c.t_shift, c.gap = scratch, scratch + GROUP, scratch + 2*GROUP
     c.offset, c.p_factor, c.q_factor = scratch + 3*GROUP, scratch + 4*GROUP, scratch + 5*GROUP
-    c.scale = scratch + 6*GROUP
+    c.scale, c.x_top, c.t_top = scratch + 6*GROUP, scratch + 7*GROUP, scratch + 8*GROUP
     for p in range(rows):
-        c.mass[p], c.t_max[p], c.factor[p] = 1, 0, scale[p] if p < used else 0
+        c.factor[p] = scale[p] if p < used else 0
+    for p in range(0 if c.of_logits else rows):
+        c.t_max[p] = 0
 
-cdef inline void add_targets(const Job *job, const floating *targets, Py_ssize_t n, Sum *mass,
-                             floating *logs) noexcept nogil:
-    """Adds targets to a row's mass and, unless logs is NULL, computes temperature times their logarithms. The mass is
-    summed in float64, because its error would count in full."""
+cdef inline void take_logarithms(const Job *job, const floating *targets, Py_ssize_t n, floating *logs) noexcept nogil:
+    """temperature times the logarithms of targets."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef double wide[WIDE]
     cdef double wide_logs[WIDE]
@@ -58,10 +62,35 @@ cdef inline void add_targets(const Job *job, const floating *targets, Py_ssize_t
     for k from 0 <= k < n by WIDE:
         m = min(n - k, WIDE)
         f.widen(targets + k, m, wide)
-        add(mass, ce_chosen_f64.row_sum(wide, m))
-        if logs != NULL:
-            f.logarithms(wide, m, job.request.temperature, wide_logs)
-            f.narrow(wide_logs, m, logs + k)
+        f.logarithms(wide, m, job.request.temperature, wide_logs)
+        f.narrow(wide_logs, m, logs + k)
+
+cdef inline void add_mass(const Job *job, const floating *targets, Py_ssize_t n, Sum *mass) noexcept nogil:
+    """Adds the targets of a row to its mass. Nothing is lost but in `lost`, because an error of the mass would count in
+    full: WIDE sums at first, which are then added by halves."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef double wide[WIDE]
+    cdef double total[WIDE]
+    cdef double lost[WIDE]
+    cdef Py_ssize_t k, p, m, width = 1
+    while width < min(n, <Py_ssize_t>WIDE):
+        width *= 2
+    for p in range(width):
+        total[p], lost[p] = 0, 0
+    for k from 0 <= k < n by WIDE:
+        m = min(n - k, WIDE)
+        f.widen(targets + k, m, wide)
+        f.add_compensated(total, lost, wide, m)
+    while width > 1:
+        width /= 2
+        f.add_compensated(total, lost, total + width, width)
+        for p in range(width):
+            lost[p] += lost[p + width]
+    add(mass, total[0])
+    mass.lost += lost[0]
+
+cdef inline void set_mass(ce_divergence *c, Py_ssize_t p, const Sum *mass) noexcept nogil:
+    c.mass[p], c.mass_lost[p], c.t_tail[p] = mass.total, mass.lost, mass.total - 1
 
 # -- Rows: vectors along the classes
 
@@ -94,11 +123,8 @@ cdef inline void load_row_block(const Job *job, Divergence *d, Py_ssize_t j, Py_
         c.t, c.t_step = logs, pitch*size
     c.e_x, c.e_x_step = logs + BLOCK, pitch*size
 
-cdef inline void add_row_targets(const Job *job, const ce_divergence *c, Py_ssize_t p, Py_ssize_t n, Sum *mass,
-                                 const floating *dtype) noexcept nogil:
-    """Computes the logarithms of the targets of the p-th row of a block, and adds the targets to its mass."""
-    add_targets(job, <const floating *>(<const char *>c.e_t + p*c.e_t_step), n, mass,
-                <floating *>(<char *>c.t + p*c.t_step))
+cdef inline const floating *row_of(const void *a, Py_ssize_t step, Py_ssize_t p, const floating *dtype) noexcept nogil:
+    return <const floating *>(<const char *>a + p*step)
 
 cdef inline void set_row_grads(const Job *job, Divergence *d, Py_ssize_t j, floating *scratch) noexcept nogil:
     """Where a block of the gradient is computed: in its place, or in scratch. What is written past the caches is
@@ -148,8 +174,10 @@ cdef inline void short_rows(const Job *job, Divergence *d, floating *scratch) no
     else:
         for p in range(d.count):
             set_sum(&mass, 0)
-            add_row_targets(job, c, p, n, &mass, scratch)
-            c.mass[p], c.t_tail[p] = value(&mass), value(&mass) - 1
+            add_mass(job, row_of(c.e_t, c.e_t_step, p, scratch), n, &mass)
+            set_mass(c, p, &mass)
+            take_logarithms(job, row_of(c.e_t, c.e_t_step, p, scratch), n,
+                            <floating *>row_of(c.t, c.t_step, p, scratch))
     f.divergence_begin(c)
     set_row_grads(job, d, 0, scratch + 4*BLOCK)
     f.divergence(c, n)
@@ -176,23 +204,23 @@ cdef inline void long_row(const Job *job, Divergence *d, floating *scratch) noex
         add_exponentials(job, n, x, next_block(job, d.start, j + n, x), &x_sums)
         t = block(&job.request.targets, d.start, j, n, scratch)
         if c.of_logits:
-            add_exponentials(job, n, t, t, &t_sums)
+            add_exponentials(job, n, t, t + n if t != scratch and j + n < classes else t, &t_sums)
         else:
-            add_targets(job, t, n, &mass, <floating *>NULL)
+            add_mass(job, t, n, &mass)
     c.x_max[0], c.x_tail[0] = x_sums.row_max, value(&x_sums.tail)
     if c.of_logits:
         c.t_max[0], c.t_tail[0] = t_sums.row_max, value(&t_sums.tail)
     else:
-        c.mass[0], c.t_tail[0] = value(&mass), value(&mass) - 1
+        set_mass(c, 0, &mass)
     f.divergence_begin(c)
     for j from 0 <= j < classes by BLOCK:
         n = min(classes - j, BLOCK)
         load_row_block(job, d, j, n, scratch)
-        f.rows_exp_sum(c.x, 0, <void *>c.e_x, 0, 1, n, CE_STORED, c.x_max, c.temperature, 0, c.x, &unused)
         if c.of_logits:
-            f.rows_exp_sum(c.t, 0, <void *>c.e_t, 0, 1, n, CE_STORED, c.t_max, c.temperature, 0, c.t, &unused)
+            c.e_x = NULL
         else:
-            add_row_targets(job, c, 0, n, &mass, scratch)
+            f.rows_exp_sum(c.x, 0, <void *>c.e_x, 0, 1, n, CE_STORED, c.x_max, c.temperature, 0, c.x, &unused)
+            take_logarithms(job, <const floating *>c.e_t, n, <floating *>c.t)
         set_row_grads(job, d, j, scratch + 4*BLOCK)
         f.divergence(c, n)
         store_row_grads(job, d, j, n, scratch + 4*BLOCK)
@@ -226,7 +254,7 @@ cdef inline void begin_tile_sums(TileSums *sums, double *tail, Py_ssize_t width,
 
 cdef inline void add_tile_sums(const Job *job, TileSums *sums, const floating *x, floating *e, Py_ssize_t n,
                                Py_ssize_t width) noexcept nogil:
-    """Adds a block of n classes, and stores its exponentials in e."""
+    """Adds a block of n classes. Its exponentials are stored in e, unless it is NULL."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef const floating *before = <const floating *>sums.before
     cdef const floating *row_max = <const floating *>sums.row_max
@@ -242,76 +270,81 @@ cdef inline void add_tile_sums(const Job *job, TileSums *sums, const floating *x
                    <void *>x, 0)
     f.add_compensated(sums.tail, sums.lost, sums.part, width)
 
-cdef inline void store_tile_exponentials(const Job *job, const TileSums *sums, const floating *x, floating *e,
-                                         Py_ssize_t n, Py_ssize_t width) noexcept nogil:
-    """The same for a block that was added before: its exponentials alone."""
-    cdef double unused[GROUP]
-    job.plan.primitives.tile_exp_sum(x, e, n, width, sums.row_max, sums.row_max, job.request.temperature, NULL, unused,
-                                     NULL, NULL, x, 0, <void *>x, 0)
-
-cdef inline void add_tile_targets(const Job *job, double *mass, double *lost, const floating *targets, floating *logs,
-                                  Py_ssize_t n, Py_ssize_t width) noexcept nogil:
-    """Adds a block of targets to the masses, and computes temperature times their logarithms."""
-    cdef const ce_primitives *f = job.plan.primitives
+cdef inline void add_tile_mass(const Job *job, ce_divergence *c, const floating *targets, Py_ssize_t n,
+                               Py_ssize_t width) noexcept nogil:
+    """Adds a block of targets to the masses."""
     cdef double wide[GROUP]
-    cdef double wide_logs[GROUP]
     cdef Py_ssize_t k
     for k in range(n):
-        f.widen(targets + k*width, width, wide)
-        f.add_compensated(mass, lost, wide, width)
-        f.logarithms(wide, width, job.request.temperature, wide_logs)
-        f.narrow(wide_logs, width, logs + k*width)
+        job.plan.primitives.widen(targets + k*width, width, wide)
+        job.plan.primitives.add_compensated(c.mass, c.mass_lost, wide, width)
 
-cdef inline void tile_of_divergences(const Job *job, Divergence *d, floating *scratch) noexcept nogil:
-    """Divergence and gradient of rows of any layout. If they have several blocks, these are loaded twice."""
+cdef inline void load_tiles(const Job *job, const Divergence *d, Py_ssize_t j, Py_ssize_t n, floating *x,
+                            floating *targets) noexcept nogil:
+    """Loads n classes from j on."""
+    cdef const ce_primitives *f = job.plan.primitives
+    load_tile(f, &job.request.logits, d.start, d.count, j, n, d.width, x)
+    load_tile(f, &job.request.targets, d.start, d.count, j, n, d.width, targets)
+
+cdef inline void tile_state(const Job *job, Divergence *d, floating *x, floating *targets, floating *e_x, floating *e_t,
+                            floating *rows) noexcept nogil:
+    """Maxima and sums of all blocks. The last block stays in x and targets, its exponentials in e_x and e_t."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef ce_divergence *c = &d.c
-    cdef Py_ssize_t classes = job.request.classes, width = d.width, most = TILE_SIZE/width, j, n, p
-    cdef floating *x = scratch
-    cdef floating *t = scratch + TILE_SIZE
-    cdef floating *e_x = scratch + 2*TILE_SIZE
-    cdef floating *e_t = scratch + 3*TILE_SIZE
-    cdef floating *rows = scratch + 4*TILE_SIZE + 7*GROUP
     cdef TileSums x_sums, t_sums
-    cdef bint again
-    c.x, c.t, c.e_x, c.e_t = x, t, e_x, e_t
-    c.x_step = c.t_step = c.e_x_step = c.e_t_step = c.grad_step = width*sizeof(floating)
+    cdef Py_ssize_t j, n, p, width = d.width, most = job.plan.tile/width
     begin_tile_sums(&x_sums, c.x_tail, width, rows, rows + GROUP)
     begin_tile_sums(&t_sums, c.t_tail, width, rows + 2*GROUP, rows + 3*GROUP)
     for p in range(0 if c.of_logits else width):
-        c.mass[p] = 0
-    for again in range(2):
-        for j from 0 <= j < classes by most:
-            n = min(classes - j, most)
-            if not again or classes > most:
-                load_tile(f, &job.request.logits, d.start, d.count, j, n, width, x)
-                load_tile(f, &job.request.targets, d.start, d.count, j, n, width, t if c.of_logits else e_t)
-            if not again:
-                add_tile_sums(job, &x_sums, x, e_x, n, width)
-                if c.of_logits:
-                    add_tile_sums(job, &t_sums, t, e_t, n, width)
-                else:
-                    add_tile_targets(job, c.mass, t_sums.lost, e_t, t, n, width)
-                continue
-            if classes > most:
-                store_tile_exponentials(job, &x_sums, x, e_x, n, width)
-                if c.of_logits:
-                    store_tile_exponentials(job, &t_sums, t, e_t, n, width)
-                else:
-                    add_tile_targets(job, t_sums.part, t_sums.lost, e_t, t, n, width)
-            c.grad = e_x if job.plan.with_grad else NULL
-            f.divergence(c, n)
-            if job.plan.with_grad:
-                store_tile(f, &job.request.grad, d.start, d.count, j, n, width, e_x, job.plan.stream)
-        if not again:
-            f.widen(x_sums.row_max, width, c.x_max)
-            if c.of_logits:
-                f.widen(t_sums.row_max, width, c.t_max)
-            for p in range(width):
-                c.x_tail[p] += x_sums.lost[p]
-                c.mass[p] += 0 if c.of_logits else t_sums.lost[p]
-                c.t_tail[p] = c.t_tail[p] + t_sums.lost[p] if c.of_logits else c.mass[p] - 1
-            f.divergence_begin(c)
+        c.mass[p], c.mass_lost[p] = 0, 0
+    for j from 0 <= j < job.request.classes by most:
+        n = min(job.request.classes - j, most)
+        load_tiles(job, d, j, n, x, targets)
+        add_tile_sums(job, &x_sums, x, e_x, n, width)
+        if c.of_logits:
+            add_tile_sums(job, &t_sums, targets, e_t, n, width)
+        else:
+            add_tile_mass(job, c, targets, n, width)
+    f.widen(x_sums.row_max, width, c.x_max)
+    f.widen(t_sums.row_max, width, c.t_max)
+    for p in range(width):
+        c.x_tail[p] += x_sums.lost[p]
+        c.t_tail[p] += t_sums.lost[p]
+    for p in range(0 if c.of_logits else width):
+        c.t_max[p], c.t_tail[p] = 0, c.mass[p] - 1
+
+cdef inline void divergence_of_tile(const Job *job, Divergence *d, floating *scratch) noexcept nogil:
+    """Divergence and gradient of rows of any layout. The gradient is computed in the logits' place in scratch."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef ce_divergence *c = &d.c
+    cdef Py_ssize_t classes = job.request.classes, width = d.width, most = job.plan.tile/width
+    cdef Py_ssize_t chunk = min(max(job.plan.chunk/width, 1), most), j, k, m
+    cdef floating *x = scratch
+    cdef floating *t = scratch + job.plan.tile
+    cdef floating *e_x = scratch + 2*job.plan.tile
+    cdef floating *e_t = scratch + 3*job.plan.tile
+    cdef floating *targets = t if c.of_logits else e_t
+    cdef floating *row_max = scratch + 4*job.plan.tile + OF_ROWS - 4*GROUP
+    cdef double unused[GROUP]
+    cdef bint stored = classes <= chunk, one_block = classes <= most
+    tile_state(job, d, x, targets, e_x if stored else NULL, e_t if stored else NULL, row_max)
+    f.divergence_begin(c)
+    c.x_step = c.t_step = c.e_x_step = c.e_t_step = c.grad_step = width*sizeof(floating)
+    for j from 0 <= j < classes by chunk:
+        m, k = min(classes - j, chunk), j*width if one_block else 0
+        if not one_block:
+            load_tiles(job, d, j, m, x, targets)
+        if not stored and not c.of_logits:
+            f.tile_exp_sum(x + k, e_x + k, m, width, row_max, row_max, c.temperature, NULL, unused, NULL, NULL, x, 0, x, 0)
+        if not c.of_logits:
+            take_logarithms(job, e_t + k, m*width, t + k)
+        c.x, c.t, c.e_x, c.e_t = x + k, t + k, e_x + k, e_t + k
+        if not stored and c.of_logits:
+            c.e_x = NULL
+        c.grad = x + k if job.plan.with_grad else NULL
+        f.divergence(c, m)
+        if job.plan.with_grad:
+            store_tile(f, &job.request.grad, d.start, d.count, j, m, width, x + k, job.plan.stream)
     f.divergence_finish(c)
 
 # -- Groups
@@ -320,17 +353,18 @@ cdef inline void divergences(const Job *job, Py_ssize_t start, Py_ssize_t count,
                              floating *scratch) noexcept nogil:
     """Losses and gradient of a group."""
     cdef Divergence d
+    cdef floating *rows = scratch + divergence_scratch(&job.plan) - OF_ROWS
     cdef Py_ssize_t r = 0
     s.ignored = 0
     while r < count:
         d.start, d.count = start + r, count - r
         if job.plan.path == BY_TILES:
             d.width = whole_vectors(count)
-            set_rows(job, &d.c, s.scale, d.width, count, scratch + 4*TILE_SIZE)
-            tile_of_divergences(job, &d, scratch)
+            set_rows(job, &d.c, s.scale, d.width, count, rows)
+            divergence_of_tile(job, &d, scratch)
         else:
             d.count = together(job, start + r, count - r)
-            set_rows(job, &d.c, s.scale + r, d.count, d.count, scratch + 4*TILE_SIZE)
+            set_rows(job, &d.c, s.scale + r, d.count, d.count, rows)
             if job.request.classes <= BLOCK:
                 short_rows(job, &d, scratch)
             else:

@@ -9,7 +9,7 @@ from ._request cimport (
     ARGMAX, CROSS_ENTROPY, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
     Matrix, Request,
 )
-from ._divergence cimport DIVERGENCE_SCRATCH
+from ._divergence cimport divergence_scratch
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
 from ._tiles cimport tile_scratch
@@ -123,14 +123,13 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
     """The size of a tile. It depends on the shapes and strides alone."""
     cdef Py_ssize_t classes = request.classes
     cdef bint strips = (request.logits.row_stride == size and request.logits.class_stride != size
-                        and (request.grad.data == NULL or request.grad.row_stride == size)
-                        and not is_divergence(request))
+                        and (request.grad.data == NULL or request.grad.row_stride == size))
     p.tile = TILE_SIZE
     if strips:
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        if p.base_kind == CE_BY_ELEMENT:        # there is a second tile
+        if p.base_kind == CE_BY_ELEMENT or is_divergence(request):      # there is a second tile
             p.tile /= 2
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
@@ -179,7 +178,7 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
     if request.operation == SOFTMAX_TWO_TERM:
         return TWO_TERM_SCRATCH
     if is_divergence(request):
-        return DIVERGENCE_SCRATCH
+        return divergence_scratch(p)
     if p.path == BY_COLUMNS:
         return 5*p.group
     if is_product(request) or request.operation == ARGMAX:

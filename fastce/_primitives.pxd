@@ -78,6 +78,8 @@ cdef extern from * nogil:
         void *t_shift
         void *gap
         void *offset
+        void *x_top
+        void *t_top
         void *p_factor
         void *q_factor
         void *scale
@@ -86,6 +88,7 @@ cdef extern from * nogil:
         double t_max[]
         double t_tail[]
         double mass[]
+        double mass_lost[]
         double factor[]
         double loss[]
     ctypedef struct ce_primitives:

@@ -1,37 +1,54 @@
 /* Primitives of the Kullback-Leibler divergence of two softmaxes. _divergence.pxd has the formulas, and ce_divergence
  * in primitives.h says what the members are. Vectors run `along` the classes or across the rows: see two_term.h. */
 
-static void FN(divergence_begin)(ce_divergence *d)
+/* log(number / by) from their difference, which keeps its relative accuracy where it is tiny. */
+CE_INLINE double FN(log_quotient)(double number, double by, double difference)
 {
-    T *x_shift = d->x_shift, *t_shift = d->t_shift, *gap = d->gap, *offset = d->offset;
-    T *p_factor = d->p_factor, *q_factor = d->q_factor, *scale = d->scale;
-    const double largest = CE_F32 ? FLT_MAX : DBL_MAX, q_one = d->of_logits ? EXP_ONE : 1;
+    double unused;
+    const int above = difference >= 0;
+    const double log_1 = CE_FN(log1p, CE_ISA, shared)(above ? difference / by : -difference / number, &unused);
+    return above ? log_1 : -log_1;
+}
+
+CE_INLINE void FN(divergence_begin_)(ce_divergence *d, const int of_logits)
+{
+    const double *restrict x_max = d->x_max, *restrict x_tail = d->x_tail, *restrict t_max = d->t_max;
+    const double *restrict t_tail = d->t_tail, *restrict factor = d->factor, *restrict given_mass = d->mass;
+    T *restrict x_top = d->x_top, *restrict t_top = d->t_top, *restrict x_shift = d->x_shift;
+    T *restrict t_shift = d->t_shift, *restrict gap = d->gap, *restrict offset = d->offset;
+    T *restrict p_factor = d->p_factor, *restrict q_factor = d->q_factor, *restrict scale = d->scale;
+    const double largest = CE_F32 ? FLT_MAX : DBL_MAX, unit = CE_ODDS_ONE / (double)EXP_ONE;
+    const double temperature = d->temperature;
     for (Py_ssize_t r = 0; r < d->rows; r++) {
-        const double x_tail = ce_tail_if_finite(d->x_tail[r], d->x_max[r]);
-        const double t_tail = ce_tail_if_finite(d->t_tail[r], d->t_max[r]), more = x_tail - t_tail;
-        const double mass = d->of_logits ? 1 + t_tail : d->mass[r] + 0 * t_tail;
-        double unused;
-        /* log((1 + x_tail) / mass), which keeps its relative accuracy where it is tiny */
-        const double log_1 = CE_FN(log1p, CE_ISA, shared)(more >= 0 ? more / mass : -more / (1 + x_tail), &unused);
-        offset[r] = (T)(more >= 0 ? log_1 : -log_1);
+        const double p_sum = 1 + ce_tail_if_finite(x_tail[r], x_max[r]);
+        const double mass = of_logits ? 1 + ce_tail_if_finite(t_tail[r], t_max[r]) : given_mass[r] + 0 * given_mass[r];
         /* Nearly equal logits are subtracted from each other first, which is exact. Then this difference must be exact
          * at the maxima too. */
-        const double difference = d->x_max[r] - d->t_max[r];
-        const int near = d->of_logits && fabs(difference) <= d->temperature && (T)difference == difference;
-        x_shift[r] = near ? 0 : (T)d->x_max[r];
-        t_shift[r] = near ? 0 : (T)d->t_max[r];
+        const double difference = x_max[r] - t_max[r];
+        const int near = of_logits & (fabs(difference) <= temperature) & ((T)difference == difference);
+        const double q_unit = (of_logits ? unit : CE_ODDS_ONE) / mass;
+        offset[r] = (T)FN(log_quotient)(p_sum, mass, x_tail[r] - t_tail[r]);
+        x_top[r] = (T)x_max[r];
+        t_top[r] = (T)t_max[r];
+        x_shift[r] = near ? 0 : (T)x_max[r];
+        t_shift[r] = near ? 0 : (T)t_max[r];
         gap[r] = near ? (T)difference : 0;
-        p_factor[r] = (T)(CE_ODDS_ONE / (double)EXP_ONE / (1 + x_tail));
-        const double factor = CE_ODDS_ONE / (mass * q_one);
-        q_factor[r] = (T)(factor > largest ? largest : factor);
-        scale[r] = (T)(d->of_logits ? d->factor[r] : d->factor[r] * d->mass[r]);
-        d->sum.total[r] = d->sum.lost[r] = 0;
+        p_factor[r] = (T)(unit / p_sum);
+        q_factor[r] = (T)(q_unit > largest ? largest : q_unit);
+        scale[r] = (T)(of_logits ? factor[r] : factor[r] * mass);
     }
+    memset(d->sum.total, 0, d->rows * sizeof(double));
+    memset(d->sum.lost, 0, d->rows * sizeof(double));
+}
+
+static void FN(divergence_begin)(ce_divergence *d)
+{
+    d->of_logits ? FN(divergence_begin_)(d, 1) : FN(divergence_begin_)(d, 0);
 }
 
 /* What is the same for all classes of a row, or of the rows of a vector. */
 typedef struct {
-    VEC x_shift, t_shift, gap, offset, p_factor, q_factor, scale;
+    VEC x_top, t_top, x_shift, t_shift, gap, offset, p_factor, q_factor, scale;
 } FN(divergence_rows);
 
 /* One term of the sum, multiplied by CE_ODDS_ONE; *grad is the gradient. Where q is 0, u may be infinite or NaN. */
@@ -48,43 +65,60 @@ CE_INLINE VEC FN(divergence_term)(VEC x, VEC t, VEC e_x, VEC e_t, const FN(diver
     return SELECT_EQ(q, zero, p, term);
 }
 
+/* With `stored`, the exponentials are stored in e_x and e_t. */
 CE_INLINE void FN(divergence_)(ce_divergence *d, Py_ssize_t classes, const FN(inverse) * inverse, const int with_grad,
-                               const int along)
+                               const int stored, const int along)
 {
     const Py_ssize_t vectors = along ? classes / LANES : classes, rest = along ? classes % LANES : 0;
+    const T none = (T)-INFINITY; /* what is no class: its p and q are 0 */
     for (Py_ssize_t r = 0; r < d->rows; r += along ? 1 : LANES) {
         const FN(divergence_rows) c = {
-            FN(of_row)(d->x_shift, r, along),  FN(of_row)(d->t_shift, r, along), FN(of_row)(d->gap, r, along),
-            FN(of_row)(d->offset, r, along),   FN(of_row)(d->p_factor, r, along), FN(of_row)(d->q_factor, r, along),
-            FN(of_row)(d->scale, r, along),
+            FN(of_row)(d->x_top, r, along),    FN(of_row)(d->t_top, r, along),   FN(of_row)(d->x_shift, r, along),
+            FN(of_row)(d->t_shift, r, along),  FN(of_row)(d->gap, r, along),     FN(of_row)(d->offset, r, along),
+            FN(of_row)(d->p_factor, r, along), FN(of_row)(d->q_factor, r, along), FN(of_row)(d->scale, r, along),
         };
 #define FIRST(member) ce_at(d->member, r *(along ? d->member##_step : (Py_ssize_t)sizeof(T)))
-        const T *x_ = FIRST(x), *t_ = FIRST(t), *e_x_ = FIRST(e_x), *e_t_ = FIRST(e_t);
+        const T *x_ = FIRST(x), *t_ = FIRST(t), *e_x_ = stored ? FIRST(e_x) : NULL, *e_t_ = stored ? FIRST(e_t) : NULL;
         T *grad_ = with_grad ? FIRST(grad) : NULL;
 #undef FIRST
 #define AT(member) ((T *)ce_at(member##_, k *(along ? (Py_ssize_t)sizeof(VEC) : d->member##_step)))
+#define ADD_TERM(load, store, sum, add)                                                            \
+    do {                                                                                           \
+        const VEC x = load(AT(x), none), t = load(AT(t), none);                                    \
+        VEC grad, e[2];                                                                            \
+        if (stored) {                                                                              \
+            e[0] = load(AT(e_x), 0);                                                               \
+            e[1] = load(AT(e_t), 0);                                                               \
+        } else {                                                                                   \
+            e[0] = FN(cooled)(x - c.x_top, inverse);                                               \
+            e[1] = FN(cooled)(t - c.t_top, inverse);                                               \
+            FN(exps)(e, e, 2);                                                                     \
+        }                                                                                          \
+        add(sum, FN(divergence_term)(x, t, e[0], e[1], &c, inverse, &grad));                       \
+        if (with_grad)                                                                             \
+            store(AT(grad), grad);                                                                 \
+    } while (0)
+#define PLUS(sum, v) (sum = sum + (v))
+#define LOAD_WHOLE(p, fill) LOAD(p)
+#define LOAD_REST(p, fill) LOAD_PART(p, rest, fill)
+#define STORE_REST(p, v) STORE_PART(p, v, rest)
         ACC sum = ACC_ZERO;
-        VEC grad;
         Py_ssize_t k = 0;
         while (k < vectors) {
             const Py_ssize_t stop = k + FN(terms) < vectors ? k + FN(terms) : vectors;
             VEC some = SET1(0);
-            for (; k < stop; k++) {
-                some = some + FN(divergence_term)(LOAD(AT(x)), LOAD(AT(t)), LOAD(AT(e_x)), LOAD(AT(e_t)), &c, inverse,
-                                                  &grad);
-                if (with_grad)
-                    STORE(AT(grad), grad);
-            }
+            for (; k < stop; k++)
+                ADD_TERM(LOAD_WHOLE, STORE, some, PLUS);
             ACC_ADD(sum, some);
         }
-        if (rest) {
-            ACC_ADD(sum, FN(divergence_term)(LOAD_PART(AT(x), rest, 0), LOAD_PART(AT(t), rest, 0),
-                                             LOAD_PART(AT(e_x), rest, 0), LOAD_PART(AT(e_t), rest, 0), &c, inverse,
-                                             &grad));
-            if (with_grad)
-                STORE_PART(AT(grad), grad, rest);
-        }
+        if (rest)
+            ADD_TERM(LOAD_REST, STORE_REST, sum, ACC_ADD);
 #undef AT
+#undef ADD_TERM
+#undef PLUS
+#undef LOAD_WHOLE
+#undef LOAD_REST
+#undef STORE_REST
         FN(add_acc)(&d->sum, r, sum, 1, along);
     }
 }
@@ -92,12 +126,16 @@ CE_INLINE void FN(divergence_)(ce_divergence *d, Py_ssize_t classes, const FN(in
 static void FN(divergence)(ce_divergence *d, Py_ssize_t classes)
 {
     const FN(inverse) cool = FN(inverse_of)(d->temperature);
-#define DIVERGENCE(inverse, along) \
-    (d->grad ? FN(divergence_)(d, classes, inverse, 1, along) : FN(divergence_)(d, classes, inverse, 0, along))
+#define DIVERGENCE(inverse, stored, along)                                  \
+    (d->grad ? FN(divergence_)(d, classes, inverse, 1, stored, along)       \
+             : FN(divergence_)(d, classes, inverse, 0, stored, along))
+#define DIVERGENCES(stored, along) \
+    (d->temperature == 1 ? DIVERGENCE(NULL, stored, along) : DIVERGENCE(&cool, stored, along))
     if (d->along)
-        d->temperature == 1 ? DIVERGENCE(NULL, 1) : DIVERGENCE(&cool, 1);
+        d->e_x ? DIVERGENCES(1, 1) : DIVERGENCES(0, 1);
     else
-        d->temperature == 1 ? DIVERGENCE(NULL, 0) : DIVERGENCE(&cool, 0);
+        d->e_x ? DIVERGENCES(1, 0) : DIVERGENCES(0, 0);
+#undef DIVERGENCES
 #undef DIVERGENCE
 }
 
@@ -105,11 +143,9 @@ static void FN(divergence_finish)(ce_divergence *d)
 {
     for (Py_ssize_t r = 0; r < d->rows; r++) {
         const double loss = FN(sum_of)(&d->sum, r) * (1.0 / CE_ODDS_ONE), mass = d->mass[r];
-        double unused;
         d->loss[r] = loss;
-        if (!d->of_logits) {
-            const double log_1 = CE_FN(log1p, CE_ISA, shared)(mass >= 1 ? mass - 1 : (1 - mass) / mass, &unused);
-            d->loss[r] = mass == 0 ? 0 * d->x_tail[r] : mass * (loss + (mass >= 1 ? log_1 : -log_1));
-        }
+        if (!d->of_logits) /* the mass is mass + mass_lost, which counts where it is near 1 */
+            d->loss[r] = mass == 0 ? 0 * d->x_tail[r]
+                                   : mass * (loss + FN(log_quotient)(mass, 1, (mass - 1) + d->mass_lost[r]));
     }
 }

@@ -73,17 +73,18 @@ typedef struct {
     /* Of the dtype, one number for each element. Steps are bytes from row to row if `along`, else from class to class.
      * grad is NULL if it is not wanted, and may be one of the others. */
     const void *x, *t;
-    const void *e_x, *e_t; /* stored exponentials; the targets unless of_logits */
+    const void *e_x, *e_t; /* stored exponentials, NULL to compute them; or e_t are the targets */
     void *grad;
     Py_ssize_t x_step, t_step, e_x_step, e_t_step, grad_step;
     /* For each row, of the dtype; u is ((x - x_shift) - (t - t_shift) - gap) / temperature - offset: */
     void *x_shift, *t_shift, *gap, *offset;
+    void *x_top, *t_top;       /* x_max and t_max */
     void *p_factor, *q_factor; /* scaled p and q are these times e_x and e_t */
     void *scale;               /* of the gradient */
     /* For each row, in float64: */
     double x_max[CE_DIVERGENCE_ROWS], x_tail[CE_DIVERGENCE_ROWS]; /* of the logits */
     double t_max[CE_DIVERGENCE_ROWS], t_tail[CE_DIVERGENCE_ROWS]; /* of the target logits, else 0 and mass - 1 */
-    double mass[CE_DIVERGENCE_ROWS];                              /* the sum of the targets, unless of_logits */
+    double mass[CE_DIVERGENCE_ROWS], mass_lost[CE_DIVERGENCE_ROWS]; /* sum of targets that are no logits, two words */
     double factor[CE_DIVERGENCE_ROWS];                            /* of the gradient, without mass */
     double loss[CE_DIVERGENCE_ROWS];
     ce_row_sums sum; /* of q * (exp(u) - 1 - u) with u = log(p) - log(q), scaled */
