@@ -26,7 +26,7 @@ from ._softmax_two_term cimport whole_vectors
 cdef enum:
     DIVERGENCE_TURNS = 2048     # logits of short rows that are computed together
     WIDE = 256                  # float64 numbers that are worked on at a time, a power of 2
-    OF_ROWS = 13*GROUP          # scratch for what there is one of for each row
+    OF_ROWS = 12*GROUP          # scratch for what there is one of for each row
 
 cdef struct Divergence:
     # A group of rows.
@@ -89,8 +89,10 @@ cdef inline void add_mass(const Job *job, const floating *targets, Py_ssize_t n,
     add(mass, total[0])
     mass.lost += lost[0]
 
-cdef inline void set_mass(ce_divergence *c, Py_ssize_t p, const Sum *mass) noexcept nogil:
-    c.mass[p], c.mass_lost[p], c.t_tail[p] = mass.total, mass.lost, mass.total - 1
+cdef inline void set_mass(ce_divergence *c, Py_ssize_t p, double total, double lost) noexcept nogil:
+    """The mass in two words, the first of which is the sum rounded once."""
+    c.mass[p] = total + lost
+    c.mass_lost[p], c.t_tail[p] = lost - (c.mass[p] - total), c.mass[p] - 1
 
 # -- Rows: vectors along the classes
 
@@ -175,7 +177,7 @@ cdef inline void short_rows(const Job *job, Divergence *d, floating *scratch) no
         for p in range(d.count):
             set_sum(&mass, 0)
             add_mass(job, row_of(c.e_t, c.e_t_step, p, scratch), n, &mass)
-            set_mass(c, p, &mass)
+            set_mass(c, p, mass.total, mass.lost)
             take_logarithms(job, row_of(c.e_t, c.e_t_step, p, scratch), n,
                             <floating *>row_of(c.t, c.t_step, p, scratch))
     f.divergence_begin(c)
@@ -211,7 +213,7 @@ cdef inline void long_row(const Job *job, Divergence *d, floating *scratch) noex
     if c.of_logits:
         c.t_max[0], c.t_tail[0] = t_sums.row_max, value(&t_sums.tail)
     else:
-        set_mass(c, 0, &mass)
+        set_mass(c, 0, mass.total, mass.lost)
     f.divergence_begin(c)
     for j from 0 <= j < classes by BLOCK:
         n = min(classes - j, BLOCK)
@@ -238,37 +240,29 @@ cdef inline Py_ssize_t together(const Job *job, Py_ssize_t i, Py_ssize_t n) noex
 # -- Tiles: vectors across rows
 
 cdef struct TileSums:
-    # Maxima and tails of a tile's logits, or of its target logits, so far.
-    void *row_max               # of the logits' dtype
-    void *before                # those of the blocks before
+    # Tails of a tile's logits, or of its target logits, so far.
     double *tail
     double lost[GROUP]
     double part[GROUP]          # the sums of a block
 
-cdef inline void begin_tile_sums(TileSums *sums, double *tail, Py_ssize_t width, floating *row_max,
-                                 floating *before) noexcept nogil:
-    cdef Py_ssize_t p
-    sums.row_max, sums.before, sums.tail = row_max, before, tail
-    for p in range(width):
-        row_max[p], tail[p], sums.lost[p] = -INFINITY, -1, 0    # tails of no class, so that 1 + tail is 0
-
-cdef inline void add_tile_sums(const Job *job, TileSums *sums, const floating *x, floating *e, Py_ssize_t n,
-                               Py_ssize_t width) noexcept nogil:
-    """Adds a block of n classes. Its exponentials are stored in e, unless it is NULL."""
+cdef inline void add_tile_sums(const Job *job, TileSums *sums, Py_ssize_t j, Py_ssize_t n, Py_ssize_t width,
+                               const floating *x, floating *e, floating *row_max, floating *before) noexcept nogil:
+    """Adds a block of n classes from j on. Its exponentials are stored in e, unless it is NULL."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *before = <const floating *>sums.before
-    cdef const floating *row_max = <const floating *>sums.row_max
     cdef double temperature = job.request.temperature
     cdef Py_ssize_t p
-    memcpy(sums.before, sums.row_max, width*sizeof(floating))
-    f.tile_max(x, n, width, sums.row_max)
-    for p in range(width):
+    for p in range(width if j == 0 else 0):
+        row_max[p], sums.lost[p] = -INFINITY, 0
+    memcpy(before, row_max, width*sizeof(floating))
+    f.tile_max(x, n, width, row_max)
+    for p in range(width if j > 0 else 0):
         if row_max[p] > before[p]:
             sums.tail[p] = rescaled(1 + sums.tail[p] + sums.lost[p], before[p], row_max[p], temperature)
             sums.lost[p] = 0
-    f.tile_exp_sum(x, e, n, width, sums.row_max, sums.before, temperature, NULL, sums.part, NULL, NULL, x, 0,
-                   <void *>x, 0)
-    f.add_compensated(sums.tail, sums.lost, sums.part, width)
+    f.tile_exp_sum(x, e, n, width, row_max, before, temperature, NULL, &sums.part[0] if j > 0 else sums.tail, NULL, NULL, x,
+                   0, <void *>x, 0)
+    if j > 0:
+        f.add_compensated(sums.tail, sums.lost, sums.part, width)
 
 cdef inline void add_tile_mass(const Job *job, ce_divergence *c, const floating *targets, Py_ssize_t n,
                                Py_ssize_t width) noexcept nogil:
@@ -287,31 +281,36 @@ cdef inline void load_tiles(const Job *job, const Divergence *d, Py_ssize_t j, P
     load_tile(f, &job.request.targets, d.start, d.count, j, n, d.width, targets)
 
 cdef inline void tile_state(const Job *job, Divergence *d, floating *x, floating *targets, floating *e_x, floating *e_t,
-                            floating *rows) noexcept nogil:
-    """Maxima and sums of all blocks. The last block stays in x and targets, its exponentials in e_x and e_t."""
+                            floating *row_max) noexcept nogil:
+    """Maxima, the logits' at row_max, and sums of all blocks. The last block stays in x and targets, its exponentials
+    in e_x and e_t."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef ce_divergence *c = &d.c
     cdef TileSums x_sums, t_sums
+    cdef floating *t_max = row_max + GROUP
+    cdef floating *before = row_max + 2*GROUP
     cdef Py_ssize_t j, n, p, width = d.width, most = job.plan.tile/width
-    begin_tile_sums(&x_sums, c.x_tail, width, rows, rows + GROUP)
-    begin_tile_sums(&t_sums, c.t_tail, width, rows + 2*GROUP, rows + 3*GROUP)
+    x_sums.tail, t_sums.tail = c.x_tail, c.t_tail
     for p in range(0 if c.of_logits else width):
         c.mass[p], c.mass_lost[p] = 0, 0
     for j from 0 <= j < job.request.classes by most:
         n = min(job.request.classes - j, most)
         load_tiles(job, d, j, n, x, targets)
-        add_tile_sums(job, &x_sums, x, e_x, n, width)
+        add_tile_sums(job, &x_sums, j, n, width, x, e_x, row_max, before)
         if c.of_logits:
-            add_tile_sums(job, &t_sums, targets, e_t, n, width)
+            add_tile_sums(job, &t_sums, j, n, width, targets, e_t, t_max, before)
         else:
             add_tile_mass(job, c, targets, n, width)
-    f.widen(x_sums.row_max, width, c.x_max)
-    f.widen(t_sums.row_max, width, c.t_max)
+    f.widen(row_max, width, c.x_max)
     for p in range(width):
         c.x_tail[p] += x_sums.lost[p]
-        c.t_tail[p] += t_sums.lost[p]
+    if c.of_logits:
+        f.widen(t_max, width, c.t_max)
+        for p in range(width):
+            c.t_tail[p] += t_sums.lost[p]
     for p in range(0 if c.of_logits else width):
-        c.t_max[p], c.t_tail[p] = 0, c.mass[p] - 1
+        c.t_max[p] = 0
+        set_mass(c, p, c.mass[p], c.mass_lost[p])
 
 cdef inline void divergence_of_tile(const Job *job, Divergence *d, floating *scratch) noexcept nogil:
     """Divergence and gradient of rows of any layout. The gradient is computed in the logits' place in scratch."""
@@ -324,7 +323,7 @@ cdef inline void divergence_of_tile(const Job *job, Divergence *d, floating *scr
     cdef floating *e_x = scratch + 2*job.plan.tile
     cdef floating *e_t = scratch + 3*job.plan.tile
     cdef floating *targets = t if c.of_logits else e_t
-    cdef floating *row_max = scratch + 4*job.plan.tile + OF_ROWS - 4*GROUP
+    cdef floating *row_max = scratch + 4*job.plan.tile + OF_ROWS - 3*GROUP
     cdef double unused[GROUP]
     cdef bint stored = classes <= chunk, one_block = classes <= most
     tile_state(job, d, x, targets, e_x if stored else NULL, e_t if stored else NULL, row_max)

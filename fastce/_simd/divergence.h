@@ -10,40 +10,55 @@ CE_INLINE double FN(log_quotient)(double number, double by, double difference)
     return above ? log_1 : -log_1;
 }
 
-CE_INLINE void FN(divergence_begin_)(ce_divergence *d, const int of_logits)
+/* What the rows' constants are made of, in float64 alone, so that compilers vectorise it. */
+CE_INLINE void FN(divergence_constants)(Py_ssize_t rows, const int of_logits, double temperature,
+                                        const double *restrict x_max, const double *restrict x_tail,
+                                        const double *restrict t_max, const double *restrict t_tail,
+                                        const double *restrict given_mass, double *restrict offset,
+                                        double *restrict p_factor, double *restrict q_factor, double *restrict x_shift,
+                                        double *restrict t_shift, double *restrict gap)
 {
-    const double *restrict x_max = d->x_max, *restrict x_tail = d->x_tail, *restrict t_max = d->t_max;
-    const double *restrict t_tail = d->t_tail, *restrict factor = d->factor, *restrict given_mass = d->mass;
-    T *restrict x_top = d->x_top, *restrict t_top = d->t_top, *restrict x_shift = d->x_shift;
-    T *restrict t_shift = d->t_shift, *restrict gap = d->gap, *restrict offset = d->offset;
-    T *restrict p_factor = d->p_factor, *restrict q_factor = d->q_factor, *restrict scale = d->scale;
     const double largest = CE_F32 ? FLT_MAX : DBL_MAX, unit = CE_ODDS_ONE / (double)EXP_ONE;
-    const double temperature = d->temperature;
-    for (Py_ssize_t r = 0; r < d->rows; r++) {
+    for (Py_ssize_t r = 0; r < rows; r++) {
         const double p_sum = 1 + ce_tail_if_finite(x_tail[r], x_max[r]);
         const double mass = of_logits ? 1 + ce_tail_if_finite(t_tail[r], t_max[r]) : given_mass[r] + 0 * given_mass[r];
         /* Nearly equal logits are subtracted from each other first, which is exact. Then this difference must be exact
          * at the maxima too. */
         const double difference = x_max[r] - t_max[r];
-        const int near = of_logits & (fabs(difference) <= temperature) & ((T)difference == difference);
+        const int near = of_logits & (fabs(difference) <= temperature) & ((double)(T)difference == difference);
         const double q_unit = (of_logits ? unit : CE_ODDS_ONE) / mass;
-        offset[r] = (T)FN(log_quotient)(p_sum, mass, x_tail[r] - t_tail[r]);
-        x_top[r] = (T)x_max[r];
-        t_top[r] = (T)t_max[r];
-        x_shift[r] = near ? 0 : (T)x_max[r];
-        t_shift[r] = near ? 0 : (T)t_max[r];
-        gap[r] = near ? (T)difference : 0;
-        p_factor[r] = (T)(unit / p_sum);
-        q_factor[r] = (T)(q_unit > largest ? largest : q_unit);
-        scale[r] = (T)(of_logits ? factor[r] : factor[r] * mass);
+        offset[r] = FN(log_quotient)(p_sum, mass, x_tail[r] - t_tail[r]);
+        p_factor[r] = unit / p_sum;
+        q_factor[r] = q_unit > largest ? largest : q_unit;
+        x_shift[r] = near ? 0 : x_max[r];
+        t_shift[r] = near ? 0 : t_max[r];
+        gap[r] = near ? difference : 0;
     }
-    memset(d->sum.total, 0, d->rows * sizeof(double));
-    memset(d->sum.lost, 0, d->rows * sizeof(double));
 }
 
 static void FN(divergence_begin)(ce_divergence *d)
 {
-    d->of_logits ? FN(divergence_begin_)(d, 1) : FN(divergence_begin_)(d, 0);
+    const Py_ssize_t n = d->rows;
+    double offset[CE_DIVERGENCE_ROWS], p_factor[CE_DIVERGENCE_ROWS], q_factor[CE_DIVERGENCE_ROWS];
+    double x_shift[CE_DIVERGENCE_ROWS], t_shift[CE_DIVERGENCE_ROWS], gap[CE_DIVERGENCE_ROWS];
+#define CONSTANTS(of_logits)                                                                                      \
+    FN(divergence_constants)(n, of_logits, d->temperature, d->x_max, d->x_tail, d->t_max, d->t_tail, d->mass, offset, \
+                             p_factor, q_factor, x_shift, t_shift, gap)
+    d->of_logits ? CONSTANTS(1) : CONSTANTS(0);
+#undef CONSTANTS
+    for (Py_ssize_t r = 0; r < (d->of_logits ? 0 : n); r++)
+        d->factor[r] *= d->mass[r];
+    FN(narrow)(offset, n, d->offset);
+    FN(narrow)(p_factor, n, d->p_factor);
+    FN(narrow)(q_factor, n, d->q_factor);
+    FN(narrow)(x_shift, n, d->x_shift);
+    FN(narrow)(t_shift, n, d->t_shift);
+    FN(narrow)(gap, n, d->gap);
+    FN(narrow)(d->x_max, n, d->x_top);
+    FN(narrow)(d->t_max, n, d->t_top);
+    FN(narrow)(d->factor, n, d->scale);
+    memset(d->sum.total, 0, n * sizeof(double));
+    memset(d->sum.lost, 0, n * sizeof(double));
 }
 
 /* What is the same for all classes of a row, or of the rows of a vector. */
@@ -55,12 +70,12 @@ typedef struct {
 CE_INLINE VEC FN(divergence_term)(VEC x, VEC t, VEC e_x, VEC e_t, const FN(divergence_rows) * c,
                                   const FN(inverse) * inverse, VEC *grad)
 {
-    const VEC zero = SET1(0), half = SET1((T)0.5);
-    const VEC u = FN(cooled)(((x - c->x_shift) - (t - c->t_shift)) - c->gap, inverse) - c->offset;
-    const VEC p = e_x * c->p_factor, q = e_t * c->q_factor, excess = FN(excess)(u);
-    const VEC size = MAX(MAX(u, zero - u), half); /* half where |u| <= 1/2 */
-    const VEC difference = SELECT_EQ(size, half, q * (u + excess), p - q);
-    const VEC term = SELECT_EQ(size, half, q * excess, (p - q) - q * u);
+    const VEC zero = SET1(0), quarter = SET1((T)0.25);
+    const VEC u = FN(cooled)(((x - c->x_shift) - (t - c->t_shift)) - c->gap, inverse) - c->offset, square = u * u;
+    const VEC p = e_x * c->p_factor, q = e_t * c->q_factor, excess = q * FN(excess)(u, square), linear = q * u;
+    const VEC size = MAX(square, quarter); /* a quarter where |u| <= 1/2 */
+    const VEC difference = SELECT_EQ(size, quarter, linear + excess, p - q);
+    const VEC term = SELECT_EQ(size, quarter, excess, (p - q) - linear);
     *grad = SELECT_EQ(q, zero, p, difference) * c->scale * SET1((T)(1.0 / CE_ODDS_ONE));
     return SELECT_EQ(q, zero, p, term);
 }
@@ -141,11 +156,11 @@ static void FN(divergence)(ce_divergence *d, Py_ssize_t classes)
 
 static void FN(divergence_finish)(ce_divergence *d)
 {
-    for (Py_ssize_t r = 0; r < d->rows; r++) {
-        const double loss = FN(sum_of)(&d->sum, r) * (1.0 / CE_ODDS_ONE), mass = d->mass[r];
-        d->loss[r] = loss;
-        if (!d->of_logits) /* the mass is mass + mass_lost, which counts where it is near 1 */
-            d->loss[r] = mass == 0 ? 0 * d->x_tail[r]
-                                   : mass * (loss + FN(log_quotient)(mass, 1, (mass - 1) + d->mass_lost[r]));
+    for (Py_ssize_t r = 0; r < d->rows; r++)
+        d->loss[r] = FN(sum_of)(&d->sum, r) * (1.0 / CE_ODDS_ONE);
+    for (Py_ssize_t r = 0; r < (d->of_logits ? 0 : d->rows); r++) {
+        /* The mass is mass + mass_lost, which counts where it is near 1. */
+        const double mass = d->mass[r], log_mass = FN(log_quotient)(mass, 1, (mass - 1) + d->mass_lost[r]);
+        d->loss[r] = mass == 0 ? 0 * d->x_tail[r] : mass * (d->loss[r] + log_mass);
     }
 }

@@ -11,11 +11,11 @@ CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector is LANES numbers of memory
 #include "rows.h"
 #include "tiles.h"
 #include "two_term.h"
-#include "divergence.h"
 #include "elements.h"
 #include "jacobians.h"
 #include "argmax.h"
 #include "copies.h"
+#include "divergence.h"
 
 static const ce_primitives FN(table) = {
     EXP_ONE,
