@@ -75,8 +75,8 @@ def kl_divergence(
     the same sum. Every term is >= 0, so the loss is never negative, equal logits have the loss 0 exactly, and the loss
     of nearly equal logits keeps its relative accuracy. The error is at most eps times
     ``sum(8*abs(q*u) + d*(abs(p - q) + abs(q*u)))``, where d is how far a class is below the maxima of both rows,
-    divided by the temperature. With probabilities ``8*m*abs(log(m))`` for their sum m comes in addition. Neither p nor q
-    is formed as an array.
+    divided by the temperature. With probabilities of the sum m, ``8*m*abs(log(m))`` comes in addition. Neither p nor
+    q is formed as an array.
 
     Hinton, Vinyals and Dean (2015), "Distilling the knowledge in a neural network", multiply the loss of a temperature
     T by T**2, so that its gradient does not become smaller as T grows. That factor is not applied here: multiply the

@@ -52,8 +52,9 @@ def exact_divergence(
     gradient m*(p - q)/T.
 
     Allowed in a row are 8 eps of sum |m*q*u'| + m*|log m|, where u' = log p - log(m*q), and the distances of the logits
-    from their maxima times |p - q| and the terms, because u and the exponentials are that inexact. In the gradient, 8 eps and these distances of
-    p and q; of 1 - p and 1 - q at the maximum of both, where the gaps to the runners-up take the place of distances."""
+    from their maxima times |p - q| and the terms, because u and the exponentials are that inexact. In the gradient, 8
+    eps and these distances of p and q; of 1 - p and 1 - q at the maximum of both, where the gaps to the runners-up take
+    the place of distances."""
     with np.errstate(all="ignore"):
         x, t, T = _classes_last(logits, axis), _classes_last(target_logits, axis), LD(temperature)
         lead, classes = x.shape[:-1], x.shape[-1]
