@@ -31,6 +31,7 @@ from oracle import (
     exact_softmax_grad,
 )
 from oracle_divergence import exact_divergence
+from oracle_entropy import exact_entropy
 
 import fastce
 
@@ -175,8 +176,8 @@ class Function:
 
 _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 _OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
-_OF_DIVERGENCE = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 _OF_SOFTMAX = frozenset({"axis", "temperature"})
+_OF_ENTROPIES = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 
 # The values of which tests take every combination. A "random" one has a number for each class or row.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -195,10 +196,10 @@ TWO_TERM = Family(
     "two_term", ("logits", "targets"), _with_rows, exact_binary, _OF_LOSSES, fixed={"activation": "softmax"}
 )
 DIVERGENCE = Family(
-    "kl", ("logits", "target_logits"), _with_target_logits, exact_divergence, _OF_DIVERGENCE, {"targets": "logits"}
+    "kl", ("logits", "target_logits"), _with_target_logits, exact_divergence, _OF_ENTROPIES, {"targets": "logits"}
 )
 RELATIVE_ENTROPY = Family(
-    "kl_probabilities", ("logits", "target_logits"), _with_rows, exact_divergence, _OF_DIVERGENCE,
+    "kl_probabilities", ("logits", "target_logits"), _with_rows, exact_divergence, _OF_ENTROPIES,
     {"targets": "probabilities"},
 )  # fmt: skip
 MAPS = Family("softmax", ("x",), _alone, exact_softmax, _OF_SOFTMAX)
@@ -207,8 +208,11 @@ LOG_SOFTMAX_GRAD = Family(
     "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_SOFTMAX
 )
 
-FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, DIVERGENCE, RELATIVE_ENTROPY, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
-LOSSES = [family for family in FAMILIES if family.is_loss]
+ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
+
+FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY, DIVERGENCE,
+            RELATIVE_ENTROPY]  # fmt: skip
+LOSSES = [family for family in FAMILIES if family.is_loss and "targets" in family.names]
 ONE_TERM = [INDEX, PROBABILITIES]
 DIVERGENCES = [DIVERGENCE, RELATIVE_ENTROPY]
 PRODUCTS = [SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
@@ -217,13 +221,17 @@ PRODUCTS = [SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
 def _functions() -> Iterable[Function]:
     for family in LOSSES:
         name = "cross_entropy" if family in ONE_TERM else "binary_cross_entropy"
-        name = "kl_divergence" if family in DIVERGENCES else name
         yield Function(name, family, ("loss",), None, family.options - {"upstream"})
         yield Function(f"{name}_with_grad", family, ("loss", "grad"), "grad", family.options | {"out"})
         if family in ONE_TERM:
             yield Function(f"{name}_grad", family, ("grad",), "grad", family.options | {"out"})
     for name, result in (("softmax", "p"), ("log_softmax", "logp"), ("logsumexp", "lse")):
         yield Function(name, MAPS, (result,), result, _OF_SOFTMAX | {"out"})
+    yield Function("entropy", ENTROPY, ("loss",), None, _OF_ENTROPIES - {"upstream"})
+    yield Function("entropy_with_grad", ENTROPY, ("loss", "grad"), "grad", _OF_ENTROPIES | {"out"})
+    for family in DIVERGENCES:
+        yield Function("kl_divergence", family, ("loss",), None, family.options - {"upstream"})
+        yield Function("kl_divergence_with_grad", family, ("loss", "grad"), "grad", family.options | {"out"})
     for family in PRODUCTS:
         yield Function(family.name, family, ("grad",), "grad", _OF_SOFTMAX | {"out"})
 
