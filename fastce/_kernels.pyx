@@ -112,7 +112,6 @@ cdef class Call:
         if a.is_product:
             set_upstream(a, first)
         elif second is not MISSING:
-            a.targets_name = <PyObject *>self.function.arguments[1]
             set_targets(a, second)
         for k in range(AXIS + 1, <int>len(rule_names)):
             if given[k] != NULL:

@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "temperature": (
-        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate"},
+        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate", "divergence"},
         [
             ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-30, 1e30\]"),
             ("negative", {"temperature": -1.0}, ValueError, r"^temperature is -1\.0"),
