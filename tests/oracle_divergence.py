@@ -15,11 +15,15 @@ DIVERGENCE_ULPS = 8  # p, q and u have two roundings each besides those of exp; 
 
 
 def _mass_minus_1(targets: np.ndarray) -> np.ndarray:
-    """Exactly, and then rounded: its error would count in full."""
+    """Exactly, and then rounded to two numbers: its error would count in full."""
     rows = targets.astype(np.float64)
     finite = np.isfinite(rows).all(axis=1)
-    sums = [math.fsum([*row, -1]) if number else np.nan for row, number in zip(rows, finite, strict=True)]
-    return np.array(sums, LD)[:, None]
+    high = [math.fsum([*row, -1]) if number else np.nan for row, number in zip(rows, finite, strict=True)]
+    low = [
+        math.fsum([*row, -1, -first]) if number else np.nan
+        for row, number, first in zip(rows, finite, high, strict=True)
+    ]
+    return (np.array(high, LD) + np.array(low, LD))[:, None]
 
 
 def _excess(u: np.ndarray) -> np.ndarray:

@@ -223,7 +223,7 @@ def test_options_are_keywords_only_and_unknown_ones_are_refused(function: Functi
         function.call(*positional, None)
     with pytest.raises(TypeError, match="wieght"):
         function.call(*positional, wieght=None)
-    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "targets|labels|y"):
+    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "target|labels|y"):
         function.call(*positional[:-1])
 
 
