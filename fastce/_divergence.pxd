@@ -16,10 +16,12 @@ from cython cimport floating
 from libc.math cimport INFINITY
 from libc.string cimport memcpy
 
-from ._blocks cimport block, evenly_spaced, grad_block, load_tile, logits_block, next_block, row_at, store_block, store_tile
+from ._blocks cimport (
+    block, evenly_spaced, grad_block, load_tile, logits_block, next_block, row_at, store_block, store_tile,
+)
 from ._job cimport BLOCK, BY_TILES, GROUP, Job, Plan, State, Sum, add, rescaled, set_sum, value
 from ._long_rows cimport RowSums, add_exponentials, begin_sums
-from ._primitives cimport CE_STORED, ce_chosen_f64, ce_divergence, ce_primitives
+from ._primitives cimport CE_STORED, ce_divergence, ce_primitives
 from ._request cimport KL_OF_LOGITS, Matrix
 from ._softmax_two_term cimport whole_vectors
 
@@ -259,8 +261,8 @@ cdef inline void add_tile_sums(const Job *job, TileSums *sums, Py_ssize_t j, Py_
         if row_max[p] > before[p]:
             sums.tail[p] = rescaled(1 + sums.tail[p] + sums.lost[p], before[p], row_max[p], temperature)
             sums.lost[p] = 0
-    f.tile_exp_sum(x, e, n, width, row_max, before, temperature, NULL, &sums.part[0] if j > 0 else sums.tail, NULL, NULL, x,
-                   0, <void *>x, 0)
+    f.tile_exp_sum(x, e, n, width, row_max, before, temperature, NULL, &sums.part[0] if j > 0 else sums.tail, NULL,
+                   NULL, x, 0, <void *>x, 0)
     if j > 0:
         f.add_compensated(sums.tail, sums.lost, sums.part, width)
 
@@ -334,7 +336,8 @@ cdef inline void divergence_of_tile(const Job *job, Divergence *d, floating *scr
         if not one_block:
             load_tiles(job, d, j, m, x, targets)
         if not stored and not c.of_logits:
-            f.tile_exp_sum(x + k, e_x + k, m, width, row_max, row_max, c.temperature, NULL, unused, NULL, NULL, x, 0, x, 0)
+            f.tile_exp_sum(x + k, e_x + k, m, width, row_max, row_max, c.temperature, NULL, unused, NULL, NULL, x, 0, x,
+                           0)
         if not c.of_logits:
             take_logarithms(job, e_t + k, m*width, t + k)
         c.x, c.t, c.e_x, c.e_t = x + k, t + k, e_x + k, e_t + k

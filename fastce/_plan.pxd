@@ -1,5 +1,6 @@
 # cython: cdivision=True
 # The plan of a request: how it is computed. No other file chooses.
+from ._divergence cimport divergence_scratch
 from ._entropy cimport entropy_scratch, is_entropy
 from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
 from ._primitives cimport (
@@ -7,11 +8,9 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM,
-    SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
-    Matrix, Request,
+    ARGMAX, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
-from ._divergence cimport divergence_scratch
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
 from ._tiles cimport tile_scratch
