@@ -103,6 +103,16 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "entropy": (of("entropy", x), "1"),
         "entropy_with_grad": (of("entropy_with_grad", x, out=out), "1.3"),
         "entropy_with_grad, axis=0": (of("entropy_with_grad", x0, axis=0, out=out0), "1.5"),
+        "kl_divergence": (of("kl_divergence", x, x[::-1].copy()), "2.2"),
+        "kl_divergence_with_grad": (of("kl_divergence_with_grad", x, x[::-1].copy(), out=out), "2.2"),
+        "kl_divergence_with_grad, temperature": (
+            of("kl_divergence_with_grad", x, x[::-1].copy(), temperature=2.0, out=out),
+            "2.5",
+        ),
+        "kl_divergence_with_grad, probabilities": (
+            of("kl_divergence_with_grad", x, probabilities, targets="probabilities", out=out),
+            "",
+        ),
         "backward from stats": (of("cross_entropy_grad", x, labels, stats=stats, out=out), "0.8"),
         "layer, call and backward": (forward_and_backward, "1.6"),
         ARGMAX: (partial(x.argmax, -1), ""),

@@ -14,8 +14,8 @@ from . import reference as reference
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
     "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
-    "entropy_with_grad", "evaluate", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
-    "show_config", "softmax", "softmax_grad",
+    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
+    "logsumexp", "one_hot", "predict", "reference", "show_config", "softmax", "softmax_grad",
 ]
 __version__: Final[str]
 
@@ -56,6 +56,11 @@ class _AnyReduction(_CrossEntropy, total=False):
 class _TwoTerm(_Loss, total=False):
     activation: Literal["sigmoid", "softmax"]
     pos_weight: ArrayLike | None
+
+class _Divergence(_Softmax, total=False):
+    targets: Literal["logits", "probabilities"]
+    sample_weight: ArrayLike | None
+    normalizer: float | None
 
 class _Entropy(_Softmax, total=False):
     sample_weight: ArrayLike | None
@@ -179,6 +184,34 @@ def binary_cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, red
 def binary_cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
                                    upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
                                    **options: Unpack[_BinaryGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+@overload
+def kl_divergence(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                  **options: Unpack[_Divergence]) -> _F: ...
+@overload
+def kl_divergence(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Rows,
+                  **options: Unpack[_Divergence]) -> NDArray[_F]: ...
+@overload
+def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                  **options: Unpack[_Divergence]) -> _Floating: ...
+@overload
+def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Rows,
+                  **options: Unpack[_Divergence]) -> NDArray[_Floating]: ...
+@overload
+def kl_divergence_with_grad(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                            upstream: _Number = 1.0, out: _Buffer[_F] = None,
+                            **options: Unpack[_Divergence]) -> tuple[_F, NDArray[_F]]: ...
+@overload
+def kl_divergence_with_grad(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Rows,
+                            upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
+                            **options: Unpack[_Divergence]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+@overload
+def kl_divergence_with_grad(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                            upstream: _Number = 1.0, out: _Buffer[Any] = None,
+                            **options: Unpack[_Divergence]) -> tuple[_Floating, NDArray[_Floating]]: ...
+@overload
+def kl_divergence_with_grad(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Rows,
+                            upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
+                            **options: Unpack[_Divergence]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
 @overload

@@ -229,7 +229,8 @@ def targets_error(
 ) -> Exception:
     row_shape = shape[:axis] + shape[axis + 1 :]
     if not may_be_labels:
-        hint = "; class indices become such rows with one_hot" if targets.shape == row_shape else ""
+        hint = "; class indices become such rows with one_hot"
+        hint = hint if targets.shape == row_shape and name == "targets" else ""
         return ValueError(f"{name} has shape {targets.shape}, expected {shape} to match logits{hint}")
     if targets.shape == row_shape:
         return TypeError(

@@ -12,7 +12,7 @@ from ._arguments cimport (
     input_dtype, row_shape, set_upstream, take_real,
 )
 from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
-from ._request cimport F32, F64, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
 
 
 # What is smaller than this becomes 0 with subnormals="flush". The product of a larger number and one of at least 2^-26,
@@ -62,6 +62,13 @@ cdef inline int activation_rule(Arguments *a, object value) except -1:
     if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
         raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
     a.request.operation = SOFTMAX_TWO_TERM if value == "softmax" else SIGMOID_TWO_TERM
+    return 0
+
+
+cdef inline int targets_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("logits", "probabilities"):
+        raise ValueError(f"targets is {value!r}, expected 'logits' or 'probabilities'")
+    a.request.operation = KL_OF_LOGITS if value == "logits" else KL_OF_PROBABILITIES
     return 0
 
 
@@ -213,6 +220,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     """The rules and the names of their options, in the order in which they run. The first is AXIS."""
     add_rule(rules, names, "axis", axis_rule)
     add_rule(rules, names, "activation", activation_rule)
+    add_rule(rules, names, "targets", targets_rule)
     add_rule(rules, names, "reduction", reduction_rule)
     add_rule(rules, names, "num_threads", num_threads_rule)
     add_rule(rules, names, "weight", weight_rule)

@@ -22,8 +22,8 @@ import numpy as np
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
     "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
-    "entropy_with_grad", "evaluate", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
-    "softmax_grad"]  # fmt: skip
+    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
+    "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -595,3 +595,47 @@ def _softmax_terms(z, a, b):
     grad = np.where(others, grad_of_others, (b_t - a_t * tail - h_sum) / s)
     finite = np.isfinite(z_t)
     return np.where(finite, loss, np.nan), np.where(finite & ((f_sum > 0) | (b_t == 0)), grad, np.nan)
+
+
+# The Kullback-Leibler divergence, with p = softmax(x / temperature) and q = softmax(t / temperature), or given.
+#   class j                       loss                    gradient
+#   q[j] = 0                      adds nothing            p[j] * sum(q)
+#   p[j] = 0, q[j] > 0            inf                     -q[j]
+#   a row of x or t that contains NaN or +inf, or only -inf, has NaN
+
+
+def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None, reduction="mean",
+                  normalizer=None, axis=-1):  # fmt: skip
+    """``sum(q * (log(q) - log(p)))``; see `fastce.kl_divergence`.
+
+    Examples
+    --------
+    >>> round(float(kl_divergence(np.zeros((1, 2)), np.log([[0.25, 0.75]]))), 6)
+    0.130812
+    """
+    return kl_divergence_with_grad(logits, target_logits, targets=targets, temperature=temperature,
+                                   sample_weight=sample_weight, reduction=reduction, normalizer=normalizer,
+                                   axis=axis)[0]  # fmt: skip
+
+
+def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None,
+                            reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None):  # fmt: skip
+    """Loss and gradient with respect to ``logits``; see `fastce.kl_divergence_with_grad`.
+
+    Examples
+    --------
+    >>> kl_divergence_with_grad(np.zeros((1, 2)), np.log([[0.25, 0.75]]))[1].round(6)
+    array([[ 0.25, -0.25]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    t = np.moveaxis(np.asarray(target_logits), axis, -1).astype(g.dtype)
+    log_p = log_softmax(x, temperature=temperature)
+    with np.errstate(all="ignore"):
+        log_q = log_softmax(t, temperature=temperature) if targets == "logits" else np.log(t)
+        q = np.exp(log_q) if targets == "logits" else t
+        loss = np.add.reduce(_times(q, log_q - log_p), axis=-1, keepdims=True)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer,
+                              np.asarray(upstream) / temperature, axis)  # fmt: skip
+        mass = np.add.reduce(q, axis=-1, keepdims=True)
+        g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
+    return loss[..., 0] if reduction == "none" else loss, grad

@@ -36,6 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
+    "targets": {"targets": "probabilities"},
     "temperature": {"temperature": 2.0},
     "subnormals": {"subnormals": "flush"},  # where numbers are small
     "top_k": {"top_k": 2},
@@ -45,6 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 ARGUMENTS: dict[str, Any] = {
     "logits": X, "x": X, "y": P, "targets": LABELS, "upstream": X[::-1].copy(), "labels": LABELS, "num_classes": 3,
+    "target_logits": P,
 }  # fmt: skip
 FUNCTIONS = [getattr(fastce, name) for name in fastce.__all__ if inspect.isroutine(getattr(fastce, name))]
 FUNCTIONS.remove(fastce.show_config)
