@@ -24,7 +24,7 @@ cdef struct Arguments:
     PyObject *checks                # the module _checks
     PyObject *ndarray               # numpy.ndarray
     PyObject *input_name            # "logits", "x" or "y"
-    PyObject *targets_name          # "targets" or "labels"
+    PyObject *targets_name          # "targets", "target_logits" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
     bint integers                   # integer logits are not converted to float64
     Py_buffer view[ARRAYS]          # obj is NULL where there is no such array; view[INPUT] is the logits or y
