@@ -53,11 +53,10 @@ cdef inline void add_sums(RowSums *sums, const RowSums *other, double temperatur
     add(&sums.rest, value(&more.rest))
     add(&sums.top, value(&more.top))
 
-cdef inline void add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
+cdef inline void add_exponentials(const Job *job, Py_ssize_t n, const floating *x, const floating *next,
                                   RowSums *sums) noexcept nogil:
-    """Adds a block of logits, from class j on, to row_max and tail."""
+    """Adds a block of logits to row_max and tail. What is read next is fetched meanwhile."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *next = next_block(job, i, j + n, x)
     cdef double block_max, part, shift = shift_of(sums.row_max), temperature = job.request.temperature
     f.rows_max(x, 0, 1, n, &block_max)
     if not block_max > sums.row_max:
@@ -110,7 +109,7 @@ cdef inline void sums_of(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssiz
         n = min(stop - j, BLOCK)
         x = logits_block(job, i, j, n, scratch)
         if not given:
-            add_exponentials(job, i, j, n, x, sums)
+            add_exponentials(job, n, x, next_block(job, i, j + n, x), sums)
         if job.plan.base_scale != 0 and (job.plan.with_loss or job.plan.base_kind == CE_BY_ELEMENT):
             add_base(job, i, j, n, x, sums, scratch + BLOCK)
 

@@ -12,7 +12,7 @@ from ._arguments cimport (
     input_dtype, row_shape, set_upstream, take_real,
 )
 from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
-from ._request cimport F32, F64, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
 
 
 # What is smaller than this becomes 0 with subnormals="flush". The product of a larger number and one of at least 2^-26,
@@ -62,6 +62,13 @@ cdef inline int activation_rule(Arguments *a, object value) except -1:
     if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
         raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
     a.request.operation = SOFTMAX_TWO_TERM if value == "softmax" else SIGMOID_TWO_TERM
+    return 0
+
+
+cdef inline int targets_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("logits", "probabilities"):
+        raise ValueError(f"targets is {value!r}, expected 'logits' or 'probabilities'")
+    a.request.operation = KL_OF_LOGITS if value == "logits" else KL_OF_PROBABILITIES
     return 0
 
 
@@ -190,6 +197,11 @@ cdef inline int return_stats_rule(Arguments *a, object value) except -1:
     return 0
 
 
+cdef inline int return_rows_rule(Arguments *a, object value) except -1:
+    a.return_rows = value
+    return 0
+
+
 # --- The list of all rules -------------------------------------------------------------------------------------------
 
 ctypedef int (*Rule)(Arguments *a, object value) except -1
@@ -208,6 +220,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     """The rules and the names of their options, in the order in which they run. The first is AXIS."""
     add_rule(rules, names, "axis", axis_rule)
     add_rule(rules, names, "activation", activation_rule)
+    add_rule(rules, names, "targets", targets_rule)
     add_rule(rules, names, "reduction", reduction_rule)
     add_rule(rules, names, "num_threads", num_threads_rule)
     add_rule(rules, names, "weight", weight_rule)
@@ -223,4 +236,5 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "stats", stats_rule)
     add_rule(rules, names, "out", out_rule)
     add_rule(rules, names, "return_stats", return_stats_rule)
+    add_rule(rules, names, "return_rows", return_rows_rule)
     return 0

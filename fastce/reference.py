@@ -20,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CrossEntropyLoss", "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy",
-    "cross_entropy_grad", "cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot",
-    "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
+    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
+    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
+    "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -391,6 +392,119 @@ def predict(logits, *, axis=-1):
     return np.argmax(logits, axis=axis)
 
 
+# The entropy, and evaluation. A masked class adds nothing to the entropy, and its gradient is 0. A row that contains
+# NaN or +inf, or only masked classes, has entropy NaN, and its label has no rank.
+
+
+def entropy(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1):
+    """``-sum(p * log(p))`` with ``p = softmax(logits / temperature)``; see `fastce.entropy`.
+
+    Examples
+    --------
+    >>> float(entropy(np.zeros((2, 4))))  # log(4)
+    1.3862943611198906
+    """
+    return entropy_with_grad(logits, temperature=temperature, sample_weight=sample_weight, reduction=reduction,
+                             normalizer=normalizer, axis=axis)[0]  # fmt: skip
+
+
+def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1,
+                      upstream=1.0, out=None):  # fmt: skip
+    """Entropy and gradient with respect to ``logits``; see `fastce.entropy_with_grad`.
+
+    Notes
+    -----
+    The derivative of ``-sum(p * log(p))`` by a logit is ``-p * (log(p) + entropy) / temperature``.
+
+    Examples
+    --------
+    >>> entropy_with_grad(np.log([[1.0, 3.0]]))[1].round(4)
+    array([[ 0.206, -0.206]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    if out is not None:
+        sample_weight, upstream = _unshared(out, sample_weight, upstream)
+    with np.errstate(all="ignore"):
+        np.divide(x, g.dtype.type(temperature), out=g)
+        p, logp = softmax(g), log_softmax(g)
+        loss = -np.add.reduce(_times(p, logp), axis=-1, keepdims=True)
+        slope = _times(p, logp + loss) * g.dtype.type(-1 / temperature)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
+        g[...] = 0 if scale is None else slope * scale
+    return loss[..., 0] if reduction == "none" else loss, grad
+
+
+class EvaluatedRows(NamedTuple):
+    """What each row is evaluated by; see `fastce.EvaluatedRows`.
+
+    Examples
+    --------
+    >>> evaluate(np.eye(2), np.array([0, 0]), return_rows=True)[1].rank
+    array([0, 1])
+    """
+
+    log_probability: np.ndarray
+    rank: np.ndarray
+    predicted: np.ndarray
+    entropy: np.ndarray
+    confidence: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """Means over the rows that are not ignored; see `fastce.Evaluation`. This one cannot be added to another.
+
+    Examples
+    --------
+    >>> evaluate(np.eye(2), np.array([0, 0])).accuracy
+    0.5
+    """
+
+    rows: int
+    loss: float
+    perplexity: float
+    accuracy: float
+    top_k: dict
+    entropy: float
+    confidence: float
+    calibration_error: float
+
+
+def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, ignore_index=-100, axis=-1, return_rows=False):
+    """Loss, accuracies, entropy and calibration of ``logits``; see `fastce.evaluate`.
+
+    Examples
+    --------
+    >>> evaluate(np.zeros((1, 4)), np.array([2]), top_k=(2, 3)).top_k
+    {2: 0.0, 3: 1.0}
+    """
+    x, labels = np.moveaxis(np.asarray(logits), axis, -1), np.asarray(labels)
+    kept = labels != ignore_index
+    t = np.where(kept, labels, 0)[..., None]
+    with np.errstate(all="ignore"):
+        z = x / (x.dtype.type(temperature) if x.dtype.kind == "f" else temperature)
+        p, logp = softmax(z), np.take_along_axis(log_softmax(z), t, -1)[..., 0]
+        entropies, confidence = entropy(z, reduction="none"), p.max(-1)
+        x_t = np.take_along_axis(x, t, -1)
+        rank = np.add.reduce((x > x_t) | ((x == x_t) & (np.arange(x.shape[-1]) < t)), axis=-1)
+        rank = np.where(kept & ~np.isnan(confidence), rank, -1)
+    rows = EvaluatedRows(np.where(kept, logp, 0), rank, np.where(kept, predict(x), -1), np.where(kept, entropies, 0),
+                         np.where(kept, confidence, 0))  # fmt: skip
+    n = int(np.count_nonzero(kept))
+
+    def mean(values):
+        return float(np.add.reduce(values, axis=None, dtype=np.float64)) / n if n else float("nan")
+
+    loss, error = mean(0 - rows.log_probability), 0.0
+    bins = np.ceil(rows.confidence * 15)  # bin b holds the confidences in ((b - 1) / 15, b / 15]
+    for b in range(1, 16):
+        error += np.abs(np.add.reduce(((rank == 0) - rows.confidence)[bins == b], axis=None, dtype=np.float64))
+    confidence = mean(rows.confidence)
+    result = Evaluation(n, loss, float(np.exp(loss)), mean(rank == 0),
+                        {k: mean((rank >= 0) & (rank < k)) for k in np.atleast_1d(top_k).tolist()}, mean(rows.entropy),
+                        confidence, float(error) / n if n and confidence == confidence else float("nan"))  # fmt: skip
+    return (result, rows) if return_rows else result
+
+
 # The two-term form, with a = weight * pos_weight * c and b = weight * (1 - c).
 #   sigmoid, an element           loss                    gradient
 #   z = +inf                      0 if b = 0, else inf    b, the limit
@@ -481,3 +595,47 @@ def _softmax_terms(z, a, b):
     grad = np.where(others, grad_of_others, (b_t - a_t * tail - h_sum) / s)
     finite = np.isfinite(z_t)
     return np.where(finite, loss, np.nan), np.where(finite & ((f_sum > 0) | (b_t == 0)), grad, np.nan)
+
+
+# The Kullback-Leibler divergence, with p = softmax(x / temperature) and q = softmax(t / temperature), or given.
+#   class j                       loss                    gradient
+#   q[j] = 0                      adds nothing            p[j] * sum(q)
+#   p[j] = 0, q[j] > 0            inf                     -q[j]
+#   a row of x or t that contains NaN or +inf, or only -inf, has NaN
+
+
+def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None, reduction="mean",
+                  normalizer=None, axis=-1):  # fmt: skip
+    """``sum(q * (log(q) - log(p)))``; see `fastce.kl_divergence`.
+
+    Examples
+    --------
+    >>> round(float(kl_divergence(np.zeros((1, 2)), np.log([[0.25, 0.75]]))), 6)
+    0.130812
+    """
+    return kl_divergence_with_grad(logits, target_logits, targets=targets, temperature=temperature,
+                                   sample_weight=sample_weight, reduction=reduction, normalizer=normalizer,
+                                   axis=axis)[0]  # fmt: skip
+
+
+def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None,
+                            reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None):  # fmt: skip
+    """Loss and gradient with respect to ``logits``; see `fastce.kl_divergence_with_grad`.
+
+    Examples
+    --------
+    >>> kl_divergence_with_grad(np.zeros((1, 2)), np.log([[0.25, 0.75]]))[1].round(6)
+    array([[ 0.25, -0.25]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    t = np.moveaxis(np.asarray(target_logits), axis, -1).astype(g.dtype)
+    log_p = log_softmax(x, temperature=temperature)
+    with np.errstate(all="ignore"):
+        log_q = log_softmax(t, temperature=temperature) if targets == "logits" else np.log(t)
+        q = np.exp(log_q) if targets == "logits" else t
+        loss = np.add.reduce(_times(q, log_q - log_p), axis=-1, keepdims=True)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer,
+                              np.asarray(upstream) / temperature, axis)  # fmt: skip
+        mass = np.add.reduce(q, axis=-1, keepdims=True)
+        g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
+    return loss[..., 0] if reduction == "none" else loss, grad

@@ -30,6 +30,8 @@ from oracle import (
     exact_softmax,
     exact_softmax_grad,
 )
+from oracle_divergence import exact_divergence
+from oracle_entropy import exact_entropy
 
 import fastce
 
@@ -88,6 +90,14 @@ def _with_rows(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.nda
         return x, one_hot_rows(labels, x.shape[axis], x.dtype, axis)
     # With one class that is not certain, the two-term form is infinite.
     return x, np.ones_like(x) if x.shape[axis] == 1 else soft_targets(x.shape, x.dtype, seed)
+
+
+def _with_target_logits(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Labels are the only class that is not masked; a row whose label is ignored has targets that are all the same."""
+    if labels is None:
+        return x, numbers(x.shape, x.dtype, seed)
+    hot = one_hot_rows(labels, x.shape[axis], bool, axis)
+    return x, np.where(hot | ~hot.any(axis=axis, keepdims=True), 0, -np.inf).astype(x.dtype)
 
 
 def _alone(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -167,6 +177,7 @@ class Function:
 _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 _OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
 _OF_SOFTMAX = frozenset({"axis", "temperature"})
+_OF_ENTROPIES = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 
 # The values of which tests take every combination. A "random" one has a number for each class or row.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -184,15 +195,26 @@ SIGMOID = Family("sigmoid", ("logits", "targets"), _with_rows, exact_binary, _OF
 TWO_TERM = Family(
     "two_term", ("logits", "targets"), _with_rows, exact_binary, _OF_LOSSES, fixed={"activation": "softmax"}
 )
+DIVERGENCE = Family(
+    "kl", ("logits", "target_logits"), _with_target_logits, exact_divergence, _OF_ENTROPIES, {"targets": "logits"}
+)
+RELATIVE_ENTROPY = Family(
+    "kl_probabilities", ("logits", "target_logits"), _with_rows, exact_divergence, _OF_ENTROPIES,
+    {"targets": "probabilities"},
+)  # fmt: skip
 MAPS = Family("softmax", ("x",), _alone, exact_softmax, _OF_SOFTMAX)
 SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _OF_SOFTMAX)
 LOG_SOFTMAX_GRAD = Family(
     "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_SOFTMAX
 )
 
-FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
-LOSSES = [family for family in FAMILIES if family.is_loss]
+ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
+
+FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY, DIVERGENCE,
+            RELATIVE_ENTROPY]  # fmt: skip
+LOSSES = [family for family in FAMILIES if family.is_loss and "targets" in family.names]
 ONE_TERM = [INDEX, PROBABILITIES]
+DIVERGENCES = [DIVERGENCE, RELATIVE_ENTROPY]
 PRODUCTS = [SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
 
 
@@ -205,6 +227,11 @@ def _functions() -> Iterable[Function]:
             yield Function(f"{name}_grad", family, ("grad",), "grad", family.options | {"out"})
     for name, result in (("softmax", "p"), ("log_softmax", "logp"), ("logsumexp", "lse")):
         yield Function(name, MAPS, (result,), result, _OF_SOFTMAX | {"out"})
+    yield Function("entropy", ENTROPY, ("loss",), None, _OF_ENTROPIES - {"upstream"})
+    yield Function("entropy_with_grad", ENTROPY, ("loss", "grad"), "grad", _OF_ENTROPIES | {"out"})
+    for family in DIVERGENCES:
+        yield Function("kl_divergence", family, ("loss",), None, family.options - {"upstream"})
+        yield Function("kl_divergence_with_grad", family, ("loss", "grad"), "grad", family.options | {"out"})
     for family in PRODUCTS:
         yield Function(family.name, family, ("grad",), "grad", _OF_SOFTMAX | {"out"})
 
