@@ -28,6 +28,7 @@ from ._arguments cimport (
     set_denominator, set_input, set_matrix, set_targets, set_upstream, take,
 )
 from ._blocks cimport counted_labels, labels_at
+from ._evaluation cimport BINS, Tally, tally
 from ._layout cimport dtype_of, is_c_contiguous
 from ._primitives cimport (
     CE_COMPILER, CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version,
@@ -179,6 +180,19 @@ cdef class Call:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
 
+    cdef tuple evaluation(self):
+        """The sums of an evaluation, its bins, and the arrays by row."""
+        cdef Tally t
+        cdef Py_buffer view
+        tally(&self.a.request, &t)
+        bins = empty((3, BINS))
+        PyObject_GetBuffer(bins, &view, PyBUF_WRITABLE)
+        memcpy(view.buf, t.bins, sizeof(t.bins))
+        PyBuffer_Release(&view)
+        sums = {"loss": self.total, "entropy": t.entropy, "confidence": t.confidence}
+        rows = self.losses, self.ranks, self.classes, self.entropies, self.confidences
+        return self.a.request.counted, sums, bins, rows
+
     cdef object results(self):
         cdef Arguments *a = &self.a
         cdef double loss = self.total
@@ -186,7 +200,7 @@ cdef class Call:
         if self.function.operation == ARGMAX:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
         if self.function.operation == EVALUATE:
-            return a.request.counted, loss, value, self.ranks, self.classes, self.entropies, self.confidences
+            return self.evaluation()
         if self.out is not None and self.out is not result:
             result = self.out
             result[...] = value if self.grad is None else self.grad
