@@ -189,8 +189,8 @@ cdef inline bint is_skipped(const Job *job, const State *s, Py_ssize_t r) noexce
 cdef inline void part_sums(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t r = unit/job.plan.parts, start = unit % job.plan.parts*job.plan.part
     if not is_skipped(job, job.state, r):
-        sums_of(job, job.first_row + r, start, min(start + job.plan.part, job.request.classes), <RowSums *>job.sums + unit,
-                scratch)
+        sums_of(job, job.first_row + r, start, min(start + job.plan.part, job.request.classes),
+                <RowSums *>job.sums + unit, scratch)
 
 cdef inline void part_grad(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t r = unit/job.plan.parts, start = unit % job.plan.parts*job.plan.part
