@@ -4,6 +4,7 @@ from . import reference
 from ._config import __version__ as __version__
 from ._config import show_config
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from ._softmax import log_softmax, log_softmax_grad, logsumexp, one_hot, predict, softmax, softmax_grad
 from ._stats import SoftmaxStats
 from ._two_term import binary_cross_entropy, binary_cross_entropy_with_grad
@@ -15,6 +16,8 @@ __all__ = [
     "binary_cross_entropy_with_grad",
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_grad_hess",
+    "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_grad",

@@ -39,6 +39,12 @@ cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
         return &request.y
     return &request.logits
 
+cdef inline bint has_curvature(const Request *r) noexcept nogil:
+    """Whether a request may ask for second derivatives: their diagonal beside the gradient, or their products alone."""
+    return (r.operation == CROSS_ENTROPY and r.grad.data != NULL and not r.stats_given
+            and (r.vectors.data == NULL
+                 or (r.hess.data == NULL and r.total == NULL and r.losses == NULL)))
+
 cdef inline bint is_computable(const Request *r) noexcept nogil:
     """Whether the matrices that the operation needs are there, with dtypes that it takes."""
     cdef int operation = r.operation, dtype = main_input(r).dtype
@@ -51,6 +57,8 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
+            and (r.hess.data == NULL or r.hess.dtype == dtype) and (r.vectors.data == NULL or r.vectors.dtype == dtype)
+            and (r.hess.data == NULL and r.vectors.data == NULL or has_curvature(r))
             and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
 
 cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
@@ -68,6 +76,7 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
             p.weighted_smoothing, p.base_kind, p.base_scale = True, CE_BY_CLASS, 1
         else:
             p.base_kind, p.base_scale = CE_ONES, p.uniform
+    p.second_tile = p.base_kind == CE_BY_ELEMENT or request.vectors.data != NULL
     p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
                        and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
@@ -100,7 +109,7 @@ cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogi
         few_classes = TILES_BEAT_GIVEN
     if along_rows or r.classes <= few_classes:
         return BY_TILES
-    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
+    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART and r.vectors.data == NULL else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
     # ARGMAX is so fast that threads pay only where there is more to do.
@@ -122,7 +131,7 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        if p.base_kind == CE_BY_ELEMENT:        # there is a second tile
+        if p.second_tile:
             p.tile /= 2
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
@@ -174,12 +183,12 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return 5*p.group
     if is_product(request) or request.operation == ARGMAX:
         return 2*TILE_SIZE + 5*GROUP if p.path == BY_TILES else 0
-    return tile_scratch(p) if p.path == BY_TILES else 3*BLOCK
+    return tile_scratch(p) if p.path == BY_TILES else 4*BLOCK
 
 cdef inline bint is_streamed(const Request *request, const Plan *p, Py_ssize_t bytes) noexcept nogil:
     """Whether the gradient, of so many bytes, is written past the caches. In place the lines are there already."""
     cdef const char *grad = request.grad.data
-    if grad == main_input(request).data:
+    if grad == main_input(request).data or grad == request.vectors.data:
         return False
     if is_product(request):             # y, upstream and the product together are as large
         return grad != request.upstream.data and 3*bytes >= STREAM_BYTES
@@ -194,6 +203,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
+    p.with_hess = request.hess.data != NULL
     plan_base(request, size, p)
     p.path = path_of(request, size, p.base_kind)
     plan_threads(request, p)
