@@ -60,15 +60,14 @@ def cross_entropy_grad_hess(
 
     Notes
     -----
-    With p = softmax(x / temperature), q as in `cross_entropy` and ``k = sum(q) + 2*z_loss*logsumexp(x / temperature)``::
+    With ``z = x/temperature``, p = softmax(z), q as in `cross_entropy` and ``k = sum(q) + 2*z_loss*logsumexp(z)``::
 
         hess = sample_weight * upstream / denominator * (k*p*(1 - p) + 2*z_loss*p**2) / temperature**2
 
     At the largest logit ``1 - p`` is computed as ``tail/(1 + tail)``, so that the diagonal of a confident row is not
     rounded to 0. Without `z_loss` the error of each number is at most ``(6 + d)*eps`` of it, where d is the distance of
-    the logit from the largest, divided by the temperature, or at the largest the distance to the next. For targets that
-    are one-hot rows or labels this is the product of the library's gradient and ``p*(1 - p)`` of Friedman (2001),
-    "Greedy function approximation: a gradient boosting machine".
+    its z from the largest, or at the largest the distance to the next. Friedman (2001), "Greedy function approximation:
+    a gradient boosting machine", algorithm 6, where the diagonal is ``p*(1 - p)``.
 
     Examples
     --------
@@ -134,17 +133,17 @@ def cross_entropy_hvp(
 
     Notes
     -----
-    With p = softmax(x / temperature), q as in `cross_entropy`, ``k = sum(q) + 2*z_loss*logsumexp(x / temperature)`` and
+    With ``z = x/temperature``, p = softmax(z), q as in `cross_entropy`, ``k = sum(q) + 2*z_loss*logsumexp(z)`` and
     ``mean = sum(p*v)``::
 
         product = sample_weight * upstream / denominator * p*(k*(v - mean) + 2*z_loss*mean) / temperature**2
 
     ``v - mean`` is computed from the differences w of v to its number at the largest logit, as ``w - sum(p*w)``.
     Therefore nothing cancels in confident rows: without `z_loss` errors are at most ``(8 + d)*eps`` of
-    ``p*(abs(w) + sum(p*abs(w)))``, with d as in `cross_entropy_grad_hess`, and that of the term inside the sum. Where p
-    is 0, as at masked classes, an infinite v counts for nothing. The products are those of the generalised
-    Gauss-Newton matrix of Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient
-    descent", which for this loss is the Hessian.
+    ``p*(abs(w) + sum(p*abs(w)))``, with d as in `cross_entropy_grad_hess`, and d of each term in the sum. Where p is 0,
+    as at masked classes, an infinite v counts for nothing. In float32, v may be as large as 1e28. Pearlmutter (1994),
+    "Fast exact multiplication by the Hessian"; Schraudolph (2002), "Fast curvature matrix-vector products for
+    second-order gradient descent", for models whose logits are not linear.
 
     Examples
     --------

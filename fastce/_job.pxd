@@ -39,9 +39,9 @@ cdef struct Plan:
     bint with_labels
     bint with_loss
     bint with_grad
-    bint with_hess
+    bint with_hess                  # and the diagonal of the Hessian
+    bint with_hvp                   # instead of the gradient, the Hessian times vectors
     bint targets_ready              # targets are used as base where they lie
-    bint second_tile                # beside the logits, targets or vectors are copied into tiles
     bint weighted_smoothing         # labels with smoothing and weights: base is uniform*weight
     double hot                      # 1 - label_smoothing
     double uniform                  # label_smoothing/classes

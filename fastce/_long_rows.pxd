@@ -199,7 +199,7 @@ cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, P
 cdef inline void finish_row(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
     """What is asked for of row i besides its loss, from its state."""
     begin_grad(job, s, r, 1)
-    if job.request.vectors.data != NULL:
+    if job.plan.with_hvp:
         row_hvp(job, i, first_maximum(job, i, s.row_max[r], scratch), s, r, scratch)
     else:
         row_grad(job, i, s, r, 0, job.request.classes, scratch)

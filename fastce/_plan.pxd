@@ -41,7 +41,7 @@ cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
 
 cdef inline bint has_curvature(const Request *r) noexcept nogil:
     """Whether a request may ask for second derivatives: their diagonal beside the gradient, or their products alone."""
-    return (r.operation == CROSS_ENTROPY and r.grad.data != NULL and not r.stats_given
+    return (r.operation == CROSS_ENTROPY and (r.hess.data == NULL or r.grad.data != NULL) and not r.stats_given
             and (r.vectors.data == NULL
                  or (r.hess.data == NULL and r.total == NULL and r.losses == NULL)))
 
@@ -76,7 +76,6 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
             p.weighted_smoothing, p.base_kind, p.base_scale = True, CE_BY_CLASS, 1
         else:
             p.base_kind, p.base_scale = CE_ONES, p.uniform
-    p.second_tile = p.base_kind == CE_BY_ELEMENT or request.vectors.data != NULL
     p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
                        and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
@@ -131,7 +130,7 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        if p.second_tile:
+        if p.base_kind == CE_BY_ELEMENT:        # there is a second tile
             p.tile /= 2
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
@@ -203,7 +202,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
     p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
-    p.with_hess = request.hess.data != NULL
+    p.with_hess, p.with_hvp = request.hess.data != NULL, p.with_grad and request.vectors.data != NULL
     plan_base(request, size, p)
     p.path = path_of(request, size, p.base_kind)
     plan_threads(request, p)

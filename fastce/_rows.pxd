@@ -52,7 +52,7 @@ cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexce
     rows.grad, rows.grad_step = NULL, 0
     if job.plan.with_grad:
         rows.grad, rows.grad_step = <char *>scratch, n*size
-        if job.request.grad.class_stride == size and job.request.vectors.data == NULL:
+        if job.request.grad.class_stride == size and not job.plan.with_hvp:
             rows.grad, rows.grad_step = row_at(&job.request.grad, rows.start), job.request.grad.row_stride
     rows.form = CE_STORED
     if job.request.operation == LOG_SOFTMAX:
@@ -214,7 +214,7 @@ cdef inline Py_ssize_t rows_together(const Job *job, Py_ssize_t i, Py_ssize_t n,
         n = evenly_spaced(&job.request.targets, i, n)
     if job.plan.with_hess:
         n = evenly_spaced(&job.request.hess, i, n)
-    if job.request.vectors.data != NULL:
+    if job.plan.with_hvp:
         n = evenly_spaced(&job.request.vectors, i, n)
     if s.ignored == 0:
         return n
@@ -230,7 +230,7 @@ cdef inline Py_ssize_t short_rows(const Job *job, Py_ssize_t start, Py_ssize_t c
     rows.start, rows.count = start, rows_together(job, start, count, s, r)
     load_rows(job, &rows, scratch)
     state_of_rows(job, &rows, s, r, scratch)
-    if job.request.vectors.data != NULL:
+    if job.plan.with_hvp:
         hvp_of_rows(job, &rows, s, r, scratch)
     elif job.plan.with_grad:
         grad_of_rows(job, &rows, s, r, scratch)

@@ -35,7 +35,7 @@ cdef struct Tile:
     void *x                         # a block of logits
     void *base                      # and its targets
     void *grad                      # a chunk of the gradient
-    void *hess                      # and of the diagonal of the Hessian
+    void *other                     # and of the diagonal of the Hessian, or of the vectors
     void *row_max                   # these have one number for each row
     void *row_max_before            # of the blocks before
     void *a
@@ -56,8 +56,8 @@ cdef struct Tile:
 
 cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
     """The numbers of the logits' dtype that `tiles` needs."""
-    cdef Py_ssize_t bases = plan.tile if plan.second_tile else 0
-    cdef Py_ssize_t chunks = (plan.chunk < plan.tile) + plan.with_hess
+    cdef Py_ssize_t bases = plan.tile if plan.base_kind == CE_BY_ELEMENT else 0
+    cdef Py_ssize_t chunks = (plan.chunk < plan.tile) + (plan.with_hess or plan.with_hvp)
     return plan.tile + bases + chunks*max(plan.chunk, GROUP) + 12*GROUP
 
 cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
@@ -314,8 +314,8 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
             if tile.from_exp:
                 tile_exponentials(job, tile, n, src)
         if job.plan.with_hess:
-            f.tile_hess(src, tile.hess, n, width, tile.hess_a, tile.hess_b, tile.maximum, tile.v_at_max)
-            store_tile(f, &job.request.hess, tile.start, tile.count, j, n, width, <const floating *>tile.hess,
+            f.tile_hess(src, tile.other, n, width, tile.hess_a, tile.hess_b, tile.maximum, tile.v_at_max)
+            store_tile(f, &job.request.hess, tile.start, tile.count, j, n, width, <const floating *>tile.other,
                        job.plan.stream)
         if job.plan.base_kind != CE_BY_ELEMENT:
             base = base_block(job, 0, j, n, <floating *>tile.base)
@@ -331,11 +331,11 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tile_hvp(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
-    """The Hessian times the vectors, which are loaded where the targets were: for each row its number at the maximum,
-    the sum of its differences from that, and the product."""
+    """The Hessian times the vectors: of each vector the number at the maximum, the sum of its differences from that, and
+    the product. The vectors are loaded for each of them, unless all classes are in one chunk."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef floating *e = x
-    cdef floating *v = <floating *>tile.base
+    cdef floating *v = <floating *>tile.other
     cdef floating *dst
     cdef Py_ssize_t width = tile.width, j, n, p, k
     cdef int step
@@ -351,11 +351,11 @@ cdef inline void tile_hvp(const Job *job, Tile *tile, State *s, floating *x) noe
         for j from 0 <= j < job.request.classes by tile.chunk:
             n = min(job.request.classes - j, tile.chunk)
             if tile.keep:
-                e, v = x + j*width, <floating *>tile.base + j*width
+                e = x + j*width
             else:
                 load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, e)
                 tile_exponentials(job, tile, n, e)
-            if step == 0 or not tile.keep:
+            if step == 0 or job.request.classes > tile.chunk:
                 load_tile(f, &job.request.vectors, tile.start, tile.count, j, n, width, v)
             if step == 0:
                 f.tile_pick(e, v, n, width, tile.v_at_max)
@@ -390,14 +390,14 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     scratch += 3*GROUP
     tile.hess_a, tile.hess_b, tile.v_at_max = scratch, scratch + GROUP, scratch + 2*GROUP
     scratch += 3*GROUP
-    tile.grad, tile.hess = NULL, NULL
-    if job.plan.with_hess:
-        tile.hess, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
+    tile.grad, tile.other = NULL, NULL
+    if job.plan.with_hess or job.plan.with_hvp:
+        tile.other, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
     if job.plan.chunk < job.plan.tile:
         tile.grad, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
     tile.x, tile.base = scratch, scratch + job.plan.tile
     tile_state(job, &tile, s, <floating *>tile.x)
-    if job.request.vectors.data != NULL:
+    if job.plan.with_hvp:
         tile_hvp(job, &tile, s, <floating *>tile.x)
     elif job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)

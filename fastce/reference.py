@@ -20,8 +20,8 @@ import numpy as np
 
 __all__ = [
     "CrossEntropyLoss", "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy",
-    "cross_entropy_grad", "cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot",
-    "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "cross_entropy_grad", "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "log_softmax",
+    "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -252,6 +252,81 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
     if not denominator:
         return dtype(np.nan), None
     return dtype(np.add.reduce(loss, axis=None, dtype=np.float64) / denominator), scale / dtype(denominator)
+
+
+# Second derivatives. With factor = mass + 2 * z_loss * lse, the Hessian of a row's loss with respect to x / temperature
+# is factor * (diag(p) - p p^T) + 2 * z_loss * p p^T.
+
+
+def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
+                            z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                            out=None):  # fmt: skip
+    """Gradient and the diagonal of the Hessian; see `fastce.cross_entropy_grad_hess`.
+
+    Examples
+    --------
+    >>> cross_entropy_grad_hess(np.zeros((1, 2)), np.array([1]))
+    (array([[ 0.5, -0.5]]), array([[0.25, 0.25]]))
+    """
+    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, upstream)
+    x = _cooled(logits, temperature)
+    p, factor, scale, ignored = _curvature(x, targets, *options)
+    with np.errstate(all="ignore"):
+        grad = _run(x, targets, *options)[1] / p.dtype.type(temperature)
+        hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, axis)
+    if out is None:
+        return grad, hess
+    for array, result in zip(out, (grad, hess), strict=True):
+        array[...] = result
+    return out
+
+
+def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=None, ignore_index=-100,
+                      label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
+                      upstream=1.0, out=None):  # fmt: skip
+    """The Hessian times vectors; see `fastce.cross_entropy_hvp`.
+
+    Examples
+    --------
+    >>> cross_entropy_hvp(np.zeros((1, 2)), np.array([1]), np.array([[1.0, 0.0]]))
+    array([[ 0.25, -0.25]])
+    """
+    p, factor, scale, ignored = _curvature(_cooled(logits, temperature), targets, weight, sample_weight, ignore_index,
+                                           label_smoothing, z_loss, reduction, normalizer, axis, upstream)  # fmt: skip
+    with np.errstate(all="ignore"):
+        v = np.moveaxis(np.asarray(vectors).astype(p.dtype), axis, -1)
+        mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
+        product = factor * _times(p, v - mean) + 2 * z_loss * p * mean
+        product = _finished(product, scale, ignored, temperature, axis)
+    if out is None:
+        return product
+    out[...] = product
+    return out
+
+
+def _cooled(logits, temperature):
+    """The logits divided by the temperature, in their own precision."""
+    x = np.asarray(logits)
+    x = x.astype(x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.float64)
+    return x if temperature == 1 else x / x.dtype.type(temperature)
+
+
+def _curvature(x, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis,
+               upstream):  # fmt: skip
+    """Probabilities, the factor of ``diag(p) - p p^T``, that of the results and the ignored rows."""
+    x = np.moveaxis(x, axis, -1)
+    _, _, _, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, x)
+    with np.errstate(all="ignore"):
+        p = softmax(x)
+        factor = mass + 2 * z_loss * logsumexp(x)[..., None] if z_loss else mass
+        _, scale = _reduce(np.zeros_like(share, x.dtype), share, sample_weight, reduction, normalizer, upstream, axis)
+    return p, factor, scale, ignored
+
+
+def _finished(result, scale, ignored, temperature, axis):
+    result = np.zeros_like(result) if scale is None else result * (scale / result.dtype.type(temperature**2))
+    result[ignored] = 0
+    return np.moveaxis(result, -1, axis)
 
 
 # Softmax, one-hot rows and prediction. A class is masked if its logit is -inf.

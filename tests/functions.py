@@ -29,6 +29,7 @@ from oracle import (
     exact_softmax,
     exact_softmax_grad,
 )
+from oracle_curvature import exact_grad_hess, exact_hvp
 
 import fastce
 
@@ -102,6 +103,13 @@ def _with_upstream(log: bool) -> Callable[..., tuple[np.ndarray, ...]]:
     return make
 
 
+def _with_vectors(make: Callable[..., tuple[np.ndarray, ...]]) -> Callable[..., tuple[np.ndarray, ...]]:
+    def with_vectors(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.ndarray, ...]:
+        return *make(x, labels, axis, seed), numbers(x.shape, x.dtype, seed + 1)
+
+    return with_vectors
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,7 +129,7 @@ class Family:
         return self.make(x, labels, axis, seed)
 
     def exact(self, *arrays: np.ndarray, **options: Any) -> Any:
-        if "reduction" in self.options:
+        if self.is_reduced:
             options = {"reduction": "none"} | options
         return self.oracle(*arrays, **self.fixed, **options)
 
@@ -136,7 +144,17 @@ class Family:
 
     @property
     def is_loss(self) -> bool:
+        return self in LOSSES
+
+    @property
+    def is_reduced(self) -> bool:
+        """It has the options of losses."""
         return "reduction" in self.options
+
+    @property
+    def has_labels(self) -> bool:
+        """Its targets are class indices."""
+        return "ignore_index" in self.options
 
 
 @dataclass(frozen=True)
@@ -174,6 +192,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "sample_weight": (None, "random"),
     "label_smoothing": (0.0, 0.1, 1.0),
     "z_loss": (0.0, 1e-2),
+    "temperature": (1.0, 0.7),
 }
 
 INDEX = Family("index", ("logits", "targets"), _with_labels, exact, _OF_ONE_TERM | {"ignore_index"})
@@ -185,9 +204,17 @@ TWO_TERM = Family(
 MAPS = Family("softmax", ("x",), _alone, exact_softmax, _AXIS)
 SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _AXIS)
 LOG_SOFTMAX_GRAD = Family("log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _AXIS)
+_OF_CURVATURE = _OF_ONE_TERM | {"temperature"}
+_AND_VECTORS = ("logits", "targets", "vectors")
+CURVATURE = [
+    Family("hess_index", ("logits", "targets"), _with_labels, exact_grad_hess, _OF_CURVATURE | {"ignore_index"}),
+    Family("hess_probabilities", ("logits", "targets"), _with_rows, exact_grad_hess, _OF_CURVATURE),
+    Family("hvp_index", _AND_VECTORS, _with_vectors(_with_labels), exact_hvp, _OF_CURVATURE | {"ignore_index"}),
+    Family("hvp_probabilities", _AND_VECTORS, _with_vectors(_with_rows), exact_hvp, _OF_CURVATURE),
+]
 
-FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
-LOSSES = [family for family in FAMILIES if family.is_loss]
+LOSSES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM]
+FAMILIES = [*LOSSES, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, *CURVATURE]
 ONE_TERM = [INDEX, PROBABILITIES]
 PRODUCTS = [SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
 
@@ -203,6 +230,11 @@ def _functions() -> Iterable[Function]:
         yield Function(name, MAPS, (result,), result, _AXIS | {"out"})
     for family in PRODUCTS:
         yield Function(family.name, family, ("grad",), "grad", _AXIS | {"out"})
+    for family in CURVATURE:
+        if "vectors" in family.names:
+            yield Function("cross_entropy_hvp", family, ("hvp",), "hvp", family.options | {"out"})
+        else:  # its `out` is a pair, which test_curvature.py tests
+            yield Function("cross_entropy_grad_hess", family, ("grad", "hess"), None, family.options | {"out"})
 
 
 FUNCTIONS = list(_functions())

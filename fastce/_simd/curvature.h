@@ -1,7 +1,4 @@
-/* Second derivatives of cross-entropy, from stored exponentials e. With the reciprocal of 1 + tail in the coefficients,
- * the diagonal of the Hessian is e*(a - b*e), and its product with a vector is e*(a*(v - v_max) + b). Differences to
- * the vector's number at the maximum are small sums of a confident row: what the maximum adds, which is nearly all,
- * is not there to cancel. */
+/* Second derivatives of cross-entropy, from stored exponentials. _curvature.pxd has the formulas. */
 
 /* Stores `value`, an expression for the elements i, i + 1, ...: LANES of them, or the first m = n < LANES. The first
  * and last vector overlap the aligned ones and are stored after them. They are computed before, because `dst` may be
@@ -64,15 +61,15 @@ static void FN(tile_hess)(const void *e_, void *hess_, Py_ssize_t classes, Py_ss
     }
 }
 
-/* Half of the scale of stored exponentials. With it, products with numbers of any usual size neither overflow nor
- * become subnormal early. */
+/* The root of the scale of stored exponentials. Terms that are multiplied by it neither overflow, up to differences of
+ * 2^95 or 2^959, nor become subnormal where exponentials are small, which would be slow. */
 #if CE_F32
 #define HALF_UNSCALE 0x1p-32f
 #else
 #define HALF_UNSCALE 0x1p-64
 #endif
 
-/* The term of a sum of e*(v - at), scaled. */
+/* A term of the sum of e*(v - at), scaled. */
 CE_INLINE VEC FN(spread_term)(VEC e, VEC v, VEC at) { return FN(gap_term)(e * SET1(HALF_UNSCALE), v - at); }
 
 static double FN(row_spread)(const void *e_, const void *v_, Py_ssize_t n, double at_)

@@ -35,12 +35,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
+    "temperature": {"temperature": 2.0},
     "upstream": {"upstream": 3.0},
     "weight": {"weight": [1.0, 2.0, 3.0]},
     "z_loss": {"z_loss": 0.5},
 }
 ARGUMENTS: dict[str, Any] = {
     "logits": X, "x": X, "y": P, "targets": LABELS, "upstream": X[::-1].copy(), "labels": LABELS, "num_classes": 3,
+    "vectors": X[::-1].copy(),
 }  # fmt: skip
 FUNCTIONS = [getattr(fastce, name) for name in fastce.__all__ if inspect.isroutine(getattr(fastce, name))]
 FUNCTIONS.remove(fastce.show_config)
@@ -107,6 +109,11 @@ def test_each_option_changes_something(function: Callable[..., Any], name: str) 
     others = {"activation": "softmax"} if name == "axis" and "binary" in function.__name__ else {}
     usual = returned(function, **others)
     if name == "out":
+        if function is fastce.cross_entropy_grad_hess:
+            pair = np.empty_like(usual[0]), np.empty_like(usual[1])
+            assert all(a is out for a, out in zip(returned(function, out=pair), pair, strict=True))
+            np.testing.assert_array_equal(pair, usual)
+            return
         out = np.empty_like(usual[-1])
         assert any(a is out for a in returned(function, out=out))
         np.testing.assert_array_equal(out, usual[-1])
