@@ -68,6 +68,17 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("a text", {"z_loss": "0"}, TypeError, "^z_loss .*('0'|str|<U)"),
         ],
     ),
+    "temperature": (
+        ONE_TERM,
+        [
+            ("zero", {"temperature": 0.0}, ValueError, r"^temperature is 0\.0, expected a number in"),
+            ("negative", {"temperature": -1.0}, ValueError, r"^temperature .*-1\.0"),
+            ("NaN", {"temperature": np.nan}, ValueError, "^temperature .*nan"),
+            ("infinite", {"temperature": np.inf}, ValueError, "^temperature .*inf"),
+            ("None", {"temperature": None}, TypeError, "^temperature .*None"),
+            ("a text", {"temperature": "1"}, TypeError, "^temperature .*('1'|str|<U)"),
+        ],
+    ),
     "reduction": (
         LOSSES,
         [
