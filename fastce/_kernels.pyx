@@ -34,7 +34,7 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    ARGMAX, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
@@ -55,6 +55,7 @@ cdef enum:              # what a function returns
 cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
     "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": ARGMAX,
+    "entropy": ENTROPY, "evaluate": EVALUATE,
 }
 
 cdef Rule rules[MAX_RULES]
@@ -89,6 +90,9 @@ cdef class Call:
     cdef object hess
     cdef object losses
     cdef object classes         # what `predict` returns
+    cdef object ranks           # of `evaluate`, and the next two
+    cdef object entropies
+    cdef object confidences
     cdef object stats
     cdef double total
 
@@ -102,6 +106,7 @@ cdef class Call:
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
         a.with_hess = self.function.returns & HESS
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
+        a.targets_name = <PyObject *>self.function.arguments[len(self.function.arguments) - 1]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
         set_input(a, second if a.is_product else first, given[AXIS])
@@ -170,10 +175,15 @@ cdef class Call:
                 self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
             else:
                 r.total = &self.total
+        if r.operation == EVALUATE:
+            r.total = &self.total
+            self.ranks = self.new_result(False, intp, <void **>&r.ranks)
+            self.entropies = self.new_result(False, self.input.dtype, &r.entropies)
+            self.confidences = self.new_result(False, self.input.dtype, &r.confidences)
         if a.return_stats:
             row_max = self.new_result(False, self.input.dtype, &r.row_max)
             self.stats = new_tuple(stats_type, (row_max, self.new_result(False, self.input.dtype, &r.tail)))
-        if r.operation == ARGMAX:
+        if r.operation == ARGMAX or a.return_rows:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
 
@@ -183,6 +193,8 @@ cdef class Call:
         value, result = self.losses, self.grad
         if self.function.operation == ARGMAX:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
+        if self.function.operation == EVALUATE:
+            return a.request.counted, loss, value, self.ranks, self.classes, self.entropies, self.confidences
         if self.out is not None and self.out is not result:
             result = self.out
             result[...] = value if self.grad is None else self.grad

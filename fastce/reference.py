@@ -9,9 +9,10 @@ In the loss of a row ``x`` with ``C`` classes, ``-log(p[j])`` is multiplied by a
 * class index ``t``: ``q[j] = weight[j] * label_smoothing / C``, plus ``weight[t] * (1 - label_smoothing)`` at ``t``;
 * probabilities ``c``: ``q[j] = weight[j] * ((1 - label_smoothing) * c[j] + label_smoothing / C)``.
 
-Let ``lse = log(sum(exp(x)))``, ``p = exp(x - lse)`` and ``mass = sum(q)``. The loss of the row is
-``mass * lse - sum(q * x) + z_loss * lse**2`` and its gradient is ``(mass + 2 * z_loss * lse) * p - q``. Both are
-multiplied by the sample weight of the row.
+Let ``x`` be divided by the temperature, ``lse = log(sum(exp(x)))``, ``p = exp(x - lse)`` and ``mass = sum(q)``. The
+loss of the row is ``mass * lse - sum(q * x) + z_loss * lse**2`` and its gradient with respect to this ``x`` is
+``(mass + 2 * z_loss * lse) * p - q``. Both are multiplied by the sample weight of the row. The gradient with respect to
+the logits is divided by the temperature too.
 """
 
 from typing import NamedTuple
@@ -19,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CrossEntropyLoss", "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy",
-    "cross_entropy_grad", "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "log_softmax",
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
+    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
+    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "log_softmax",
     "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
@@ -34,11 +36,12 @@ class SoftmaxStats(NamedTuple):
     """
 
     row_max: np.ndarray
-    tail: np.ndarray  # the sum of exp(x - row_max) over all classes except the first that attains the maximum
+    tail: np.ndarray  # the sum of exp((x - row_max) / temperature) over all classes except the first maximum
 
 
 def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                  z_loss=0.0, reduction="mean", normalizer=None, axis=-1, return_stats=False):  # fmt: skip
+                  z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
+                  return_stats=False):  # fmt: skip
     """Softmax cross-entropy of ``logits``; see `fastce.cross_entropy`.
 
     Examples
@@ -46,13 +49,13 @@ def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_in
     >>> float(cross_entropy(np.zeros((2, 4)), np.array([0, 3])))  # log(4)
     1.3862943611198906
     """
-    loss, _, stats = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
-                          normalizer, axis, with_grad=False, return_stats=return_stats)  # fmt: skip
+    loss, _, stats = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature,
+                          reduction, normalizer, axis, with_grad=False, return_stats=return_stats)  # fmt: skip
     return (loss, stats) if return_stats else loss
 
 
 def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                            z_loss=0.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                            z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
                             out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
 
@@ -61,12 +64,12 @@ def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_with_grad(np.zeros((1, 4)), np.array([2]))[1]
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer,
-                axis, upstream, out)[:2]  # fmt: skip
+    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+                normalizer, axis, upstream, out)[:2]  # fmt: skip
 
 
 def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                       z_loss=0.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None,
+                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None,
                        stats=None):  # fmt: skip
     """Gradient alone, from the ``stats`` of the forward pass if they are given; see `fastce.cross_entropy_grad`.
 
@@ -75,8 +78,8 @@ def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, igno
     >>> cross_entropy_grad(np.zeros((1, 4)), np.array([2]), upstream=2.0)
     array([[ 0.5,  0.5, -1.5,  0.5]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer,
-                axis, upstream, out, stats)[1]  # fmt: skip
+    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+                normalizer, axis, upstream, out, stats)[1]  # fmt: skip
 
 
 class CrossEntropyLoss:
@@ -118,14 +121,15 @@ class CrossEntropyLoss:
         return cross_entropy_grad(logits, targets, **options, upstream=upstream, out=out, stats=stats)
 
 
-def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis,
-         upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
+def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+         normalizer, axis, upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
     """Loss, gradient and statistics."""
     if out is not None:
         targets, weight, sample_weight, upstream = _unshared(out, targets, weight, sample_weight, upstream)
         stats = stats and _unshared(out, *stats)
     plain = weight is sample_weight is normalizer is stats is None and not (label_smoothing or z_loss or return_stats)
     plain = plain and reduction != "none" and axis == -1 and type(logits) is type(targets) is np.ndarray
+    plain = plain and temperature == 1
     with np.errstate(all="ignore"):
         if plain and logits.dtype in (np.float32, np.float64) and logits.ndim == 2 and targets.ndim == 1:
             if 0 < len(targets) == np.count_nonzero(targets != ignore_index):
@@ -134,7 +138,7 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
         x, g, grad = _classes_last(logits, out, axis)
         base, label, added, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, g)
         m = np.maximum.reduce(x, axis=-1, keepdims=True) if stats is None else np.asarray(stats[0])[..., None]
-        np.subtract(x, m, out=g)
+        _shifted(x, m, temperature, g)
         linear = 0 if base is None else _dot(base, g)
         if label is not None:
             linear += _times(added, g[label])
@@ -144,13 +148,15 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
             np.put_along_axis(g, first_max, np.take_along_axis(g, first_max, -1) - 1, -1)  # 1 - 1, or NaN
             stats = SoftmaxStats(m[..., 0], np.add.reduce(g, axis=-1))
         s = np.add.reduce(g, axis=-1, keepdims=True) if stats is None else 1 + np.asarray(stats[1])[..., None]
-        log_s = np.log(s)  # lse is m + log_s
+        log_s = np.log(s)  # lse is m / temperature + log_s
         loss, factor = mass * log_s - linear, mass
         if z_loss:
-            loss += z_loss * (m + log_s) ** 2
-            factor = mass + 2 * z_loss * (m + log_s)
+            lse = m / g.dtype.type(temperature) + log_s
+            loss += z_loss * lse**2
+            factor = mass + 2 * z_loss * lse
         loss[ignored] = 0
-        loss, scale = _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis)
+        loss, scale = _reduce(loss, share, sample_weight, reduction, normalizer, np.asarray(upstream) / temperature,
+                              axis)  # fmt: skip
         if scale is None:
             g[...] = 0
         elif with_grad and label is None:
@@ -190,6 +196,13 @@ def _classes_last(logits, out, axis):
         x = x.astype(np.float64)
     grad = np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
     return (x, grad, grad) if axis == -1 else (np.moveaxis(x, axis, -1), np.moveaxis(grad, axis, -1), grad)
+
+
+def _shifted(x, m, temperature, out):
+    """(x - m) / temperature, written to `out`."""
+    np.subtract(x, m, out=out)
+    if temperature != 1:
+        np.divide(out, out.dtype.type(temperature), out=out)
 
 
 def _unshared(out, *arrays):
@@ -268,11 +281,11 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_grad_hess(np.zeros((1, 2)), np.array([1]))
     (array([[ 0.5, -0.5]]), array([[0.25, 0.25]]))
     """
-    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, upstream)
-    x = _cooled(logits, temperature)
-    p, factor, scale, ignored = _curvature(x, targets, *options)
+    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis,
+               upstream)  # fmt: skip
+    grad = _run(logits, targets, *options)[1]
+    p, factor, scale, ignored = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
-        grad = _run(x, targets, *options)[1] / p.dtype.type(temperature)
         hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, axis)
     if out is None:
         return grad, hess
@@ -291,8 +304,8 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
     >>> cross_entropy_hvp(np.zeros((1, 2)), np.array([1]), np.array([[1.0, 0.0]]))
     array([[ 0.25, -0.25]])
     """
-    p, factor, scale, ignored = _curvature(_cooled(logits, temperature), targets, weight, sample_weight, ignore_index,
-                                           label_smoothing, z_loss, reduction, normalizer, axis, upstream)  # fmt: skip
+    p, factor, scale, ignored = _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing,
+                                           z_loss, temperature, reduction, normalizer, axis, upstream)  # fmt: skip
     with np.errstate(all="ignore"):
         v = np.moveaxis(np.asarray(vectors).astype(p.dtype), axis, -1)
         mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
@@ -304,22 +317,15 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
     return out
 
 
-def _cooled(logits, temperature):
-    """The logits divided by the temperature, in their own precision."""
-    x = np.asarray(logits)
-    x = x.astype(x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.float64)
-    return x if temperature == 1 else x / x.dtype.type(temperature)
-
-
-def _curvature(x, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis,
-               upstream):  # fmt: skip
+def _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+               normalizer, axis, upstream):  # fmt: skip
     """Probabilities, the factor of ``diag(p) - p p^T``, that of the results and the ignored rows."""
-    x = np.moveaxis(x, axis, -1)
-    _, _, _, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, x)
+    x, p, _ = _classes_last(logits, None, axis)
+    _, _, _, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, p)
+    softmax(x, temperature=temperature, out=p)
     with np.errstate(all="ignore"):
-        p = softmax(x)
-        factor = mass + 2 * z_loss * logsumexp(x)[..., None] if z_loss else mass
-        _, scale = _reduce(np.zeros_like(share, x.dtype), share, sample_weight, reduction, normalizer, upstream, axis)
+        factor = mass + 2 * z_loss * logsumexp(x, temperature=temperature)[..., None] if z_loss else mass
+        _, scale = _reduce(np.zeros_like(share, p.dtype), share, sample_weight, reduction, normalizer, upstream, axis)
     return p, factor, scale, ignored
 
 
@@ -337,8 +343,8 @@ def _finished(result, scale, ignored, temperature, axis):
 #   NaN                           NaN            NaN             NaN         the first NaN
 
 
-def softmax(x, *, axis=-1, out=None):
-    """``exp(x) / sum(exp(x))``; see `fastce.softmax`.
+def softmax(x, *, temperature=1.0, axis=-1, out=None):
+    """``exp(x) / sum(exp(x))`` of ``x / temperature``; see `fastce.softmax`.
 
     Examples
     --------
@@ -347,14 +353,14 @@ def softmax(x, *, axis=-1, out=None):
     """
     x, y, result = _classes_last(x, out, axis)
     with np.errstate(all="ignore"):
-        np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=y)
+        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
         np.exp(y, out=y)
         y /= np.add.reduce(y, axis=-1, keepdims=True)
     return result
 
 
-def log_softmax(x, *, axis=-1, out=None):
-    """``x - log(sum(exp(x)))``; see `fastce.log_softmax`.
+def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
+    """``x - log(sum(exp(x)))`` of ``x / temperature``; see `fastce.log_softmax`.
 
     Examples
     --------
@@ -363,13 +369,13 @@ def log_softmax(x, *, axis=-1, out=None):
     """
     x, y, result = _classes_last(x, out, axis)
     with np.errstate(all="ignore"):
-        np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=y)
+        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
         y -= np.log(np.add.reduce(np.exp(y), axis=-1, keepdims=True))
     return result
 
 
-def logsumexp(x, *, axis=-1, out=None):
-    """``log(sum(exp(x)))``; see `fastce.logsumexp`.
+def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
+    """``log(sum(exp(x)))`` of ``x / temperature``; see `fastce.logsumexp`.
 
     Examples
     --------
@@ -380,12 +386,13 @@ def logsumexp(x, *, axis=-1, out=None):
     with np.errstate(all="ignore"):
         m = np.maximum.reduce(x, axis=-1, keepdims=True)
         m[~np.isfinite(m)] = 0  # then the sum is 0, inf or NaN
-        np.exp(np.subtract(x, m, out=e), out=e)
-        return np.add(m[..., 0], np.log(np.add.reduce(e, axis=-1)), out=out)
+        _shifted(x, m, temperature, e)
+        np.exp(e, out=e)
+        return np.add(m[..., 0] / e.dtype.type(temperature), np.log(np.add.reduce(e, axis=-1)), out=out)
 
 
-def softmax_grad(upstream, y, *, axis=-1, out=None):
-    """``y * (upstream - sum(upstream * y))`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
+def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+    """``y * (upstream - sum(upstream * y)) / temperature`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
 
     Examples
     --------
@@ -396,11 +403,12 @@ def softmax_grad(upstream, y, *, axis=-1, out=None):
     u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
     with np.errstate(all="ignore"):
         np.multiply(y, u - np.einsum("...j,...j->...", u, y)[..., None], out=g)
+        g /= g.dtype.type(temperature)
     return grad
 
 
-def log_softmax_grad(upstream, y, *, axis=-1, out=None):
-    """``upstream - exp(y) * sum(upstream)`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
+def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+    """``(upstream - exp(y) * sum(upstream)) / temperature`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
 
     Examples
     --------
@@ -411,6 +419,7 @@ def log_softmax_grad(upstream, y, *, axis=-1, out=None):
     u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
     with np.errstate(all="ignore"):
         np.subtract(u, np.exp(y) * np.add.reduce(u, axis=-1, keepdims=True), out=g)
+        g /= g.dtype.type(temperature)
     return grad
 
 
@@ -434,6 +443,119 @@ def predict(logits, *, axis=-1):
     array([1, 0])
     """
     return np.argmax(logits, axis=axis)
+
+
+# The entropy, and evaluation. A masked class adds nothing to the entropy, and its gradient is 0. A row that contains
+# NaN or +inf, or only masked classes, has entropy NaN, and its label has no rank.
+
+
+def entropy(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1):
+    """``-sum(p * log(p))`` with ``p = softmax(logits / temperature)``; see `fastce.entropy`.
+
+    Examples
+    --------
+    >>> float(entropy(np.zeros((2, 4))))  # log(4)
+    1.3862943611198906
+    """
+    return entropy_with_grad(logits, temperature=temperature, sample_weight=sample_weight, reduction=reduction,
+                             normalizer=normalizer, axis=axis)[0]  # fmt: skip
+
+
+def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1,
+                      upstream=1.0, out=None):  # fmt: skip
+    """Entropy and gradient with respect to ``logits``; see `fastce.entropy_with_grad`.
+
+    Notes
+    -----
+    The derivative of ``-sum(p * log(p))`` by a logit is ``-p * (log(p) + entropy) / temperature``.
+
+    Examples
+    --------
+    >>> entropy_with_grad(np.log([[1.0, 3.0]]))[1].round(4)
+    array([[ 0.206, -0.206]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    if out is not None:
+        sample_weight, upstream = _unshared(out, sample_weight, upstream)
+    with np.errstate(all="ignore"):
+        np.divide(x, g.dtype.type(temperature), out=g)
+        p, logp = softmax(g), log_softmax(g)
+        loss = -np.add.reduce(_times(p, logp), axis=-1, keepdims=True)
+        slope = _times(p, logp + loss) * g.dtype.type(-1 / temperature)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
+        g[...] = 0 if scale is None else slope * scale
+    return loss[..., 0] if reduction == "none" else loss, grad
+
+
+class EvaluatedRows(NamedTuple):
+    """What each row is evaluated by; see `fastce.EvaluatedRows`.
+
+    Examples
+    --------
+    >>> evaluate(np.eye(2), np.array([0, 0]), return_rows=True)[1].rank
+    array([0, 1])
+    """
+
+    log_probability: np.ndarray
+    rank: np.ndarray
+    predicted: np.ndarray
+    entropy: np.ndarray
+    confidence: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """Means over the rows that are not ignored; see `fastce.Evaluation`. This one cannot be added to another.
+
+    Examples
+    --------
+    >>> evaluate(np.eye(2), np.array([0, 0])).accuracy
+    0.5
+    """
+
+    rows: int
+    loss: float
+    perplexity: float
+    accuracy: float
+    top_k: dict
+    entropy: float
+    confidence: float
+    calibration_error: float
+
+
+def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, ignore_index=-100, axis=-1, return_rows=False):
+    """Loss, accuracies, entropy and calibration of ``logits``; see `fastce.evaluate`.
+
+    Examples
+    --------
+    >>> evaluate(np.zeros((1, 4)), np.array([2]), top_k=(2, 3)).top_k
+    {2: 0.0, 3: 1.0}
+    """
+    x, labels = np.moveaxis(np.asarray(logits), axis, -1), np.asarray(labels)
+    kept = labels != ignore_index
+    t = np.where(kept, labels, 0)[..., None]
+    with np.errstate(all="ignore"):
+        z = x / (x.dtype.type(temperature) if x.dtype.kind == "f" else temperature)
+        p, logp = softmax(z), np.take_along_axis(log_softmax(z), t, -1)[..., 0]
+        entropies, confidence = entropy(z, reduction="none"), p.max(-1)
+        x_t = np.take_along_axis(x, t, -1)
+        rank = np.add.reduce((x > x_t) | ((x == x_t) & (np.arange(x.shape[-1]) < t)), axis=-1)
+        rank = np.where(kept & ~np.isnan(confidence), rank, -1)
+    rows = EvaluatedRows(np.where(kept, logp, 0), rank, np.where(kept, predict(x), -1), np.where(kept, entropies, 0),
+                         np.where(kept, confidence, 0))  # fmt: skip
+    n = int(np.count_nonzero(kept))
+
+    def mean(values):
+        return float(np.add.reduce(values, axis=None, dtype=np.float64)) / n if n else float("nan")
+
+    loss, error = mean(0 - rows.log_probability), 0.0
+    bins = np.ceil(rows.confidence * 15)  # bin b holds the confidences in ((b - 1) / 15, b / 15]
+    for b in range(1, 16):
+        error += np.abs(np.add.reduce(((rank == 0) - rows.confidence)[bins == b], axis=None, dtype=np.float64))
+    confidence = mean(rows.confidence)
+    result = Evaluation(n, loss, float(np.exp(loss)), mean(rank == 0),
+                        {k: mean((rank >= 0) & (rank < k)) for k in np.atleast_1d(top_k).tolist()}, mean(rows.entropy),
+                        confidence, float(error) / n if n and confidence == confidence else float("nan"))  # fmt: skip
+    return (result, rows) if return_rows else result
 
 
 # The two-term form, with a = weight * pos_weight * c and b = weight * (1 - c).

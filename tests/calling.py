@@ -152,6 +152,10 @@ def hess_grad(logits: Any, targets: Any, *, out: Any = None, **options: Any) -> 
     return fastce.cross_entropy_grad_hess(logits, targets, out=pair, **options)[::-1]
 
 
+def evaluated_rows(logits: Any, targets: Any, **options: Any) -> Any:
+    return fastce.evaluate(logits, targets, **options, return_rows=True)[1]
+
+
 def _cases() -> Iterator[Case]:
     whole = {"logits": "whole"}
     vectors = {"weight": "class", "sample_weight": "row"}
@@ -207,6 +211,15 @@ def _cases() -> Iterator[Case]:
     for function in (fastce.softmax_grad, fastce.log_softmax_grad):
         arguments = {"upstream": "whole", "y": "whole"}
         yield Case(function.__name__, function, arguments, {"grad": "whole"}, frozenset(["grad"]))
+    yield Case("entropy", fastce.entropy, whole, {"loss": "row"}, options=none)
+    rest = {"loose": frozenset(["grad"])}
+    yield Case("entropy_with_grad", fastce.entropy_with_grad, whole, both, **rest)
+    every = whole | {"sample_weight": "row", "upstream": "row"}
+    results = {"loss": "row", "grad": "whole"}
+    options = none | {"temperature": 0.7}
+    yield Case("entropy_with_grad, options", fastce.entropy_with_grad, every, results, options=options, **rest)
+    results = dict.fromkeys(fastce.EvaluatedRows._fields, "row")
+    yield Case("evaluate", evaluated_rows, whole | {"targets": "row"}, results, targets="labels")
     yield Case("predict", fastce.predict, whole, {"class": "row"})
 
 

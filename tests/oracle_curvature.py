@@ -108,9 +108,7 @@ def exact_grad_hess(logits: Any, targets: Any, *, axis: int = -1, **options: Any
         size = r.k_size * r.p * r.other_p + 2 * r.z * r.p**2
         # At the maximum the sum of the others' exponentials counts.
         floor = (1 + r.k_size) * np.where(r.p == r.p.max(axis=-1, keepdims=True), r.x.shape[-1], 1)
-        temperature = LD(options.pop("temperature", 1))
-        grad = exact(np.asarray(logits, LD) / temperature, targets, axis=axis, **options).grad
-        grad = Number(grad.value / temperature, grad.size / temperature, grad.extra / temperature, *grad[3:])
+        grad = exact(logits, targets, axis=axis, **options).grad
         return ExactGradHess(grad, _number(r, value, size, r.reach * size, floor, HESS_ULPS, axis))
 
 
