@@ -34,7 +34,9 @@ def cross_entropy_grad_hess(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis, num_threads
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+        As in `cross_entropy`.
+    reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         As in `cross_entropy_with_grad`, a factor of both results.
@@ -110,7 +112,9 @@ def cross_entropy_hvp(
         As in `cross_entropy`.
     vectors : array_like
         Of the shape of `logits` and any real dtype or bool. It is converted to the dtype of the logits.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis, num_threads
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+        As in `cross_entropy`.
+    reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         As in `cross_entropy_with_grad`.

@@ -125,7 +125,7 @@ def test_many_classes(family, power, dtype):
     if "upstream" in family.names:
         cases.append((np.full(x.shape, 1 / 3, dtype), arrays[1]))
     elif "targets" in family.names and family is not INDEX:
-        cases.append((x, np.full(x.shape, 1 / classes, dtype)))
+        cases.append((x, np.full(x.shape, 1 / classes, dtype), *arrays[2:]))
     for case in cases[-1:] if power == 20 else cases:
         check_arranged(family, case, ways=ROWS_AND_AXIS_0)
 
