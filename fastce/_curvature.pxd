@@ -61,6 +61,6 @@ cdef inline void row_hvp(const Job *job, Py_ssize_t i, Py_ssize_t first_max, Sta
                 f.rows_hvp(e, 0, v, 0, dst, 0, 1, n, s.v_at_max + r, s.hess_a + r, s.hess_b + r)
                 store_to(&job.request.grad, i, j, n, dst)
             else:
-                add(&spread, f.row_spread(e, v, n, s.v_at_max[r]))
+                add(&spread, f.row_spread(e, v, n, s.v_at_max[r], v))
         s.spread[r] = value(&spread)
         begin_hvp(job, s, r, 1)

@@ -106,7 +106,7 @@ cdef class Call:
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
         a.with_hess = self.function.returns & HESS
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
-        a.targets_name = <PyObject *>self.function.arguments[len(self.function.arguments) - 1]
+        a.targets_name = <PyObject *>self.function.arguments[self.function.count > 1]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
         set_input(a, second if a.is_product else first, given[AXIS])

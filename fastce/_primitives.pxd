@@ -87,7 +87,7 @@ cdef extern from * nogil:
                           const double *, const double *, const double *) noexcept nogil
         void (*tile_hess)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
                           const void *) noexcept nogil
-        double (*row_spread)(const void *, const void *, Py_ssize_t, double) noexcept nogil
+        double (*row_spread)(const void *, const void *, Py_ssize_t, double, const void *) noexcept nogil
         void (*tile_pick)(const void *, const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*tile_spread)(const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *) noexcept nogil
         void (*rows_hvp)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t,

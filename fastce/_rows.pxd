@@ -165,7 +165,7 @@ cdef inline void hvp_of_rows(const Job *job, const Rows *rows, State *s, Py_ssiz
         dst, dst_step = e, rows.grad_step
     for p in range(rows.count):
         s.v_at_max[r + p] = v[p*step + max(f.row_find(e + p*n, n, f.exp_one), 0)]
-        s.spread[r + p] = f.row_spread(e + p*n, v + p*step, n, s.v_at_max[r + p])
+        s.spread[r + p] = f.row_spread(e + p*n, v + p*step, n, s.v_at_max[r + p], v + (p + rows.count)*step)
     begin_hvp(job, s, r, rows.count)
     f.rows_hvp(e, rows.grad_step, v, step*size, dst, dst_step, rows.count, n, s.v_at_max + r, s.hess_a + r,
                s.hess_b + r)

@@ -72,15 +72,18 @@ static void FN(tile_hess)(const void *e_, void *hess_, Py_ssize_t classes, Py_ss
 /* A term of the sum of e*(v - at), scaled. */
 CE_INLINE VEC FN(spread_term)(VEC e, VEC v, VEC at) { return FN(gap_term)(e * SET1(HALF_UNSCALE), v - at); }
 
-static double FN(row_spread)(const void *e_, const void *v_, Py_ssize_t n, double at_)
+static double FN(row_spread)(const void *e_, const void *v_, Py_ssize_t n, double at_, const void *next_)
 {
-    const T *e = e_, *v = v_;
+    const T *e = e_, *v = v_, *next = next_;
     const VEC at = SET1((T)at_);
     ACC acc = ACC_ZERO;
     Py_ssize_t i = 0;
 #define TERM(k) FN(spread_term)(LOAD(e + i + (k) * LANES), LOAD(v + i + (k) * LANES), at)
-    for (; i + 8 * LANES <= n; i += 8 * LANES)
+    for (; i + 8 * LANES <= n; i += 8 * LANES) {
+        for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
+            CE_PREFETCH(next + i + k);
         ACC_ADD(acc, ((TERM(0) + TERM(1)) + (TERM(2) + TERM(3))) + ((TERM(4) + TERM(5)) + (TERM(6) + TERM(7))));
+    }
     for (; i + LANES <= n; i += LANES)
         ACC_ADD(acc, TERM(0));
 #undef TERM
