@@ -24,6 +24,11 @@ cdef inline void begin_hvp(const Job *job, State *s, Py_ssize_t r, Py_ssize_t co
     job.plan.primitives.hvp_coefficients(count, s.tail + r, s.scale + r, s.a + r, job.request.temperature,
                                          job.request.z_loss, s.v_at_max + r, s.spread + r, s.hess_a + r, s.hess_b + r)
 
+cdef inline void flush_result(const Job *job, floating *result, Py_ssize_t n) noexcept nogil:
+    """What the primitives of the gradient do by themselves."""
+    if job.request.flush_below > 0:
+        job.plan.primitives.flush_small(result, n, job.request.flush_below)
+
 # -- Long rows
 
 cdef inline void block_exponentials(const Job *job, const floating *x, Py_ssize_t n, double row_max,
@@ -37,6 +42,7 @@ cdef inline void block_hess(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize
     """The diagonal of a block of row i from class j on, from its exponentials, whose place is lost."""
     cdef floating *dst = place_of(&job.request.hess, i, j, e)
     job.plan.primitives.rows_hess(e, 0, dst, 0, 1, n, s.hess_a + r, s.hess_b + r, s.exact_src + r, s.hess_at_max + r)
+    flush_result(job, dst, n)
     store_to(&job.request.hess, i, j, n, dst)
 
 cdef inline void row_hvp(const Job *job, Py_ssize_t i, Py_ssize_t first_max, State *s, Py_ssize_t r,
@@ -59,6 +65,7 @@ cdef inline void row_hvp(const Job *job, Py_ssize_t i, Py_ssize_t first_max, Sta
             if last:
                 dst = place_of(&job.request.grad, i, j, e)
                 f.rows_hvp(e, 0, v, 0, dst, 0, 1, n, s.v_at_max + r, s.hess_a + r, s.hess_b + r)
+                flush_result(job, dst, n)
                 store_to(&job.request.grad, i, j, n, dst)
             else:
                 add(&spread, f.row_spread(e, v, n, s.v_at_max[r], v))

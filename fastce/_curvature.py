@@ -24,6 +24,7 @@ def cross_entropy_grad_hess(
     axis: int = -1,
     num_threads: int | None = None,
     upstream: Any = 1.0,
+    subnormals: str = "keep",
     out: tuple[Array, Array] | None = None,
 ) -> Any:
     """The gradient of `cross_entropy` and the diagonal of its Hessian with respect to the logits, in one pass.
@@ -40,6 +41,8 @@ def cross_entropy_grad_hess(
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         As in `cross_entropy_with_grad`, a factor of both results.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`, for both results.
     out : tuple of two ndarrays, optional
         Buffers for both results, as in `cross_entropy_with_grad`. Either may be `logits` itself; they may not share
         memory with each other.
@@ -99,6 +102,7 @@ def cross_entropy_hvp(
     axis: int = -1,
     num_threads: int | None = None,
     upstream: Any = 1.0,
+    subnormals: str = "keep",
     out: Array | None = None,
 ) -> Any:
     """The Hessian of `cross_entropy` with respect to the logits, times vectors.
@@ -117,6 +121,8 @@ def cross_entropy_hvp(
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
+        As in `cross_entropy_with_grad`.
+    subnormals : {"keep", "flush"}, default "keep"
         As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `cross_entropy_with_grad`. It may also be `vectors` itself.

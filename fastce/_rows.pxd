@@ -2,14 +2,16 @@
 # Rows: vectors along the classes. Short rows are computed several at a time.
 from cython cimport floating
 
-from ._blocks cimport base_block, block, evenly_spaced, logits_block, row_at, store_block, store_to
-from ._curvature cimport begin_hess, begin_hvp
+from ._blocks cimport (
+    base_block, block, evenly_spaced, logits_block, place_of, row_at, store_block, store_to,
+)
+from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
     BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, exponentials, set_exact_src, set_first_max,
 )
 from ._long_rows cimport finish_row, row_state, row_zero_grad
 from ._primitives cimport (
-    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite,
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite,
 )
 from ._request cimport LOG_SOFTMAX, Matrix
 
@@ -70,7 +72,7 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         job.plan.slope, job.plan.offset, s.linear + r if job.plan.with_loss else NULL,
         s.rest + r if by_element else NULL, s.q + r)
     for p in range(r, r + rows.count):
-        s.linear[p] *= job.plan.base_scale
+        s.linear[p] *= job.plan.base_scale/CE_GAP_UNIT
         s.mass[p] = s.rest[p] + s.q[p]
 
 cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
@@ -143,8 +145,10 @@ cdef inline void hess_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
     set_exact_src(job, s, r, rows.count, CE_STORED)
     job.plan.primitives.rows_hess(rows.grad, rows.grad_step, dst, step, rows.count, n, s.hess_a + r, s.hess_b + r,
                                   s.exact_src + r, s.hess_at_max + r)
-    for p in range(rows.count if hess.class_stride != sizeof(floating) else 0):
-        store_to(hess, rows.start + p, 0, n, dst + p*n)
+    for p in range(rows.count):
+        dst = place_of(hess, rows.start + p, 0, <floating *>rows.spare + p*n)
+        flush_result(job, dst, n)
+        store_to(hess, rows.start + p, 0, n, dst)
 
 cdef inline void hvp_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                              const floating *dtype) noexcept nogil:
@@ -155,22 +159,26 @@ cdef inline void hvp_of_rows(const Job *job, const Rows *rows, State *s, Py_ssiz
     cdef floating *e = <floating *>rows.grad
     cdef floating *dst = <floating *>row_at(grad, rows.start)
     cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), p
-    cdef Py_ssize_t step = job.request.vectors.row_stride/size, dst_step = grad.row_stride
+    cdef Py_ssize_t step = job.request.vectors.row_stride/size, dst_step = grad.row_stride, next = 0
     coefficients(job, s, r, rows.count)
     if job.request.vectors.class_stride != size:
         v, step = <const floating *>rows.spare, n
         for p in range(rows.count):
             block(&job.request.vectors, rows.start + p, 0, n, <floating *>rows.spare + p*n)
+    elif rows.start + 2*rows.count <= job.request.rows:
+        next = rows.count*step
     if grad.class_stride != size:
         dst, dst_step = e, rows.grad_step
     for p in range(rows.count):
         s.v_at_max[r + p] = v[p*step + max(f.row_find(e + p*n, n, f.exp_one), 0)]
-        s.spread[r + p] = f.row_spread(e + p*n, v + p*step, n, s.v_at_max[r + p], v + (p + rows.count)*step)
+        s.spread[r + p] = f.row_spread(e + p*n, v + p*step, n, s.v_at_max[r + p], v + p*step + next)
     begin_hvp(job, s, r, rows.count)
     f.rows_hvp(e, rows.grad_step, v, step*size, dst, dst_step, rows.count, n, s.v_at_max + r, s.hess_a + r,
                s.hess_b + r)
-    for p in range(rows.count if grad.class_stride != size else 0):
-        store_to(grad, rows.start + p, 0, n, dst + p*n)
+    for p in range(rows.count):
+        dst = place_of(grad, rows.start + p, 0, e + p*n)
+        flush_result(job, dst, n)
+        store_to(grad, rows.start + p, 0, n, dst)
 
 cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:
@@ -192,10 +200,10 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
         set_exact_src(job, s, r, rows.count, rows.form)
         f.rows_grad_by_element(src, src_step, rows.base, rows.base_step, rows.grad, rows.grad_step, rows.count, n,
                                rows.form, s.row_max + r, temperature, s.a + r, s.b + r, job.plan.slope, job.plan.offset,
-                               s.exact_src + r, s.exact_grad + r, False)
+                               s.exact_src + r, s.exact_grad + r, job.request.flush_below, False)
     else:
-        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
-                    shift + r, temperature, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
+        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form, shift + r, temperature, s.a + r,
+                    s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, job.request.flush_below, False)
     for p in range(rows.count if job.plan.weighted_smoothing else 0):
         if s.first_max[r + p] >= 0:
             dst = <floating *>(rows.grad + p*rows.grad_step)

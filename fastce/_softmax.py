@@ -16,7 +16,13 @@ ONE = np.ones((), np.float32)
 
 @function("softmax", "array")
 def softmax(
-    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any,
+    *,
+    temperature: float = 1.0,
+    axis: int = -1,
+    subnormals: str = "keep",
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Probabilities ``exp(x) / sum(exp(x))``.
 
@@ -29,6 +35,8 @@ def softmax(
         What the logits are divided by, in [1e-30, 1e30]: the probabilities are those of ``x/temperature``.
     axis : int, default -1
         The axis of the classes.
+    subnormals : {"keep", "flush"}, default "keep"
+        "flush" makes probabilities smaller than 2**-100 (float64: 2**-900) 0; see `cross_entropy_with_grad`.
     out : ndarray, optional
         Buffer of the shape of `x` and the dtype of the result, writeable, aligned, in native byte order. It may be `x`
         itself. If it overlaps an input in any other way, the result is the same as without overlap.
@@ -165,6 +173,7 @@ def softmax_grad(
     *,
     temperature: float = 1.0,
     axis: int = -1,
+    subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Any:
@@ -180,6 +189,8 @@ def softmax_grad(
         That of the `softmax` that returned `y`; the result is divided by it.
     axis : int, default -1
         The axis of the classes.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `softmax`, of the shape and dtype of `y`; it may be `y` or `upstream` itself.
     num_threads : int, optional
@@ -215,6 +226,7 @@ def log_softmax_grad(
     *,
     temperature: float = 1.0,
     axis: int = -1,
+    subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Any:
@@ -230,6 +242,8 @@ def log_softmax_grad(
         That of the `log_softmax` that returned `y`; the result is divided by it.
     axis : int, default -1
         The axis of the classes.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `softmax_grad`.
     num_threads : int, optional

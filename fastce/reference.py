@@ -22,8 +22,9 @@ import numpy as np
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
     "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
-    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "log_softmax",
-    "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "kl_divergence",
+    "kl_divergence_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
+    "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -56,7 +57,7 @@ def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_in
 
 def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
                             z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                            out=None):  # fmt: skip
+                            subnormals="keep", out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
 
     Examples
@@ -65,12 +66,12 @@ def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None,
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
     return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                normalizer, axis, upstream, out)[:2]  # fmt: skip
+                normalizer, axis, upstream, subnormals, out)[:2]  # fmt: skip
 
 
 def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None,
-                       stats=None):  # fmt: skip
+                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                       subnormals="keep", out=None, stats=None):  # fmt: skip
     """Gradient alone, from the ``stats`` of the forward pass if they are given; see `fastce.cross_entropy_grad`.
 
     Examples
@@ -79,7 +80,7 @@ def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, igno
     array([[ 0.5,  0.5, -1.5,  0.5]])
     """
     return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                normalizer, axis, upstream, out, stats)[1]  # fmt: skip
+                normalizer, axis, upstream, subnormals, out, stats)[1]  # fmt: skip
 
 
 class CrossEntropyLoss:
@@ -91,8 +92,8 @@ class CrossEntropyLoss:
     0.6931471805599453
     """
 
-    def __init__(self, **options):
-        self._options = options
+    def __init__(self, *, subnormals="keep", **options):
+        self._options, self._subnormals = options, subnormals
 
     def __call__(self, logits, targets, **options):
         """The loss. Options given here replace those of the layer, for this call and its `backward`.
@@ -118,18 +119,20 @@ class CrossEntropyLoss:
         array([[ 1.5, -1.5]])
         """
         logits, targets, options, stats = self._saved
-        return cross_entropy_grad(logits, targets, **options, upstream=upstream, out=out, stats=stats)
+        return cross_entropy_grad(logits, targets, **options, upstream=upstream, subnormals=self._subnormals, out=out,
+                                  stats=stats)  # fmt: skip
 
 
 def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-         normalizer, axis, upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
+         normalizer, axis, upstream=1.0, subnormals="keep", out=None, stats=None, with_grad=True,
+         return_stats=False):  # fmt: skip
     """Loss, gradient and statistics."""
     if out is not None:
         targets, weight, sample_weight, upstream = _unshared(out, targets, weight, sample_weight, upstream)
         stats = stats and _unshared(out, *stats)
     plain = weight is sample_weight is normalizer is stats is None and not (label_smoothing or z_loss or return_stats)
     plain = plain and reduction != "none" and axis == -1 and type(logits) is type(targets) is np.ndarray
-    plain = plain and temperature == 1
+    plain = plain and temperature == 1 and subnormals == "keep"
     with np.errstate(all="ignore"):
         if plain and logits.dtype in (np.float32, np.float64) and logits.ndim == 2 and targets.ndim == 1:
             if 0 < len(targets) == np.count_nonzero(targets != ignore_index):
@@ -137,6 +140,8 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
 
         x, g, grad = _classes_last(logits, out, axis)
         base, label, added, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, g)
+        if sample_weight is not None:
+            ignored = ignored | (np.asarray(sample_weight) == 0)
         m = np.maximum.reduce(x, axis=-1, keepdims=True) if stats is None else np.asarray(stats[0])[..., None]
         _shifted(x, m, temperature, g)
         linear = 0 if base is None else _dot(base, g)
@@ -168,7 +173,9 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
             if base is not None:
                 g -= base * scale
             g[label] -= added * scale
+        if with_grad:
             g[ignored] = 0
+            _flush(g, subnormals)
     return loss[..., 0] if reduction == "none" else loss, grad, stats
 
 
@@ -203,6 +210,12 @@ def _shifted(x, m, temperature, out):
     np.subtract(x, m, out=out)
     if temperature != 1:
         np.divide(out, out.dtype.type(temperature), out=out)
+
+
+def _flush(g, subnormals):
+    """With "flush", small numbers become 0, with their sign: their products with others might be subnormal."""
+    if subnormals == "flush":
+        np.copysign(0, g, out=g, where=np.abs(g) < (2.0**-100 if g.dtype == np.float32 else 2.0**-900))
 
 
 def _unshared(out, *arrays):
@@ -257,7 +270,7 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
     scale = np.moveaxis(scale, axis, -1) if scale.ndim == loss.ndim else scale[..., None]
     if sample_weight is not None:
         sample_weight = np.asarray(sample_weight, dtype)[..., None]
-        loss, share, scale = loss * sample_weight, share * sample_weight, scale * sample_weight
+        loss, share, scale = _times(sample_weight, loss), share * sample_weight, scale * sample_weight
     if reduction == "none":
         return loss, scale
     if reduction == "mean":
@@ -273,7 +286,7 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
 
 def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
                             z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                            out=None):  # fmt: skip
+                            subnormals="keep", out=None):  # fmt: skip
     """Gradient and the diagonal of the Hessian; see `fastce.cross_entropy_grad_hess`.
 
     Examples
@@ -283,10 +296,10 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
     """
     options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis,
                upstream)  # fmt: skip
-    grad = _run(logits, targets, *options)[1]
+    grad = _run(logits, targets, *options, subnormals)[1]
     p, factor, scale, ignored = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
-        hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, axis)
+        hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, subnormals, axis)
     if out is None:
         return grad, hess
     for array, result in zip(out, (grad, hess), strict=True):
@@ -296,7 +309,7 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
 
 def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=None, ignore_index=-100,
                       label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
-                      upstream=1.0, out=None):  # fmt: skip
+                      upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """The Hessian times vectors; see `fastce.cross_entropy_hvp`.
 
     Examples
@@ -310,7 +323,7 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
         v = np.moveaxis(np.asarray(vectors).astype(p.dtype), axis, -1)
         mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
         product = factor * _times(p, v - mean) + 2 * z_loss * p * mean
-        product = _finished(product, scale, ignored, temperature, axis)
+        product = _finished(product, scale, ignored, temperature, subnormals, axis)
     if out is None:
         return product
     out[...] = product
@@ -322,6 +335,8 @@ def _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoot
     """Probabilities, the factor of ``diag(p) - p p^T``, that of the results and the ignored rows."""
     x, p, _ = _classes_last(logits, None, axis)
     _, _, _, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, p)
+    if sample_weight is not None:
+        ignored = ignored | (np.asarray(sample_weight) == 0)
     softmax(x, temperature=temperature, out=p)
     with np.errstate(all="ignore"):
         factor = mass + 2 * z_loss * logsumexp(x, temperature=temperature)[..., None] if z_loss else mass
@@ -329,9 +344,10 @@ def _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoot
     return p, factor, scale, ignored
 
 
-def _finished(result, scale, ignored, temperature, axis):
+def _finished(result, scale, ignored, temperature, subnormals, axis):
     result = np.zeros_like(result) if scale is None else result * (scale / result.dtype.type(temperature**2))
     result[ignored] = 0
+    _flush(result, subnormals)
     return np.moveaxis(result, -1, axis)
 
 
@@ -343,7 +359,7 @@ def _finished(result, scale, ignored, temperature, axis):
 #   NaN                           NaN            NaN             NaN         the first NaN
 
 
-def softmax(x, *, temperature=1.0, axis=-1, out=None):
+def softmax(x, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     """``exp(x) / sum(exp(x))`` of ``x / temperature``; see `fastce.softmax`.
 
     Examples
@@ -356,6 +372,7 @@ def softmax(x, *, temperature=1.0, axis=-1, out=None):
         _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
         np.exp(y, out=y)
         y /= np.add.reduce(y, axis=-1, keepdims=True)
+        _flush(y, subnormals)
     return result
 
 
@@ -391,7 +408,7 @@ def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
         return np.add(m[..., 0] / e.dtype.type(temperature), np.log(np.add.reduce(e, axis=-1)), out=out)
 
 
-def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     """``y * (upstream - sum(upstream * y)) / temperature`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
 
     Examples
@@ -404,10 +421,11 @@ def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
     with np.errstate(all="ignore"):
         np.multiply(y, u - np.einsum("...j,...j->...", u, y)[..., None], out=g)
         g /= g.dtype.type(temperature)
+        _flush(g, subnormals)
     return grad
 
 
-def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     """``(upstream - exp(y) * sum(upstream)) / temperature`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
 
     Examples
@@ -420,6 +438,7 @@ def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
     with np.errstate(all="ignore"):
         np.subtract(u, np.exp(y) * np.add.reduce(u, axis=-1, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
+        _flush(g, subnormals)
     return grad
 
 
@@ -587,7 +606,7 @@ def binary_cross_entropy(logits, targets, *, activation="sigmoid", pos_weight=No
 
 def binary_cross_entropy_with_grad(logits, targets, *, activation="sigmoid", pos_weight=None, weight=None,
                                    sample_weight=None, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                                   out=None):  # fmt: skip
+                                   subnormals="keep", out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.binary_cross_entropy_with_grad`.
 
     Notes
@@ -614,6 +633,9 @@ def binary_cross_entropy_with_grad(logits, targets, *, activation="sigmoid", pos
             normalizer = loss.size
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
         g[...] = 0 if scale is None else slope * scale
+        if sample_weight is not None:
+            g[np.asarray(sample_weight) == 0] = 0
+        _flush(g, subnormals)
     if reduction == "none":
         loss = np.moveaxis(loss, -1, axis) if sigmoid else loss[..., 0]
     return loss, grad
@@ -645,3 +667,47 @@ def _softmax_terms(z, a, b):
     grad = np.where(others, grad_of_others, (b_t - a_t * tail - h_sum) / s)
     finite = np.isfinite(z_t)
     return np.where(finite, loss, np.nan), np.where(finite & ((f_sum > 0) | (b_t == 0)), grad, np.nan)
+
+
+# The Kullback-Leibler divergence, with p = softmax(x / temperature) and q = softmax(t / temperature), or given.
+#   class j                       loss                    gradient
+#   q[j] = 0                      adds nothing            p[j] * sum(q)
+#   p[j] = 0, q[j] > 0            inf                     -q[j]
+#   a row of x or t that contains NaN or +inf, or only -inf, has NaN
+
+
+def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None, reduction="mean",
+                  normalizer=None, axis=-1):  # fmt: skip
+    """``sum(q * (log(q) - log(p)))``; see `fastce.kl_divergence`.
+
+    Examples
+    --------
+    >>> round(float(kl_divergence(np.zeros((1, 2)), np.log([[0.25, 0.75]]))), 6)
+    0.130812
+    """
+    return kl_divergence_with_grad(logits, target_logits, targets=targets, temperature=temperature,
+                                   sample_weight=sample_weight, reduction=reduction, normalizer=normalizer,
+                                   axis=axis)[0]  # fmt: skip
+
+
+def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None,
+                            reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None):  # fmt: skip
+    """Loss and gradient with respect to ``logits``; see `fastce.kl_divergence_with_grad`.
+
+    Examples
+    --------
+    >>> kl_divergence_with_grad(np.zeros((1, 2)), np.log([[0.25, 0.75]]))[1].round(6)
+    array([[ 0.25, -0.25]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    t = np.moveaxis(np.asarray(target_logits), axis, -1).astype(g.dtype)
+    log_p = log_softmax(x, temperature=temperature)
+    with np.errstate(all="ignore"):
+        log_q = log_softmax(t, temperature=temperature) if targets == "logits" else np.log(t)
+        q = np.exp(log_q) if targets == "logits" else t
+        loss = np.add.reduce(_times(q, log_q - log_p), axis=-1, keepdims=True)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer,
+                              np.asarray(upstream) / temperature, axis)  # fmt: skip
+        mass = np.add.reduce(q, axis=-1, keepdims=True)
+        g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
+    return loss[..., 0] if reduction == "none" else loss, grad

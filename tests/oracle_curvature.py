@@ -73,6 +73,7 @@ def _rows(
     rows_of_targets = np.ndim(targets) == np.ndim(logits)
     targets = _classes_last(targets, axis).reshape(-1, classes) if rows_of_targets else np.ravel(targets)
     q, _, ignored, counts = _target_masses(targets, x.shape, weight, LD(label_smoothing), ignore_index)
+    ignored = ignored | (sample == 0)
     m, tail, e, gap, top = _state(x)
     p, other_p = e / (1 + tail), (1 + tail - e) / (1 + tail)
     np.put_along_axis(other_p, top, tail / (1 + tail), -1)

@@ -140,7 +140,7 @@ def test_random_rows_and_every_kind_of_target(classes, family, dtype):
     check_arranged(family, family.arguments(x, np.arange(n) % classes))
     if "logits" not in family.names:
         check_arranged(family, family.arguments(x))
-    elif not family.has_labels:
+    elif "targets" in family.names and not family.has_labels:
         x = x[:40]
         vectors = family.arguments(x)[2:]
         few = rng.random(x.shape) < 0.1  # bools
