@@ -31,13 +31,15 @@ cdef enum:              # paths: each is one way to compute
 
 cdef struct Plan:
     # How a request is computed. _plan.pxd chooses.
-    const ce_primitives *primitives # for the dtype of the logits
+    const ce_primitives *primitives # for the dtype
     int path
     bint stream                     # the gradient is written past the caches
     bint with_labels
     bint with_loss
     bint with_grad
-    bint targets_ready              # targets are used as base where they lie
+    int dtype                       # F32 or F64: what is computed in
+    bint logits_ready               # they are used where they lie
+    bint grad_ready                 # it is computed where it lies
     bint weighted_smoothing         # labels with smoothing and weights: base is uniform*weight
     double hot                      # 1 - label_smoothing
     double uniform                  # label_smoothing/classes
@@ -56,7 +58,7 @@ cdef struct Plan:
     Py_ssize_t units
     int threads
     bint automatic                  # their number: fewer may be used
-    Py_ssize_t scratch              # numbers of the logits' dtype for each thread
+    Py_ssize_t scratch              # numbers of the dtype for each thread
 
 cdef struct Sum:
     # A float64 sum and what its additions lost.

@@ -36,8 +36,8 @@
 from libc.stdint cimport int64_t
 
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, F64, I8, I16, I32, I64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM,
-    SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U8, U16, U32, U64, Matrix, Request, defaults, matrix,
+    ARGMAX, BF16, CROSS_ENTROPY, F16, F32, F64, I8, I16, I32, I64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U8, U16, U32, U64, Matrix, Request, defaults, matrix,
 )
 
 # -- Any number of rows

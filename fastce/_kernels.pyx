@@ -24,8 +24,8 @@ from . import _checks
 from ._stats import SoftmaxStats
 
 from ._arguments cimport (
-    INPUT, NONE, MEAN, OUT, RESULT, TARGETS, Arguments, hold, input_dtype, out_overlaps, release, row_axes, row_shape,
-    set_denominator, set_input, set_matrix, set_targets, set_upstream, take,
+    INPUT, NONE, MEAN, OUT, RESULT, TARGETS, Arguments, hold, input_dtype, numbers_dtype, out_overlaps, release, row_axes,
+    row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream, stored_dtype, take,
 )
 from ._blocks cimport counted_labels, labels_at
 from ._layout cimport dtype_of, is_c_contiguous
@@ -34,7 +34,7 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    ARGMAX, BF16, CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
@@ -81,7 +81,8 @@ cdef class Call:
     """One call: its arguments, and what it will return."""
     cdef Function function
     cdef Arguments a
-    cdef object input           # the logits, or y, as they are computed
+    cdef object input           # the logits, or y
+    cdef object dtype           # of the result in their shape
     cdef object out             # the caller's buffer, or None
     cdef object grad            # what the kernels write to: `out`, or a new array
     cdef object losses
@@ -100,8 +101,9 @@ cdef class Call:
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
-        set_input(a, second if a.is_product else first, given[AXIS])
-        self.input = a.view[INPUT].obj
+        self.input = set_input(a, second if a.is_product else first, given[AXIS])
+        self.dtype = self.input.dtype
+        a.dtype = <PyObject *>self.dtype
         if a.is_product:
             set_upstream(a, first)
         elif second is not MISSING:
@@ -110,14 +112,21 @@ cdef class Call:
             if given[k] != NULL:
                 rules[k](a, <object>given[k])
         set_denominator(a)
-        self.out = a.view[OUT].obj if <PyObject *>a.view[OUT].obj != NULL else None
+        self.out = <object>a.out if a.out != NULL else None
         return 0
 
     cdef object new_array(self):
-        """A new array of the shape and memory order of the logits."""
+        """A new array of the shape and memory order of the logits, and the dtype that the kernels see."""
+        array = self.a.view[INPUT].obj
         if is_c_contiguous(&self.a.view[INPUT]):        # the usual case, where empty is faster than empty_like
-            return empty(self.input.shape, self.input.dtype)
-        return empty_like(self.input)
+            return empty(array.shape, array.dtype)
+        return empty_like(array)
+
+    cdef object stored(self, object array):
+        """A new array that the kernels wrote to, in the dtype of the logits."""
+        if self.a.converted:
+            return _checks.converted(array, self.dtype)
+        return array.view(self.dtype) if stored_dtype(&self.a) == BF16 else array
 
     cdef object new_result(self, bint by_class, object dtype, void **data):
         """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
@@ -142,23 +151,23 @@ cdef class Call:
         cdef Request *r = &a.request
         cdef int at = OUT
         if self.function.returns & ARRAY:
-            if self.out is None or out_overlaps(a):
+            if self.out is None or a.converted or out_overlaps(a):
                 at, self.grad = RESULT, self.new_array()
                 hold(a, RESULT, self.grad, PyBUF_STRIDES | PyBUF_WRITABLE)
             else:
                 self.grad = self.out
             if a.denominator != 0:
-                set_matrix(a, at, input_dtype(a), &r.grad)
+                set_matrix(a, at, stored_dtype(a), &r.grad)
             else:
                 self.grad.fill(0)
         if self.function.returns & LOSS:
             if a.reduction == NONE:
-                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
+                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, numbers_dtype(a), &r.losses)
             else:
                 r.total = &self.total
         if a.return_stats:
-            row_max = self.new_result(False, self.input.dtype, &r.row_max)
-            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, self.input.dtype, &r.tail)))
+            row_max = self.new_result(False, numbers_dtype(a), &r.row_max)
+            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, numbers_dtype(a), &r.tail)))
         if r.operation == ARGMAX:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
@@ -169,9 +178,11 @@ cdef class Call:
         value, result = self.losses, self.grad
         if self.function.operation == ARGMAX:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
+        if result is not None and result is not self.out:
+            result = self.stored(result)
         if self.out is not None and self.out is not result:
+            self.out[...] = value if result is None else result
             result = self.out
-            result[...] = value if self.grad is None else self.grad
         if not self.function.returns & LOSS:
             return result
         if self.function.operation == LOGSUMEXP:

@@ -8,7 +8,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memset
 
-from ._blocks cimport base_block, grad_block, logit_of, logits_block, next_block, store_block
+from ._blocks cimport base_block, grad_block, logit_of, logits_block, next_block, slope_block, store_block
 from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_exact_src,
     set_first_max, set_sum, shift_of, value,
@@ -86,7 +86,7 @@ cdef inline Py_ssize_t first_maximum(const Job *job, Py_ssize_t i, double row_ma
     cdef Py_ssize_t j, n, k
     for j from 0 <= j < job.request.classes by BLOCK:
         n = min(job.request.classes - j, BLOCK)
-        k = job.plan.primitives.row_find(logits_block(job, i, j, n, scratch), n, row_max)
+        k = job.plan.primitives.row_find(logits_block(job, i, j, n, scratch, NULL), n, row_max)
         if k >= 0:
             return j + k
     return -1
@@ -108,7 +108,7 @@ cdef inline void sums_of(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssiz
         set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
     for j from start <= j < stop by BLOCK:
         n = min(stop - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch)
+        x = logits_block(job, i, j, n, scratch, NULL)
         if not given:
             add_exponentials(job, i, j, n, x, sums)
         if job.plan.base_scale != 0 and (job.plan.with_loss or job.plan.base_kind == CE_BY_ELEMENT):
@@ -149,14 +149,15 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
     cdef const floating *x
     cdef const floating *base
     cdef floating *dst
-    cdef bint stream = job.plan.stream and job.request.grad.class_stride == sizeof(floating)
+    cdef floating *slope = slope_block(job, scratch + 2*BLOCK)
+    cdef bint stream = job.plan.stream and job.plan.grad_ready
     cdef Py_ssize_t j, n, exact_class
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP
     for j from start <= j < stop by BLOCK:
         n = min(stop - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch)
+        x = logits_block(job, i, j, n, scratch, slope)
         base = base_block(job, i, j, n, scratch + BLOCK)
-        dst = grad_block(job, i, j, scratch + 2*BLOCK)
+        dst = grad_block(job, i, j, scratch)
         if job.plan.base_kind == CE_BY_ELEMENT:
             f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r,
                                    s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
@@ -164,10 +165,9 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
             exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
             f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r, s.b + r, base,
                         &exact_class, s.exact_grad + r, stream)
-        store_block(job, i, j, n, dst)
-    if start <= s.first_max[r] < stop:
-        scratch[0] = <floating>s.grad_at_max[r]
-        store_block(job, i, s.first_max[r], 1, scratch)
+        if j <= s.first_max[r] < j + n:
+            dst[s.first_max[r] - j] = <floating>s.grad_at_max[r]
+        store_block(job, i, j, n, dst, slope)
 
 cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop,
                                floating *scratch) noexcept nogil:
@@ -177,7 +177,7 @@ cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, P
         n = min(stop - j, BLOCK)
         dst = grad_block(job, i, j, scratch)
         memset(dst, 0, n*sizeof(floating))
-        store_block(job, i, j, n, dst)
+        store_block(job, i, j, n, dst, NULL)
 
 # -- Parts of few long rows
 

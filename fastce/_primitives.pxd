@@ -89,6 +89,7 @@ cdef extern from * nogil:
         void (*two_term_odds)(ce_two_term *, Py_ssize_t, int, int) noexcept nogil
         void (*two_term_finish)(ce_two_term *) noexcept nogil
         void (*two_term_grad)(ce_two_term *, Py_ssize_t) noexcept nogil
+        void (*softcap)(const void *, Py_ssize_t, double, void *, void *) noexcept nogil
         void (*row_affine)(const void *, const void *, Py_ssize_t, double, double, void *) noexcept nogil
         double (*row_sigmoid)(const void *, const void *, const void *, const void *, const void *, Py_ssize_t, double,
                               void *, void *) noexcept nogil
@@ -106,6 +107,7 @@ cdef extern from * nogil:
         void (*store_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil
         void (*convert)(int, const void *, Py_ssize_t, void *) noexcept nogil
+        void (*to_half)(int, const float *, Py_ssize_t, void *) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*widen)(const void *, Py_ssize_t, double *) noexcept nogil
         void (*widen_state)(const void *, Py_ssize_t, double *, double *, double *, double,
@@ -121,6 +123,8 @@ cdef extern from * nogil:
         void (*zero_ignored)(const int64_t *, Py_ssize_t, double *) noexcept nogil
         Py_ssize_t (*count_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int) noexcept nogil
         Py_ssize_t (*settle_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int, int64_t *) noexcept nogil
+    float ce_from_f16(int bits) noexcept
+    float ce_from_bf16(int bits) noexcept
     ctypedef struct ce_isa:
         const char *name
         int (*runs_here)() noexcept

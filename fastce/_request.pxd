@@ -17,7 +17,7 @@ cdef enum:              # operations
     ARGMAX              # where the largest x of each row is, written to first_max
 
 cdef enum:              # dtypes
-    NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
+    NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64, F16, BF16
 
 cdef struct Matrix:
     # Row i, class j lies at data + i*row_stride + j*class_stride (bytes; strides may be negative or 0). With blocks, at
@@ -34,7 +34,8 @@ cdef struct Request:
     int operation
     Py_ssize_t rows
     Py_ssize_t classes
-    # Inputs. The dtype of the logits, F32 or F64, is that of every output except total and first_max.
+    # Inputs. The dtype of the logits is that of grad. Losses, row_max and tail are of the dtype that is computed in: F64
+    # for F64, else F32. `takes_half` says which operations take logits of F16 and BF16.
     Matrix logits
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
@@ -50,6 +51,7 @@ cdef struct Request:
     const double *sample_weight     # by row; NULL stands for ones
     double label_smoothing
     double z_loss
+    double softcap                  # the logits x become softcap*tanh(x/softcap) first, for what `takes_half`; 0: none
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
     double scale                    # a factor of the gradient
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
@@ -61,6 +63,16 @@ cdef struct Request:
     void *row_max                   # by row: max x
     void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
     Py_ssize_t *first_max           # ARGMAX, which needs it, by row: the first NaN or, without NaN, the first maximum
+
+cdef inline bint is_half(int dtype) noexcept nogil:
+    return dtype == F16 or dtype == BF16
+
+cdef inline int computed_dtype(int dtype) noexcept nogil:
+    """What numbers of a dtype are computed in."""
+    return F32 if is_half(dtype) else dtype
+
+cdef inline bint takes_half(int operation) noexcept nogil:
+    return operation == CROSS_ENTROPY or operation == SOFTMAX or operation == LOG_SOFTMAX or operation == LOGSUMEXP
 
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""

@@ -2,7 +2,7 @@
 # Rows: vectors along the classes. Short rows are computed several at a time.
 from cython cimport floating
 
-from ._blocks cimport base_block, evenly_spaced, logits_block, row_at, store_block
+from ._blocks cimport base_block, evenly_spaced, logits_block, row_at, slope_block, store_block
 from ._job cimport (
     BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, exponentials, set_exact_src, set_first_max,
 )
@@ -10,7 +10,7 @@ from ._long_rows cimport begin_grad, row_grad, row_state, row_zero_grad
 from ._primitives cimport (
     CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite,
 )
-from ._request cimport LOG_SOFTMAX
+from ._request cimport LOG_SOFTMAX, Matrix
 
 cdef enum:
     LOGITS_IN_TURNS = 2048      # of short rows that are computed together
@@ -27,29 +27,35 @@ cdef struct Rows:
     Py_ssize_t base_step
     char *grad                      # where the gradient is computed, or NULL
     Py_ssize_t grad_step
+    void *slope                     # the derivatives of the softcap, or NULL
     int form                        # the gradient is computed from x (CE_EXP), or from what was stored in its place
 
+cdef inline Py_ssize_t rows_on_end(const Job *job, const Matrix *a, Py_ssize_t count) noexcept nogil:
+    """How many of `count` evenly spaced rows follow each other as their classes do."""
+    return count if a.row_stride == job.request.classes*a.class_stride else 1
+
 cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexcept nogil:
-    """Finds the numbers of rows where they lie, or gathers them into scratch."""
-    cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), p
-    rows.x, rows.x_step = row_at(&job.request.logits, rows.start), job.request.logits.row_stride
-    if job.request.logits.class_stride != size:
-        rows.x, rows.x_step = <char *>scratch, n*size
-        for p in range(rows.count):
-            logits_block(job, rows.start + p, 0, n, scratch + p*n)
-    scratch += BLOCK
+    """Finds the numbers of rows where they lie, or gathers them into scratch. There the gradient replaces the logits."""
+    cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), step, p
+    cdef floating *x = scratch
+    cdef floating *base = scratch + BLOCK
+    cdef floating *slope = slope_block(job, scratch + 2*BLOCK) if job.plan.with_grad else NULL
+    rows.x, rows.x_step, rows.slope = row_at(&job.request.logits, rows.start), job.request.logits.row_stride, slope
+    if not job.plan.logits_ready:
+        rows.x, rows.x_step, step = <char *>x, n*size, rows_on_end(job, &job.request.logits, rows.count)
+        for p from 0 <= p < rows.count by step:
+            logits_block(job, rows.start + p, 0, step*n, x + p*n, slope + p*n if slope != NULL else NULL)
     rows.base, rows.base_step = NULL, 0
     if job.plan.base_scale != 0:
-        rows.base = <const char *>base_block(job, rows.start, 0, n, scratch)
+        rows.base = <const char *>base_block(job, rows.start, 0, n, base)
     if job.plan.base_kind == CE_BY_ELEMENT:
-        rows.base_step = n*size if rows.base == <char *>scratch else job.request.targets.row_stride
-        for p in range(1, rows.count if rows.base == <char *>scratch else 0):
-            base_block(job, rows.start + p, 0, n, scratch + p*n)
-    scratch += BLOCK
+        rows.base_step = n*size if rows.base == <char *>base else job.request.targets.row_stride
+        for p in range(1, rows.count if rows.base == <char *>base else 0):
+            base_block(job, rows.start + p, 0, n, base + p*n)
     rows.grad, rows.grad_step = NULL, 0
     if job.plan.with_grad:
-        rows.grad, rows.grad_step = <char *>scratch, n*size
-        if job.request.grad.class_stride == size:
+        rows.grad, rows.grad_step = <char *>x, n*size
+        if job.plan.grad_ready:
             rows.grad, rows.grad_step = row_at(&job.request.grad, rows.start), job.request.grad.row_stride
     rows.form = CE_STORED
     if job.request.operation == LOG_SOFTMAX:
@@ -76,7 +82,7 @@ cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, Stat
     cdef const ce_primitives *f = job.plan.primitives
     cdef const char *next = rows.x
     cdef Py_ssize_t p
-    if rows.start + 2*rows.count <= job.request.rows and job.request.logits.class_stride == sizeof(floating):
+    if rows.start + 2*rows.count <= job.request.rows and job.plan.logits_ready:
         next += rows.count*rows.x_step
     f.rows_exp_sum(rows.x, rows.x_step, rows.grad, rows.grad_step, rows.count, job.request.classes, rows.form,
                    s.row_max + r, job.request.temperature, 1, next, s.tail + r)
@@ -128,6 +134,14 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
     for p in range(r, stop if job.plan.with_labels else 0):
         add_label(job, s.x_label[p], s.e[p], s, p)
 
+cdef inline void store_rows(const Job *job, const Rows *rows, const floating *dtype) noexcept nogil:
+    """Copies the gradient from scratch, if it is there."""
+    cdef Py_ssize_t n = job.request.classes, step = rows_on_end(job, &job.request.grad, rows.count), p
+    cdef floating *grad = <floating *>rows.grad
+    cdef floating *slope = <floating *>rows.slope
+    for p from 0 <= p < (0 if job.plan.grad_ready else rows.count) by step:
+        store_block(job, rows.start + p, 0, step*n, grad + p*n, slope + p*n if slope != NULL else NULL)
+
 cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:
     """The gradient from the states from r on."""
@@ -154,8 +168,7 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
         if s.first_max[r + p] >= 0:
             dst = <floating *>(rows.grad + p*rows.grad_step)
             dst[s.first_max[r + p]] = <floating>s.grad_at_max[r + p]
-    for p in range(rows.count if job.request.grad.class_stride != sizeof(floating) else 0):
-        store_block(job, rows.start + p, 0, n, <floating *>(rows.grad + p*rows.grad_step))
+    store_rows(job, rows, dtype)
 
 cdef inline Py_ssize_t rows_together(const Job *job, Py_ssize_t i, Py_ssize_t n, const State *s,
                                      Py_ssize_t r) noexcept nogil:

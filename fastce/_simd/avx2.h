@@ -1,4 +1,4 @@
-/* Vocabulary: AVX2 and FMA. */
+/* Vocabulary: AVX2, FMA and F16C. */
 #if CE_F32
 #define VEC __m256
 #define LANES 8
@@ -27,6 +27,8 @@
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmp)(a, b, _CMP_EQ_OQ)))
 
 #if CE_F32
+#define FROM_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define TO_F16(p, v) _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #define WIDE __m256d
 #define WIDEN_LOW(v) _mm256_cvtps_pd(_mm256_castps256_ps128(v))
 #define WIDEN_HIGH(v) _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))

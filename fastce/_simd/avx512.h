@@ -50,6 +50,8 @@
 #define TOGETHER 2
 #define EXP_STEPS 16
 #if CE_F32
+#define FROM_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define TO_F16(p, v) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
 #define WIDE __m512d
 #define WIDEN_LOW(v) _mm512_cvtps_pd(_mm512_castps512_ps256(v))
 #define WIDEN_HIGH(v) _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))

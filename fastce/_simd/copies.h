@@ -115,6 +115,46 @@ static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, 
         ((T *)lanes)[r] = (T)(labels[r] - first);
 }
 
+/* The last vectors of the two functions that follow overlap those before. */
+CE_INLINE void FN(from_half)(int from, const uint16_t *restrict src, Py_ssize_t n, T *restrict dst)
+{
+#ifdef FROM_F16
+    if (from == CE_FROM_F16 && n >= LANES) {
+        for (Py_ssize_t i = 0; i + LANES <= n; i += LANES)
+            STORE(dst + i, FROM_F16(src + i));
+        STORE(dst + n - LANES, FROM_F16(src + n - LANES));
+        return;
+    }
+#endif
+    if (from == CE_FROM_F16)
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_from_f16(src[i]);
+    else
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_from_bf16(src[i]);
+}
+
+#if CE_F32
+static void FN(to_half)(int to, const float *restrict src, Py_ssize_t n, void *dst_)
+{
+    uint16_t *restrict dst = dst_;
+#ifdef TO_F16
+    if (to == CE_FROM_F16 && n >= LANES) {
+        for (Py_ssize_t i = 0; i + LANES <= n; i += LANES)
+            TO_F16(dst + i, LOAD(src + i));
+        TO_F16(dst + n - LANES, LOAD(src + n - LANES));
+        return;
+    }
+#endif
+    if (to == CE_FROM_F16)
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_to_f16(src[i]);
+    else
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_to_bf16(src[i]);
+}
+#endif
+
 static void FN(convert)(int from, const void *src, Py_ssize_t n, void *dst)
 {
     T *restrict to = dst;
@@ -134,6 +174,9 @@ static void FN(convert)(int from, const void *src, Py_ssize_t n, void *dst)
         CONVERT(CE_FROM_U64, uint64_t)
         CONVERT(CE_FROM_F32, float)
         CONVERT(CE_FROM_F64, double)
+    case CE_FROM_F16:
+    case CE_FROM_BF16:
+        FN(from_half)(from, src, n, dst);
     }
 #undef CONVERT
 }

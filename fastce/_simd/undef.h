@@ -27,6 +27,8 @@
 #undef TOTAL
 #undef SQUARE
 #undef ALIGN_FROM
+#undef FROM_F16
+#undef TO_F16
 #undef WIDE
 #undef WIDEN_LOW
 #undef WIDEN_HIGH
