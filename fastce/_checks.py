@@ -208,6 +208,8 @@ def label_error(labels: Array, classes: int, ignored: int | None, name: str = "t
         return IndexError(f"{name} were out of range for {classes} classes while they were checked")
     where, at = place(name, wrong)
     note = "" if name == "labels" else f" (ignore_index is {ignored})"
+    if note and labels[at] < 0:
+        note += f"; pass ignore_index={labels[at]} if it marks rows that do not count"
     return IndexError(f"{where} is {labels[at]}, out of range for {classes} classes{note}")
 
 
@@ -218,13 +220,31 @@ def targets_error(targets: Array, shape: tuple[int, ...], axis: int, may_be_labe
         return ValueError(f"targets has shape {targets.shape}, expected {shape} to match logits{hint}")
     if targets.shape == row_shape:
         return TypeError(
-            f"targets has dtype {targets.dtype} and the shape of class indices, which are integers; "
-            "cast them: targets.astype(np.int64)"
+            f"targets has dtype {targets.dtype} and the shape of class indices, which are integers; {cast(targets)}"
         )
     return ValueError(
         f"targets has shape {targets.shape}, expected {row_shape} (class indices) or {shape} (probabilities) "
-        f"for logits of shape {shape} with classes on axis {axis}"
+        f"for logits of shape {shape} with classes on axis {axis}{shape_hint(targets, shape, row_shape)}"
     )
+
+
+def cast(targets: Array) -> str:
+    """How floats become class indices."""
+    wrong = ~np.isfinite(targets) if targets.dtype.kind == "f" else np.zeros(targets.shape, bool)
+    if not wrong.any():
+        return "cast them: targets.astype(np.int64)"
+    where, at = place("targets", wrong)
+    return f"{where} is {targets[at]}, which is no class"
+
+
+def shape_hint(targets: Array, shape: tuple[int, ...], row_shape: tuple[int, ...]) -> str:
+    """What may be meant by class indices of another shape."""
+    axes = [k for k in range(len(shape)) if targets.shape == shape[:k] + shape[k + 1 :]]
+    if axes:
+        return f"; did you mean axis={axes[0]}?"
+    if targets.size and [n for n in targets.shape if n != 1] == [n for n in row_shape if n != 1]:
+        return f"; did you mean targets.reshape({row_shape})?"
+    return ""
 
 
 def upstream_error(upstream: Array, expected: tuple[int, ...], of_product: bool) -> ValueError:

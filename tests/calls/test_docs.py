@@ -14,6 +14,7 @@ import pytest
 import fastce
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+API = README.parent / ".docs" / "index.md"
 PUBLIC = {name: getattr(fastce, name) for name in fastce.__all__ if not name.startswith("_")}
 CALLABLES = {name: thing for name, thing in PUBLIC.items() if callable(thing)}
 FUNCTIONS = {name: thing for name, thing in CALLABLES.items() if inspect.isfunction(thing)}
@@ -148,6 +149,12 @@ def test_everything_public_is_exported_and_sorted() -> None:
     assert documentation(fastce.reference)
     hidden = [name for name, thing in vars(fastce).items() if callable(thing) and name[0] != "_" and name not in PUBLIC]
     assert hidden == []
+
+
+@pytest.mark.skipif(not API.exists(), reason="there is no checkout")
+def test_the_api_reference_lists_everything_public() -> None:
+    listed = re.findall(r"^   (\w+)$", API.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(set(PUBLIC) - {"reference"})
 
 
 def test_the_reference_has_the_same_signatures() -> None:

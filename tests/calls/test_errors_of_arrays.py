@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
                 "nothing ignored",
                 {"targets": labels_with(-100), "ignore_index": None},
                 IndexError,
-                r"^targets\[17\] is -100, out of range for 10 classes \(ignore_index is None\)$",
+                r"^targets\[17\] is -100, out of .* \(ignore_index is None\); pass ignore_index=-100",
             ),
             (
                 "just above",
@@ -157,7 +157,30 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
                 IndexError,
                 r"^targets\[17\] is 10, out of range for 10 classes",
             ),
-            ("negative", {"targets": labels_with(-1)}, IndexError, r"^targets\[17\] is -1, out of range"),
+            (
+                "negative",
+                {"targets": labels_with(-1)},
+                IndexError,
+                r"^targets\[17\] is -1, .*; pass ignore_index=-1 if",
+            ),
+            (
+                "NaN",
+                {"targets": np.where(LABELS == LABELS[4], np.nan, 0.0)},
+                TypeError,
+                r"\] is nan, which is no class$",
+            ),
+            (
+                "of another axis",
+                {"logits": np.zeros((2, 5, 4)), "targets": np.zeros((2, 4), int)},
+                ValueError,
+                r"^targets has shape \(2, 4\), .*; did you mean axis=1\?$",
+            ),
+            (
+                "in a column",
+                {"targets": LABELS[:, None]},
+                ValueError,
+                r"^targets has shape \(20, 1\), .*; did you mean targets\.reshape\(\(20,\)\)\?$",
+            ),
             ("two", {"targets": np.where(np.arange(ROWS) % 9 == 3, 99, LABELS)}, IndexError, r"^targets\[3\] is 99,"),
             ("all", {"targets": np.arange(45, 65)}, IndexError, r"^targets\[0\] is 45,"),
             (

@@ -339,7 +339,7 @@ def test_sdist_holds_sources_tests_and_benchmarks_and_nothing_built(copy: Path, 
         "README.md",
         "LICENSE",
         "tests/conftest.py",
-        "tests/build/test_build.py",
+        "tests/packaging/test_build.py",
         ".docs/from_scores_to_gradient.md",
     } | folder
     assert expected <= names

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from installed import is_installed
+from scripts import TIME_LIMIT
 
 import fastce
 
@@ -78,6 +80,7 @@ class Request(ctypes.Structure):
         ("sample_weight", ctypes.c_void_p),
         ("label_smoothing", ctypes.c_double),
         ("z_loss", ctypes.c_double),
+        ("temperature", ctypes.c_double),
         ("scale", ctypes.c_double),
         ("stats_given", ctypes.c_int),
         ("num_threads", ctypes.c_int),
@@ -273,17 +276,22 @@ def matrix(a: np.ndarray | None) -> Matrix:
     return Matrix(a.ctypes.data, a.strides[0], a.strides[1] if a.ndim > 1 else 0, None, 0, CODES[a.dtype])
 
 
-def run(**fields: Any) -> int:
-    """Runs a request with these fields, arrays by their addresses; the others are what `defaults` sets."""
+def request_of(**fields: Any) -> Request:
+    """A request with these fields, arrays by their addresses; the others are what `defaults` sets."""
     logits = fields["logits"] if "logits" in fields else fields["y"]
     request = Request(ctypes.sizeof(Request), 0, *logits.shape)
-    request.ignore_index, request.has_ignore_index, request.counted, request.scale = -100, 1, -1, 1
+    request.ignore_index, request.has_ignore_index, request.counted = -100, 1, -1
+    request.scale, request.temperature = 1, 1
     for name, value in fields.items():
         is_matrix = isinstance(getattr(request, name), Matrix)
         if is_matrix or value is None or isinstance(value, np.ndarray):
             value = matrix(value) if is_matrix else address(value)
         setattr(request, name, value)
-    return int(function("run")(ctypes.byref(request)))
+    return request
+
+
+def run(**fields: Any) -> int:
+    return int(function("run")(ctypes.byref(request_of(**fields))))
 
 
 @pytest.mark.parametrize("classes", [5, 50, 300, 5000])
@@ -439,3 +447,21 @@ def test_what_cannot_be_computed_is_refused_and_nothing_is_written() -> None:
         assert (untouched == 7).all()
     assert run(**good, rows=0) == 0 and total == 0
     assert (grad == 7).all() and (losses == 7).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pthread_timedjoin_np is Linux's")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_need_no_gil(threads: int) -> None:
+    """A thread that Python does not know runs a batch while this thread, which holds the GIL, waits for it."""
+
+    class Time(ctypes.Structure):
+        _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
+
+    x, total = np.zeros((70_000, 2)), np.zeros(1)
+    request = request_of(logits=x, labels=np.zeros(len(x), np.int64), total=total, num_threads=threads)
+    start = ctypes.cast(function("run"), ctypes.c_void_p)  # it takes a pointer, as a thread's function does
+    library, thread = ctypes.PyDLL(None), ctypes.c_ulong()  # PyDLL keeps the GIL
+    assert library.pthread_create(ctypes.byref(thread), None, start, ctypes.byref(request)) == 0
+    limit = Time(int(time.time()) + TIME_LIMIT, 0)
+    assert library.pthread_timedjoin_np(thread, None, ctypes.byref(limit)) == 0
+    np.testing.assert_allclose(total, len(x) * np.log(2))
