@@ -88,6 +88,8 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "log_softmax": (of("log_softmax", x, out=out), "1"),
         "weight": (of(both, x, labels, weight=weight, out=out), "1.3"),
         "label_smoothing": (of(both, x, labels, label_smoothing=0.1, out=out), "1.3"),
+        "temperature": (of(both, x, labels, temperature=0.7, out=out), "1.1"),
+        "softmax, temperature": (of("softmax", x, temperature=0.7, out=out), "1.1"),
         "weight and label_smoothing": (of(both, x, labels, weight=weight, label_smoothing=0.1, out=out), "1.3"),
         "all options": (of(both, x, ignored, **everything, out=out), "1.5"),
         "probability targets": (of(both, x, probabilities, out=out), "1.4"),

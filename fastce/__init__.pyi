@@ -25,11 +25,14 @@ _Scalar = Literal["mean", "sum"]
 _Rows = Literal["none"]
 _No = Literal[False]
 
-class _Softmax(TypedDict, total=False):
+class _Call(TypedDict, total=False):
     axis: int
     num_threads: int | None
 
-class _Loss(_Softmax, total=False):
+class _Softmax(_Call, total=False):
+    temperature: float
+
+class _Loss(_Call, total=False):
     weight: ArrayLike | None
     sample_weight: ArrayLike | None
     normalizer: float | None
@@ -38,6 +41,7 @@ class _CrossEntropy(_Loss, total=False):
     ignore_index: int | None
     label_smoothing: float
     z_loss: float
+    temperature: float
 
 class _AnyReduction(_CrossEntropy, total=False):
     reduction: _Scalar | _Rows

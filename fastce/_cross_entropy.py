@@ -21,6 +21,7 @@ def cross_entropy(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -50,6 +51,9 @@ def cross_entropy(
         eps/(classes - 1) instead, pass ``eps*classes/(classes - 1)``.
     z_loss : float, default 0.0
         A factor >= 0; ``z_loss*logsumexp(x)**2`` is added to each row's loss.
+    temperature : float, default 1.0
+        What the logits are divided by before everything else, in [1e-30, 1e30]: the loss is that of ``x/temperature``,
+        and the gradient with respect to the logits contains ``1/temperature``.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum of the losses by `normalizer`; "none" returns the loss of each row.
     normalizer : float, optional
@@ -92,8 +96,8 @@ def cross_entropy(
 
     Notes
     -----
-    With ``q = w*((1 - eps)*c + eps/classes)``, where c is one-hot for class indices, ``logp = x - logsumexp(x)`` and
-    0*inf = 0::
+    With x divided by `temperature`, ``q = w*((1 - eps)*c + eps/classes)``, where c is one-hot for class indices,
+    ``logp = x - logsumexp(x)`` and 0*inf = 0::
 
         loss = -sum(q*logp) + z_loss*logsumexp(x)**2
 
@@ -104,7 +108,8 @@ def cross_entropy(
     Bridle (1990), "Probabilistic interpretation of feedforward classification network outputs"; Blanchard, Higham and
     Higham (2021), "Accurately computing the log-sum-exp and softmax functions", for log1p; Szegedy et al. (2016),
     "Rethinking the Inception architecture for computer vision", for label smoothing; Chowdhery et al. (2022), "PaLM:
-    scaling language modeling with pathways", for the z-loss.
+    scaling language modeling with pathways", for the z-loss; Hinton, Vinyals and Dean (2015), "Distilling the knowledge
+    in a neural network", for the temperature.
 
     Examples
     --------
@@ -117,6 +122,8 @@ def cross_entropy(
     array([0.239545, 1.098612])
     >>> print(f"{fastce.cross_entropy(np.float32([[20, 0, 0, 0]]), [0]):.5e}")  # log(1 + 3*exp(-20)), not 0
     6.18346e-09
+    >>> round(float(fastce.cross_entropy(logits, labels, temperature=2.0)), 6)  # of logits/2
+    0.825028
     """
 
 
@@ -130,6 +137,7 @@ def cross_entropy_with_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -143,7 +151,9 @@ def cross_entropy_with_grad(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+        As in `cross_entropy`.
+    reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss, a factor of the result: a scalar, or with
@@ -166,9 +176,9 @@ def cross_entropy_with_grad(
 
     Notes
     -----
-    With p = softmax(x), q as in `cross_entropy`, and Q = sum(q)::
+    With p = softmax(x), q as in `cross_entropy`, and Q = sum(q), where x is divided by `temperature`::
 
-        grad = sample_weight * upstream / denominator * ((Q + 2*z_loss*logsumexp(x))*p - q)
+        grad = sample_weight * upstream / (denominator*temperature) * ((Q + 2*z_loss*logsumexp(x))*p - q)
 
     This is ``p - c`` of Bishop (2006), "Pattern recognition and machine learning", equation 4.109, with every option.
     At the largest logit ``p - 1`` is computed as ``-tail/(1 + tail)``, so that the gradient of a confident row is not
@@ -197,6 +207,7 @@ def cross_entropy_grad(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -211,15 +222,17 @@ def cross_entropy_grad(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+        As in `cross_entropy`.
+    reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `cross_entropy_with_grad`.
     stats : SoftmaxStats, optional
-        What ``cross_entropy(logits, ..., return_stats=True)`` returned for the same logits and axis. It saves the pass
-        that finds each row's maximum and sum. It is not compared with the logits.
+        What ``cross_entropy(logits, ..., return_stats=True)`` returned for the same logits, axis and temperature. It
+        saves the pass that finds each row's maximum and sum. It is not compared with the logits.
 
     Returns
     -------
@@ -256,7 +269,9 @@ class CrossEntropyLoss:
 
     Parameters
     ----------
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis, num_threads : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+        As in `cross_entropy`.
+    reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     reuse_grad : bool, default False
         Whether `backward` writes to the same array each time, as long as the shape, dtype and strides of the logits

@@ -15,7 +15,9 @@ ONE = np.ones((), np.float32)
 
 
 @function("softmax", "array")
-def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
+def softmax(
+    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+) -> Any:
     """Probabilities ``exp(x) / sum(exp(x))``.
 
     Parameters
@@ -23,6 +25,8 @@ def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: in
     x : array_like
         Logits of one or more dimensions, with the classes on `axis`; float32 and float64 in their own precision,
         integers and bools as float64. -inf gives 0. A row that contains NaN or +inf, or only -inf, gives NaN.
+    temperature : float, default 1.0
+        What the logits are divided by, in [1e-30, 1e30]: the probabilities are those of ``x/temperature``.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -51,25 +55,31 @@ def softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: in
 
     Notes
     -----
-    ``p = exp(x - max)/(1 + tail)`` with ``tail`` as in `SoftmaxStats`. Bridle (1990), "Probabilistic interpretation of
-    feedforward classification network outputs".
+    ``p = exp((x - max)/temperature)/(1 + tail)`` with ``tail`` as in `SoftmaxStats`. Bridle (1990), "Probabilistic
+    interpretation of feedforward classification network outputs".
 
     Examples
     --------
     >>> import numpy as np, fastce
     >>> fastce.softmax(np.log([1.0, 3.0])).round(6)
     array([0.25, 0.75])
+    >>> fastce.softmax(np.log([1.0, 9.0]), temperature=2.0).round(6)  # the square roots, divided by their sum
+    array([0.25, 0.75])
     """
 
 
 @function("log_softmax", "array")
-def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
+def log_softmax(
+    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+) -> Any:
     """Log-probabilities ``x - logsumexp(x)``, which are not rounded to 0 where a row is confident.
 
     Parameters
     ----------
     x : array_like
         Logits, as in `softmax`; but -inf gives -inf.
+    temperature : float, default 1.0
+        As in `softmax`.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -94,8 +104,8 @@ def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads
 
     Notes
     -----
-    ``(x - max) - log1p(tail)``, with ``tail`` as in `SoftmaxStats`: Blanchard, Higham and Higham (2021), "Accurately
-    computing the log-sum-exp and softmax functions".
+    ``(x - max)/temperature - log1p(tail)``, with ``tail`` as in `SoftmaxStats`: Blanchard, Higham and Higham (2021),
+    "Accurately computing the log-sum-exp and softmax functions".
 
     Examples
     --------
@@ -106,13 +116,17 @@ def log_softmax(x: Any, *, axis: int = -1, out: Array | None = None, num_threads
 
 
 @function("logsumexp", "loss")
-def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None) -> Any:
+def logsumexp(
+    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+) -> Any:
     """``log(sum(exp(x)))``.
 
     Parameters
     ----------
     x : array_like
         Logits, as in `softmax`; but a row of only -inf gives -inf, and +inf without NaN gives +inf.
+    temperature : float, default 1.0
+        As in `softmax`: ``log(sum(exp(x/temperature)))``.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -133,8 +147,8 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
 
     Notes
     -----
-    ``max + log1p(tail)``, with ``tail`` as in `SoftmaxStats`, added in float64: Blanchard, Higham and Higham (2021),
-    "Accurately computing the log-sum-exp and softmax functions".
+    ``max/temperature + log1p(tail)``, with ``tail`` as in `SoftmaxStats`, added in float64: Blanchard, Higham and
+    Higham (2021), "Accurately computing the log-sum-exp and softmax functions".
 
     Examples
     --------
@@ -146,7 +160,13 @@ def logsumexp(x: Any, *, axis: int = -1, out: Array | None = None, num_threads: 
 
 @function("softmax_grad", "array")
 def softmax_grad(
-    upstream: Any, y: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    upstream: Any,
+    y: Any,
+    *,
+    temperature: float = 1.0,
+    axis: int = -1,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Gradient with respect to x, given the gradient with respect to ``y = softmax(x)``.
 
@@ -156,6 +176,8 @@ def softmax_grad(
         Gradient with respect to `y`, of its shape and any real dtype; it is converted to the dtype of `y`.
     y : array_like
         What `softmax` returned; dtypes as in `softmax`. Whether these are probabilities is not checked.
+    temperature : float, default 1.0
+        That of the `softmax` that returned `y`; the result is divided by it.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -175,8 +197,8 @@ def softmax_grad(
 
     Notes
     -----
-    The product of `upstream` with the Jacobian ``diag(y) - y y^T``: ``y*(upstream - sum(upstream*y))``. Bishop (2006),
-    "Pattern recognition and machine learning", equation 4.106.
+    The product of `upstream` with the Jacobian ``diag(y) - y y^T``: ``y*(upstream - sum(upstream*y))/temperature``.
+    Bishop (2006), "Pattern recognition and machine learning", equation 4.106.
 
     Examples
     --------
@@ -188,7 +210,13 @@ def softmax_grad(
 
 @function("log_softmax_grad", "array")
 def log_softmax_grad(
-    upstream: Any, y: Any, *, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    upstream: Any,
+    y: Any,
+    *,
+    temperature: float = 1.0,
+    axis: int = -1,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Gradient with respect to x, given the gradient with respect to ``y = log_softmax(x)``.
 
@@ -198,6 +226,8 @@ def log_softmax_grad(
         Gradient with respect to `y`, as in `softmax_grad`.
     y : array_like
         What `log_softmax` returned, as in `softmax_grad`.
+    temperature : float, default 1.0
+        That of the `log_softmax` that returned `y`; the result is divided by it.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -217,8 +247,8 @@ def log_softmax_grad(
 
     Notes
     -----
-    The product of `upstream` with the Jacobian ``I - 1 exp(y)^T``: ``upstream - exp(y)*sum(upstream)``. It follows
-    from the Jacobian of `softmax_grad` and ``d log(p) = dp/p``.
+    The product of `upstream` with the Jacobian ``I - 1 exp(y)^T``: ``(upstream - exp(y)*sum(upstream))/temperature``.
+    It follows from the Jacobian of `softmax_grad` and ``d log(p) = dp/p``.
 
     Examples
     --------

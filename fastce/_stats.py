@@ -19,14 +19,15 @@ class SoftmaxStats(NamedTuple):
     row_max : ndarray
         The largest logit of each row. It has the shape of the logits without their class axis, and their dtype.
     tail : ndarray
-        ``sum(exp(x - row_max))`` over all classes of the row except (one of) the largest. It has the same shape and
-        dtype. It is NaN where the row contains NaN or +inf, or only -inf.
+        ``sum(exp((x - row_max)/temperature))`` over all classes of the row except (one of) the largest. It has the same
+        shape and dtype. It is NaN where the row contains NaN or +inf, or only -inf.
 
     Notes
     -----
-    ``logsumexp = row_max + log1p(tail)``. Two blocks of classes of one row merge: with ``a.row_max >= b.row_max``,
-    ``row_max = a.row_max`` and ``tail = a.tail + (1 + b.tail) * exp(b.row_max - a.row_max)``. This is the update of
-    Milakov and Gimelshein (2018), "Online normalizer calculation for softmax", without the maximum's own term.
+    `row_max` is a logit and not divided by the temperature: ``logsumexp = row_max/temperature + log1p(tail)``. Two
+    blocks of classes of one row merge: with ``a.row_max >= b.row_max``, ``row_max = a.row_max`` and
+    ``tail = a.tail + (1 + b.tail) * exp((b.row_max - a.row_max)/temperature)``. This is the update of Milakov and
+    Gimelshein (2018), "Online normalizer calculation for softmax", without the maximum's own term.
 
     Examples
     --------

@@ -9,9 +9,10 @@ In the loss of a row ``x`` with ``C`` classes, ``-log(p[j])`` is multiplied by a
 * class index ``t``: ``q[j] = weight[j] * label_smoothing / C``, plus ``weight[t] * (1 - label_smoothing)`` at ``t``;
 * probabilities ``c``: ``q[j] = weight[j] * ((1 - label_smoothing) * c[j] + label_smoothing / C)``.
 
-Let ``lse = log(sum(exp(x)))``, ``p = exp(x - lse)`` and ``mass = sum(q)``. The loss of the row is
-``mass * lse - sum(q * x) + z_loss * lse**2`` and its gradient is ``(mass + 2 * z_loss * lse) * p - q``. Both are
-multiplied by the sample weight of the row.
+Let ``x`` be divided by the temperature, ``lse = log(sum(exp(x)))``, ``p = exp(x - lse)`` and ``mass = sum(q)``. The
+loss of the row is ``mass * lse - sum(q * x) + z_loss * lse**2`` and its gradient with respect to this ``x`` is
+``(mass + 2 * z_loss * lse) * p - q``. Both are multiplied by the sample weight of the row. The gradient with respect to
+the logits is divided by the temperature too.
 """
 
 from typing import NamedTuple
@@ -34,11 +35,12 @@ class SoftmaxStats(NamedTuple):
     """
 
     row_max: np.ndarray
-    tail: np.ndarray  # the sum of exp(x - row_max) over all classes except the first that attains the maximum
+    tail: np.ndarray  # the sum of exp((x - row_max) / temperature) over all classes except the first maximum
 
 
 def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                  z_loss=0.0, reduction="mean", normalizer=None, axis=-1, return_stats=False):  # fmt: skip
+                  z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
+                  return_stats=False):  # fmt: skip
     """Softmax cross-entropy of ``logits``; see `fastce.cross_entropy`.
 
     Examples
@@ -46,13 +48,13 @@ def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_in
     >>> float(cross_entropy(np.zeros((2, 4)), np.array([0, 3])))  # log(4)
     1.3862943611198906
     """
-    loss, _, stats = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
-                          normalizer, axis, with_grad=False, return_stats=return_stats)  # fmt: skip
+    loss, _, stats = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature,
+                          reduction, normalizer, axis, with_grad=False, return_stats=return_stats)  # fmt: skip
     return (loss, stats) if return_stats else loss
 
 
 def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                            z_loss=0.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                            z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
                             out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
 
@@ -61,12 +63,12 @@ def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_with_grad(np.zeros((1, 4)), np.array([2]))[1]
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer,
-                axis, upstream, out)[:2]  # fmt: skip
+    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+                normalizer, axis, upstream, out)[:2]  # fmt: skip
 
 
 def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                       z_loss=0.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None,
+                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None,
                        stats=None):  # fmt: skip
     """Gradient alone, from the ``stats`` of the forward pass if they are given; see `fastce.cross_entropy_grad`.
 
@@ -75,8 +77,8 @@ def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, igno
     >>> cross_entropy_grad(np.zeros((1, 4)), np.array([2]), upstream=2.0)
     array([[ 0.5,  0.5, -1.5,  0.5]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer,
-                axis, upstream, out, stats)[1]  # fmt: skip
+    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+                normalizer, axis, upstream, out, stats)[1]  # fmt: skip
 
 
 class CrossEntropyLoss:
@@ -118,14 +120,15 @@ class CrossEntropyLoss:
         return cross_entropy_grad(logits, targets, **options, upstream=upstream, out=out, stats=stats)
 
 
-def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, normalizer, axis,
-         upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
+def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+         normalizer, axis, upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
     """Loss, gradient and statistics."""
     if out is not None:
         targets, weight, sample_weight, upstream = _unshared(out, targets, weight, sample_weight, upstream)
         stats = stats and _unshared(out, *stats)
     plain = weight is sample_weight is normalizer is stats is None and not (label_smoothing or z_loss or return_stats)
     plain = plain and reduction != "none" and axis == -1 and type(logits) is type(targets) is np.ndarray
+    plain = plain and temperature == 1
     with np.errstate(all="ignore"):
         if plain and logits.dtype in (np.float32, np.float64) and logits.ndim == 2 and targets.ndim == 1:
             if 0 < len(targets) == np.count_nonzero(targets != ignore_index):
@@ -134,7 +137,7 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
         x, g, grad = _classes_last(logits, out, axis)
         base, label, added, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, g)
         m = np.maximum.reduce(x, axis=-1, keepdims=True) if stats is None else np.asarray(stats[0])[..., None]
-        np.subtract(x, m, out=g)
+        _shifted(x, m, temperature, g)
         linear = 0 if base is None else _dot(base, g)
         if label is not None:
             linear += _times(added, g[label])
@@ -144,13 +147,15 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
             np.put_along_axis(g, first_max, np.take_along_axis(g, first_max, -1) - 1, -1)  # 1 - 1, or NaN
             stats = SoftmaxStats(m[..., 0], np.add.reduce(g, axis=-1))
         s = np.add.reduce(g, axis=-1, keepdims=True) if stats is None else 1 + np.asarray(stats[1])[..., None]
-        log_s = np.log(s)  # lse is m + log_s
+        log_s = np.log(s)  # lse is m / temperature + log_s
         loss, factor = mass * log_s - linear, mass
         if z_loss:
-            loss += z_loss * (m + log_s) ** 2
-            factor = mass + 2 * z_loss * (m + log_s)
+            lse = m / g.dtype.type(temperature) + log_s
+            loss += z_loss * lse**2
+            factor = mass + 2 * z_loss * lse
         loss[ignored] = 0
-        loss, scale = _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis)
+        loss, scale = _reduce(loss, share, sample_weight, reduction, normalizer, np.asarray(upstream) / temperature,
+                              axis)  # fmt: skip
         if scale is None:
             g[...] = 0
         elif with_grad and label is None:
@@ -190,6 +195,13 @@ def _classes_last(logits, out, axis):
         x = x.astype(np.float64)
     grad = np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
     return (x, grad, grad) if axis == -1 else (np.moveaxis(x, axis, -1), np.moveaxis(grad, axis, -1), grad)
+
+
+def _shifted(x, m, temperature, out):
+    """(x - m) / temperature, written to `out`."""
+    np.subtract(x, m, out=out)
+    if temperature != 1:
+        np.divide(out, out.dtype.type(temperature), out=out)
 
 
 def _unshared(out, *arrays):
@@ -262,8 +274,8 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
 #   NaN                           NaN            NaN             NaN         the first NaN
 
 
-def softmax(x, *, axis=-1, out=None):
-    """``exp(x) / sum(exp(x))``; see `fastce.softmax`.
+def softmax(x, *, temperature=1.0, axis=-1, out=None):
+    """``exp(x) / sum(exp(x))`` of ``x / temperature``; see `fastce.softmax`.
 
     Examples
     --------
@@ -272,14 +284,14 @@ def softmax(x, *, axis=-1, out=None):
     """
     x, y, result = _classes_last(x, out, axis)
     with np.errstate(all="ignore"):
-        np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=y)
+        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
         np.exp(y, out=y)
         y /= np.add.reduce(y, axis=-1, keepdims=True)
     return result
 
 
-def log_softmax(x, *, axis=-1, out=None):
-    """``x - log(sum(exp(x)))``; see `fastce.log_softmax`.
+def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
+    """``x - log(sum(exp(x)))`` of ``x / temperature``; see `fastce.log_softmax`.
 
     Examples
     --------
@@ -288,13 +300,13 @@ def log_softmax(x, *, axis=-1, out=None):
     """
     x, y, result = _classes_last(x, out, axis)
     with np.errstate(all="ignore"):
-        np.subtract(x, np.maximum.reduce(x, axis=-1, keepdims=True), out=y)
+        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
         y -= np.log(np.add.reduce(np.exp(y), axis=-1, keepdims=True))
     return result
 
 
-def logsumexp(x, *, axis=-1, out=None):
-    """``log(sum(exp(x)))``; see `fastce.logsumexp`.
+def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
+    """``log(sum(exp(x)))`` of ``x / temperature``; see `fastce.logsumexp`.
 
     Examples
     --------
@@ -305,12 +317,13 @@ def logsumexp(x, *, axis=-1, out=None):
     with np.errstate(all="ignore"):
         m = np.maximum.reduce(x, axis=-1, keepdims=True)
         m[~np.isfinite(m)] = 0  # then the sum is 0, inf or NaN
-        np.exp(np.subtract(x, m, out=e), out=e)
-        return np.add(m[..., 0], np.log(np.add.reduce(e, axis=-1)), out=out)
+        _shifted(x, m, temperature, e)
+        np.exp(e, out=e)
+        return np.add(m[..., 0] / e.dtype.type(temperature), np.log(np.add.reduce(e, axis=-1)), out=out)
 
 
-def softmax_grad(upstream, y, *, axis=-1, out=None):
-    """``y * (upstream - sum(upstream * y))`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
+def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+    """``y * (upstream - sum(upstream * y)) / temperature`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
 
     Examples
     --------
@@ -321,11 +334,12 @@ def softmax_grad(upstream, y, *, axis=-1, out=None):
     u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
     with np.errstate(all="ignore"):
         np.multiply(y, u - np.einsum("...j,...j->...", u, y)[..., None], out=g)
+        g /= g.dtype.type(temperature)
     return grad
 
 
-def log_softmax_grad(upstream, y, *, axis=-1, out=None):
-    """``upstream - exp(y) * sum(upstream)`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
+def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+    """``(upstream - exp(y) * sum(upstream)) / temperature`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
 
     Examples
     --------
@@ -336,6 +350,7 @@ def log_softmax_grad(upstream, y, *, axis=-1, out=None):
     u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
     with np.errstate(all="ignore"):
         np.subtract(u, np.exp(y) * np.add.reduce(u, axis=-1, keepdims=True), out=g)
+        g /= g.dtype.type(temperature)
     return grad
 
 

@@ -89,17 +89,18 @@ def _classes_last(a: Any, axis: int) -> np.ndarray:
     return np.moveaxis(np.asarray(a), axis, -1).astype(LD, order="C")
 
 
-def _state(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """row_max, tail, exp(x - row_max), the gap to the runner-up (0 when there is none), the first argmax."""
+def _state(x: np.ndarray, temperature: Any = 1) -> tuple[np.ndarray, ...]:
+    """row_max, tail, exp((x - row_max)/temperature), the gap of x/temperature to the runner-up (0 when there is none),
+    the first argmax."""
     top = np.argmax(x, axis=-1, keepdims=True)
     m = np.take_along_axis(x, top, -1)
-    e = np.exp(x - m)
+    e = np.exp((x - m) / temperature)
     np.put_along_axis(e, top, 0, -1)
     tail = e.sum(axis=-1, keepdims=True)
     np.put_along_axis(e, top, 1, -1)
     others = x.copy()
     np.put_along_axis(others, top, -np.inf, -1)
-    gap = m - others.max(axis=-1, keepdims=True)
+    gap = (m - others.max(axis=-1, keepdims=True)) / temperature
     return m, tail, e, np.where(np.isfinite(gap), gap, 0), top
 
 
@@ -133,7 +134,7 @@ class Exact(NamedTuple):
     rows: Number  # each row's loss, sample weight included
     row_max: np.ndarray
     tail: np.ndarray
-    gap: np.ndarray  # row_max - the largest other logit
+    gap: np.ndarray  # row_max - the largest other logit, divided by the temperature
 
 
 def exact(
@@ -145,21 +146,22 @@ def exact(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
     upstream: Any = 1.0,
 ) -> Exact:
-    """The tail form, one formula for every option:
+    """The tail form, one formula for every option. With T = temperature and lse of x/T:
 
-    loss   = Q*log1p(tail) + sum_j q_j*(row_max - x_j) + z_loss*lse^2
-    grad_j = p_j*(Q - q_j + 2*z_loss*lse) - q_j*(1 - p_j)
+    loss   = Q*log1p(tail) + sum_j q_j*(row_max - x_j)/T + z_loss*lse^2
+    grad_j = (p_j*(Q - q_j + 2*z_loss*lse) - q_j*(1 - p_j))/T
     """
     with np.errstate(all="ignore"):
         x = _classes_last(logits, axis)
         lead, classes = x.shape[:-1], x.shape[-1]
         x = x.reshape(-1, classes)
-        z = LD(z_loss)
+        z, t = LD(z_loss), LD(temperature)
         sample = np.ones(len(x), LD)
         if sample_weight is not None:
             sample = np.broadcast_to(np.asarray(sample_weight), lead).astype(LD).ravel()
@@ -168,13 +170,13 @@ def exact(
         q, rest, ignored, counts = _target_masses(targets, x.shape, weight, LD(label_smoothing), ignore_index)
         mass, counts = q.sum(axis=-1, keepdims=True), counts * sample
 
-        m, tail, e, gap, top = _state(x)
+        m, tail, e, gap, top = _state(x, t)
         p, other_p = e / (1 + tail), (1 + tail - e) / (1 + tail)
         np.put_along_axis(other_p, top, tail / (1 + tail), -1)
         log_s = np.log1p(tail)
-        lse, lse_size = m + log_s, np.abs(m) + log_s
+        lse, lse_size = m / t + log_s, np.abs(m / t) + log_s
 
-        distance = m - x
+        distance = (m - x) / t
         terms = np.where(q == 0, 0, q * distance)
         losses = (mass * log_s)[:, 0] + terms.sum(axis=1) + (z * lse * lse)[:, 0]
         size = np.abs(mass * log_s)[:, 0] + np.abs(terms).sum(axis=1) + (2 * abs(z * lse) * lse_size)[:, 0]
@@ -201,7 +203,7 @@ def exact(
         elif reduction == "sum":
             loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
-        scale = (sample * up * factor)[:, None]
+        scale = (sample * up * factor / t)[:, None]
         grad, grad_size, grad_floor = grad * scale, grad_size * np.abs(scale), grad_floor * np.abs(scale) + 2
         grad[ignored] = grad_size[ignored] = 0
         # An element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead. A masked class
@@ -243,12 +245,14 @@ def exact_row(
     weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
     digits: int = 400,
 ) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
-    """Loss and gradient of one row by the definition, p = exp(x)/sum(exp(x)), at so many digits that nothing cancels:
-    400 hold a probability of exp(-800) beside 1. `target` is an index or the row's probabilities."""
+    """Loss and gradient of one row by the definition, p = exp(z)/sum(exp(z)) with z = x/T, at so many digits that
+    nothing cancels: 400 hold a probability of exp(-800) beside 1. `target` is an index or the row's probabilities."""
     with mpmath.workdps(digits):
-        x = [mpmath.mpf(float(v)) for v in logits]
+        t = mpmath.mpf(float(temperature))
+        x = [mpmath.mpf(float(v)) / t for v in logits]
         classes = len(x)
         eps = mpmath.mpf(float(label_smoothing))
         c = [int(j == target) for j in range(classes)] if np.ndim(target) == 0 else [float(v) for v in target]
@@ -260,7 +264,7 @@ def exact_row(
         p = [v / total for v in exps]
         loss = mpmath.fsum(-qj * mpmath.log(pj) for qj, pj in zip(q, p, strict=True) if qj) + float(z_loss) * lse**2
         mass = mpmath.fsum(q)
-        grad = [(mass + 2 * float(z_loss) * lse) * pj - qj for qj, pj in zip(q, p, strict=True)]
+        grad = [((mass + 2 * float(z_loss) * lse) * pj - qj) / t for qj, pj in zip(q, p, strict=True)]
         return loss, grad
 
 
@@ -279,18 +283,19 @@ class ExactProduct(NamedTuple):
     grad: Number
 
 
-def exact_softmax(x: np.ndarray, *, axis: int = -1) -> ExactSoftmax:
-    """The tail form: p = exp(x - row_max)/(1 + tail), log p = -(log1p(tail) + (row_max - x)), and lse from both terms.
-    Allowed are (4 + row_max - x) eps in p; in log p (4 + gap) eps at the row's maximum, 4 eps elsewhere; in lse 4 eps
-    of row_max and (4 + gap) eps of log1p(tail)."""
+def exact_softmax(x: np.ndarray, *, temperature: float = 1.0, axis: int = -1) -> ExactSoftmax:
+    """The tail form: p = exp(d)/(1 + tail), log p = -(log1p(tail) - d), where d = (x - row_max)/T, and lse from both
+    terms. Allowed are (4 + |d|) eps in p; in log p (4 + gap) eps at the row's maximum, 4 eps elsewhere; in lse 4 eps of
+    row_max/T and (4 + gap) eps of log1p(tail)."""
     with np.errstate(all="ignore"):
         x = _classes_last(x, axis)
-        m, tail, e, gap, _ = _state(x)
-        distance, log_s = m - x, np.log1p(tail)
-        p, logp, lse = e / (1 + tail), -(log_s + distance), m + log_s
+        t = LD(temperature)
+        m, tail, e, gap, _ = _state(x, t)
+        distance, log_s = (m - x) / t, np.log1p(tail)
+        p, logp, lse = e / (1 + tail), -(log_s + distance), m / t + log_s
         logp_size = np.where(np.isfinite(logp), -logp, 0)
         logp_extra = np.where(distance == 0, gap, 0) * logp_size
-        lse_size = np.abs(m) + log_s
+        lse_size = np.abs(m / t) + log_s
         p_extra = _finite(distance) * p
         bad = _without_number(x, m)
         p[bad] = logp[bad] = np.nan
@@ -306,23 +311,25 @@ def exact_softmax(x: np.ndarray, *, axis: int = -1) -> ExactSoftmax:
         )
 
 
-def exact_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> ExactProduct:
-    """The vector-Jacobian product from y = softmax(x) as given."""
+def exact_softmax_grad(upstream: Any, y: np.ndarray, *, temperature: float = 1.0, axis: int = -1) -> ExactProduct:
+    """The vector-Jacobian product from y = softmax(x/T) as given."""
     u, y = _classes_last(upstream, axis), _classes_last(y, axis)
     with np.errstate(all="ignore"):
         grad = y * (u - (u * y).sum(axis=-1, keepdims=True))
         size = np.abs(y) * (np.abs(u) + np.abs(u * y).sum(axis=-1, keepdims=True))
+        grad, size = grad / LD(temperature), size / LD(temperature)
     number = Number(grad, size, np.zeros_like(size), ulps=VJP_ULPS)
     return ExactProduct(number.rearranged(lambda a: np.moveaxis(a, -1, axis)))
 
 
-def exact_log_softmax_grad(upstream: Any, y: np.ndarray, *, axis: int = -1) -> ExactProduct:
-    """The vector-Jacobian product from y = log_softmax(x) as given."""
+def exact_log_softmax_grad(upstream: Any, y: np.ndarray, *, temperature: float = 1.0, axis: int = -1) -> ExactProduct:
+    """The vector-Jacobian product from y = log_softmax(x/T) as given."""
     u, y = _classes_last(upstream, axis), _classes_last(y, axis)
     with np.errstate(all="ignore"):
         p = np.exp(y)
         grad = u - p * u.sum(axis=-1, keepdims=True)
         share = p * np.abs(u).sum(axis=-1, keepdims=True)
+        grad, share, u = grad / LD(temperature), share / LD(temperature), u / LD(temperature)
     number = Number(grad, np.abs(u) + share, np.abs(_finite(y)) * share, ulps=VJP_ULPS)
     return ExactProduct(number.rearranged(lambda a: np.moveaxis(a, -1, axis)))
 

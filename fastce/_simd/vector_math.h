@@ -38,12 +38,14 @@ CE_INLINE void FN(exps)(const VEC *d, VEC *e, const int count)
     EACH n[k] = z[k] - rounder;
 #if CE_F32 && EXP_STEPS > 1
     /* float32(ln 2) is ln 2 to 28.4 bits, so one step is enough, with a fused multiply-add. */
-    EACH r[k] = FMA(n[k], SET1(-0x1.62e43p-1f), d[k]);
+#define LN2 0x1.62e43p-1f
+    EACH r[k] = FMA(n[k], SET1(-LN2), d[k]);
 #elif CE_F32
     EACH r[k] = FMA(n[k], SET1(-0x1.7f7d1cp-20f), FMA(n[k], SET1(-0x1.62e4p-1f), d[k]));
 #elif EXP_STEPS > 1
     /* float64(ln 2) is ln 2 to 54.7 bits. d = x - row_max was rounded to 53 bits and loses little more here. */
-    EACH r[k] = FMA(n[k], SET1(-0x1.62e42fefa39efp-1), d[k]);
+#define LN2 0x1.62e42fefa39efp-1
+    EACH r[k] = FMA(n[k], SET1(-LN2), d[k]);
 #else
     EACH r[k] = FMA(n[k], SET1(-0x1.a39ef35793c76p-33), FMA(n[k], SET1(-0x1.62e42feep-1), d[k]));
 #endif
@@ -92,21 +94,30 @@ CE_INLINE VEC FN(exp)(VEC d)
     return e;
 }
 
-/* 1/temperature as a sum of two numbers. */
+/* What LN2/ln(2) differs from 1 by. Where ln(2) is subtracted in two steps, that is nothing. */
+#ifndef LN2
+#define LN2_ERROR 0
+#elif CE_F32
+#define LN2_ERROR 2.7478e-9
+#else
+#define LN2_ERROR (-3.3457e-17)
+#endif
+
+/* 1/temperature as a sum of two numbers, multiplied by LN2/ln(2): the quotients are rounded to 24 or 53 bits already, and
+ * `exps` would add to their error. */
 typedef struct {
     VEC high, low;
 } FN(inverse);
 
-/* `low` is positive, so that a difference of -inf times either is -inf. */
+/* `low` is positive in the dtype, so that a difference of -inf times either is -inf. */
 CE_INLINE FN(inverse) FN(inverse_of)(double temperature)
 {
-    T high = (T)(1 / temperature);
-    double rest = fma(-(double)high, temperature, 1) / temperature;
-    if (rest <= 0) {
+    T high = (T)(1 / temperature), low = (T)((fma(-(double)high, temperature, 1) + LN2_ERROR) / temperature);
+    if (low <= 0) {
         high *= 1 - EPSILON;
-        rest = fma(-(double)high, temperature, 1) / temperature;
+        low = (T)((fma(-(double)high, temperature, 1) + LN2_ERROR) / temperature);
     }
-    return (FN(inverse)){SET1(high), SET1((T)rest)};
+    return (FN(inverse)){SET1(high), SET1(low)};
 }
 
 /* d divided by the temperature, rounded once where FMA is fused. `inverse` is NULL for a temperature of 1. */
@@ -118,6 +129,8 @@ CE_INLINE VEC FN(cooled)(VEC d, const FN(inverse) * inverse)
 }
 
 #undef EPSILON
+#undef LN2
+#undef LN2_ERROR
 #undef LOG2E
 #undef ROUNDER
 #undef EXP_CUT

@@ -68,6 +68,20 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("a text", {"z_loss": "0"}, TypeError, "^z_loss .*('0'|str|<U)"),
         ],
     ),
+    "temperature": (
+        ONE_TERM | {"map", "rows", "product"},
+        [
+            ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-30, 1e30\]"),
+            ("negative", {"temperature": -1.0}, ValueError, r"^temperature is -1\.0"),
+            ("too small", {"temperature": 1e-31}, ValueError, "^temperature is 1e-31"),
+            ("too large", {"temperature": 1e31}, ValueError, r"^temperature is 1e\+31"),
+            ("NaN", {"temperature": np.nan}, ValueError, "^temperature is nan"),
+            ("infinite", {"temperature": np.inf}, ValueError, "^temperature is inf"),
+            ("None", {"temperature": None}, TypeError, "^temperature is None, expected a number"),
+            ("a text", {"temperature": "1"}, TypeError, "^temperature .*('1'|str|<U)"),
+            ("an array", {"temperature": PER_CLASS}, ValueError, r"^temperature .*\(10,\)"),
+        ],
+    ),
     "reduction": (
         LOSSES,
         [

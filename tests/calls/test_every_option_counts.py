@@ -35,6 +35,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
+    "temperature": {"temperature": 2.0},
     "upstream": {"upstream": 3.0},
     "weight": {"weight": [1.0, 2.0, 3.0]},
     "z_loss": {"z_loss": 0.5},

@@ -208,8 +208,10 @@ def test_products_are_derivatives(classes, family):
     """Of sum(upstream * softmax(x))."""
     x, upstream = np.random.default_rng(5).normal(size=(2, 3, classes))
     forward = getattr(fastce, family.name.removesuffix("_grad"))
-    grad = getattr(fastce, family.name)(upstream, forward(x))
-    np.testing.assert_allclose(grad, slope(lambda x: upstream * forward(x), x), rtol=0, atol=10 * SLOPE_ROOM)
+    for options in ({}, {"temperature": 0.7}, {"temperature": 3.0}):
+        grad = getattr(fastce, family.name)(upstream, forward(x, **options), **options)
+        want = slope(lambda x, options=options: upstream * forward(x, **options), x)
+        np.testing.assert_allclose(grad, want, rtol=0, atol=10 * SLOPE_ROOM)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -374,7 +376,7 @@ def test_options_that_are_off_change_nothing(family, dtype):
     """Written out or left out: the same to the bit."""
     arrays, _ = _case(family, (6, 9), -1, {}, dtype)
     off = {"weight": None, "pos_weight": None, "sample_weight": None, "label_smoothing": 0.0, "z_loss": 0.0}
-    off |= {"normalizer": None, "axis": 1, "upstream": 1.0, "out": None, "reduction": "mean"}
+    off |= {"temperature": 1.0, "normalizer": None, "axis": 1, "upstream": 1.0, "out": None, "reduction": "mean"}
     for function in family.functions:
         got, want = function(*arrays, **function.taken(off)), function(*arrays, reduction="mean")
         for name in want:

@@ -3,6 +3,8 @@ are written out at several hundred digits. And they allow no larger errors than 
 
 from __future__ import annotations
 
+import itertools
+
 import mpmath
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ ROOM = np.finfo(F64).eps / 50  # a fiftieth of what is to be measured
 HARD_GAPS = {F32: [0.5, 5, 20, 85, 100], F64: [0.5, 5, 20, 85, 300, 700]}
 
 
-def _assert_close(number, true, room=ROOM):
-    """Relative to the terms that the number is made of."""
-    for mine, size, at_length in zip(np.ravel(number.value), np.ravel(number.size), true, strict=True):
+def _assert_close(number, true, room=ROOM, *, divided=False):
+    """Relative to the terms that the number is made of. Exponents that are divided by a temperature are rounded."""
+    sizes = number.size + divided * number.extra
+    for mine, size, at_length in zip(np.ravel(number.value), np.ravel(sizes), true, strict=True):
         with mpmath.workdps(30):
             assert abs(mine - LD(mpmath.nstr(+at_length, 30))) <= room * size
 
@@ -29,26 +32,29 @@ def test_one_term_form_agrees_with_the_definition(kind, dtype):
     x, top = confident(HARD_GAPS[dtype], 5, dtype)
     weight = np.random.default_rng(1).random(5).astype(dtype)
     targets = top if kind == "index" else np.eye(5)[top]
-    for options in ({}, {"weight": weight}, {"label_smoothing": 0.1, "weight": weight, "z_loss": 0.01}):
+    smoothing = {"label_smoothing": 0.1, "weight": weight, "z_loss": 0.01}
+    for options in ({}, {"weight": weight}, smoothing, {"temperature": 0.7}, smoothing | {"temperature": 3.0}):
+        divided = "temperature" in options
         want = exact(x, targets, reduction="none", **options)
         for i, row in enumerate(x):
-            loss, grad = exact_row(row, targets[i], **options)
-            _assert_close(want.loss.rearranged(lambda a, i=i: a[i]), [loss])
-            _assert_close(want.grad.rearranged(lambda a, i=i: a[i]), grad)
+            loss, grad = exact_row(row, targets[i], digits=800, **options)
+            _assert_close(want.loss.rearranged(lambda a, i=i: a[i]), [loss], divided=divided)
+            _assert_close(want.grad.rearranged(lambda a, i=i: a[i]), grad, divided=divided)
 
 
 @dtypes
 def test_softmax_agrees_with_the_definition(dtype):
     x, _ = confident(HARD_GAPS[dtype], 5, dtype)
-    for row in x:
-        want = exact_softmax(row)
-        with mpmath.workdps(400):
-            exps = [mpmath.exp(mpmath.mpf(float(v))) for v in row]
+    for row, temperature in itertools.product(x, (1.0, 0.7, 3.0)):
+        want = exact_softmax(row, temperature=temperature)
+        with mpmath.workdps(800):
+            exps = [mpmath.exp(mpmath.mpf(float(v)) / mpmath.mpf(temperature)) for v in row]
             p = [e / mpmath.fsum(exps) for e in exps]
             logp, lse = [mpmath.log(v) for v in p], mpmath.log(mpmath.fsum(exps))
-        _assert_close(want.p, p)
-        _assert_close(want.logp, logp)
-        _assert_close(want.lse, [lse])
+        divided = temperature != 1
+        _assert_close(want.p, p, divided=divided)
+        _assert_close(want.logp, logp, divided=divided)
+        _assert_close(want.lse, [lse], divided=divided)
 
 
 @dtypes
