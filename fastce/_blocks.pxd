@@ -124,8 +124,8 @@ cdef inline const floating *logits_block(const Job *job, Py_ssize_t i, Py_ssize_
     return scratch
 
 cdef inline floating *slope_block(const Job *job, floating *scratch) noexcept nogil:
-    """Where the derivatives of the softcap are; NULL without one."""
-    return scratch if job.request.softcap != 0 else NULL
+    """Where the derivatives of the softcap are, if the gradient is multiplied by them; else NULL."""
+    return scratch if job.plan.with_slopes else NULL
 
 cdef inline double logit_of(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *dtype) noexcept nogil:
     """The logit of row i and class j."""

@@ -12,7 +12,7 @@ from ._request cimport (
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
-from ._tiles cimport has_slopes, tile_scratch
+from ._tiles cimport tile_scratch
 
 cdef enum:
     TILES_BEAT_ROWS = 40        # up to so many contiguous classes tiles are faster than rows,
@@ -126,7 +126,7 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        p.tile /= 1 + (p.base_kind == CE_BY_ELEMENT) + has_slopes(request)      # there are so many tiles
+        p.tile /= 1 + (p.base_kind == CE_BY_ELEMENT) + p.with_slopes      # there are so many tiles
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
         p.tile = max(min(p.tile, p.group*classes), TILE_SIZE)
@@ -177,7 +177,7 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return 5*p.group
     if is_product(request) or request.operation == ARGMAX:
         return 2*TILE_SIZE + 5*GROUP if p.path == BY_TILES else 0
-    return tile_scratch(request, p) if p.path == BY_TILES else 3*BLOCK
+    return tile_scratch(p) if p.path == BY_TILES else 3*BLOCK
 
 cdef inline bint is_streamed(const Request *request, const Plan *p, Py_ssize_t bytes) noexcept nogil:
     """Whether the gradient, of so many bytes, is written past the caches. In place the lines are there already."""
@@ -198,9 +198,10 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     size = size_of(p.dtype)
     p.primitives = ce_chosen_f32 if p.dtype == F32 else ce_chosen_f64
     p.logits_ready = request.logits.dtype == p.dtype and request.logits.class_stride == size and request.softcap == 0
-    p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size and request.softcap == 0
     p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
+    p.with_slopes = p.with_grad and request.softcap != 0 and request.operation == CROSS_ENTROPY
+    p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size and not p.with_slopes
     plan_base(request, p)
     p.path = path_of(request, p.base_kind)
     plan_threads(request, p)

@@ -51,8 +51,8 @@ cdef struct Request:
     const double *sample_weight     # by row; NULL stands for ones
     double label_smoothing
     double z_loss
-    double softcap                  # the logits x become softcap*tanh(x/softcap) first, for what `takes_half`; 0: none
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
+    double softcap                  # before that they become softcap*tanh(x/softcap), for what `takes_half`; 0: none
     double scale                    # a factor of the gradient
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic

@@ -2,7 +2,7 @@
 # Rows: vectors along the classes. Short rows are computed several at a time.
 from cython cimport floating
 
-from ._blocks cimport base_block, evenly_spaced, logits_block, row_at, slope_block, store_block
+from ._blocks cimport base_block, evenly_spaced, logits_block, row_at, size_of, slope_block, store_block
 from ._job cimport (
     BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, exponentials, set_exact_src, set_first_max,
 )
@@ -39,7 +39,7 @@ cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexce
     cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), step, p
     cdef floating *x = scratch
     cdef floating *base = scratch + BLOCK
-    cdef floating *slope = slope_block(job, scratch + 2*BLOCK) if job.plan.with_grad else NULL
+    cdef floating *slope = slope_block(job, scratch + 2*BLOCK)
     rows.x, rows.x_step, rows.slope = row_at(&job.request.logits, rows.start), job.request.logits.row_stride, slope
     if not job.plan.logits_ready:
         rows.x, rows.x_step, step = <char *>x, n*size, rows_on_end(job, &job.request.logits, rows.count)
@@ -76,14 +76,22 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         s.linear[p] *= job.plan.base_scale
         s.mass[p] = s.rest[p] + s.q[p]
 
+cdef inline const char *next_rows(const Job *job, const Rows *rows, Py_ssize_t size) noexcept nogil:
+    """As much memory as the rows take in the plan's dtype, to be fetched meanwhile: the rows that follow, or, where
+    they are not contiguous, rows.x."""
+    cdef const Matrix *logits = &job.request.logits
+    cdef Py_ssize_t stored = size_of(logits.dtype), more = rows.count*(size/stored)
+    if (rows.start + rows.count + more > job.request.rows or logits.class_stride != stored
+            or not (job.plan.logits_ready or logits.row_stride == job.request.classes*stored)):
+        return rows.x
+    return row_at(logits, rows.start) + rows.count*logits.row_stride
+
 cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                                           const floating *dtype) noexcept nogil:
     """Computes tail and the labels' exponentials, and stores what the gradient is computed from."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const char *next = rows.x
+    cdef const char *next = next_rows(job, rows, sizeof(floating))
     cdef Py_ssize_t p
-    if rows.start + 2*rows.count <= job.request.rows and job.plan.logits_ready:
-        next += rows.count*rows.x_step
     f.rows_exp_sum(rows.x, rows.x_step, rows.grad, rows.grad_step, rows.count, job.request.classes, rows.form,
                    s.row_max + r, job.request.temperature, 1, next, s.tail + r)
     for p in range(rows.count if job.plan.with_labels and rows.grad != NULL else 0):

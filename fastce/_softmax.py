@@ -16,17 +16,25 @@ ONE = np.ones((), np.float32)
 
 @function("softmax", "array")
 def softmax(
-    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    axis: int = -1,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Probabilities ``exp(x) / sum(exp(x))``.
 
     Parameters
     ----------
     x : array_like
-        Logits of one or more dimensions, with the classes on `axis`; float32 and float64 in their own precision,
-        integers and bools as float64. -inf gives 0. A row that contains NaN or +inf, or only -inf, gives NaN.
+        Logits of one or more dimensions, with the classes on `axis`; dtypes as in `cross_entropy`. -inf gives 0. A row
+        that contains NaN or +inf, or only -inf, gives NaN.
     temperature : float, default 1.0
         What the logits are divided by, in [1e-30, 1e30]: the probabilities are those of ``x/temperature``.
+    softcap : float, optional
+        As in `cross_entropy`: the probabilities are those of ``softcap*tanh(x/softcap)``. Default: none.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -70,7 +78,13 @@ def softmax(
 
 @function("log_softmax", "array")
 def log_softmax(
-    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    axis: int = -1,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Log-probabilities ``x - logsumexp(x)``, which are not rounded to 0 where a row is confident.
 
@@ -78,7 +92,7 @@ def log_softmax(
     ----------
     x : array_like
         Logits, as in `softmax`; but -inf gives -inf.
-    temperature : float, default 1.0
+    temperature, softcap : optional
         As in `softmax`.
     axis : int, default -1
         The axis of the classes.
@@ -117,7 +131,13 @@ def log_softmax(
 
 @function("logsumexp", "loss")
 def logsumexp(
-    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    axis: int = -1,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """``log(sum(exp(x)))``.
 
@@ -127,6 +147,8 @@ def logsumexp(
         Logits, as in `softmax`; but a row of only -inf gives -inf, and +inf without NaN gives +inf.
     temperature : float, default 1.0
         As in `softmax`: ``log(sum(exp(x/temperature)))``.
+    softcap : float, optional
+        As in `softmax`.
     axis : int, default -1
         The axis of the classes.
     out : ndarray, optional
@@ -137,8 +159,8 @@ def logsumexp(
     Returns
     -------
     lse : scalar or ndarray
-        In nats. Of the shape of `x` without `axis`, a scalar if no dimension is left; in the dtype of `x` (float64 for
-        integers and bools). `out` if it is given.
+        In nats. Of the shape of `x` without `axis`, a scalar if no dimension is left; in the dtype that `x` is computed in.
+        `out` if it is given.
 
     Raises
     ------

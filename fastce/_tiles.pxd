@@ -10,7 +10,7 @@ from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives
-from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix, Request
+from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef struct TileSum:
     # One of the state's sums.
@@ -49,12 +49,9 @@ cdef struct Tile:
     TileSum rest
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
 
-cdef inline bint has_slopes(const Request *request) noexcept nogil:
-    return request.softcap != 0 and request.grad.data != NULL
-
-cdef inline Py_ssize_t tile_scratch(const Request *request, const Plan *plan) noexcept nogil:
+cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
     """The numbers of the plan's dtype that `tiles` needs."""
-    cdef int tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + has_slopes(request)
+    cdef int tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + plan.with_slopes
     return tiles*plan.tile + (max(plan.chunk, GROUP) if plan.chunk < plan.tile else 0) + 9*GROUP
 
 cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
@@ -337,7 +334,7 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     tile.x, tile.base, scratch = scratch, scratch + job.plan.tile, scratch + job.plan.tile
     if job.plan.base_kind == CE_BY_ELEMENT:
         scratch += job.plan.tile
-    tile.slope = scratch if has_slopes(job.request) else NULL
+    tile.slope = scratch if job.plan.with_slopes else NULL
     tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)

@@ -165,8 +165,9 @@ class Function:
 
 
 _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
-_OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
-_OF_SOFTMAX = frozenset({"axis", "temperature"})
+_OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature", "softcap"}
+_OF_PRODUCTS = frozenset({"axis", "temperature"})
+_OF_SOFTMAX = _OF_PRODUCTS | {"softcap"}
 
 # The values of which tests take every combination. A "random" one has a number for each class or row.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -176,6 +177,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "label_smoothing": (0.0, 0.1, 1.0),
     "z_loss": (0.0, 1e-2),
     "temperature": (1.0, 0.7),
+    "softcap": (None, 5.0),
 }
 
 INDEX = Family("index", ("logits", "targets"), _with_labels, exact, _OF_ONE_TERM | {"ignore_index"})
@@ -185,9 +187,9 @@ TWO_TERM = Family(
     "two_term", ("logits", "targets"), _with_rows, exact_binary, _OF_LOSSES, fixed={"activation": "softmax"}
 )
 MAPS = Family("softmax", ("x",), _alone, exact_softmax, _OF_SOFTMAX)
-SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _OF_SOFTMAX)
+SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _OF_PRODUCTS)
 LOG_SOFTMAX_GRAD = Family(
-    "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_SOFTMAX
+    "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_PRODUCTS
 )
 
 FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
@@ -206,7 +208,7 @@ def _functions() -> Iterable[Function]:
     for name, result in (("softmax", "p"), ("log_softmax", "logp"), ("logsumexp", "lse")):
         yield Function(name, MAPS, (result,), result, _OF_SOFTMAX | {"out"})
     for family in PRODUCTS:
-        yield Function(family.name, family, ("grad",), "grad", _OF_SOFTMAX | {"out"})
+        yield Function(family.name, family, ("grad",), "grad", _OF_PRODUCTS | {"out"})
 
 
 FUNCTIONS = list(_functions())

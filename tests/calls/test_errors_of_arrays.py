@@ -85,7 +85,6 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         KINDS,
         [
             *not_numbers("main", LOGITS),
-            ("float16", {"main": LOGITS.astype(np.float16)}, TypeError, "^{main} .*float16.*float32"),
             *LONGDOUBLE,
             ("no classes", {"main": np.zeros((ROWS, 0), F32)}, ValueError, "^{main} .*class"),
             ("no classes or rows", {"main": np.zeros((0, 0), F32)}, ValueError, "^{main} .*class"),

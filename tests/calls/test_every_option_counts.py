@@ -34,6 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reduction": {"reduction": "sum"},
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
+    "softcap": {"softcap": 0.5},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
     "temperature": {"temperature": 2.0},
     "upstream": {"upstream": 3.0},

@@ -81,6 +81,7 @@ class Request(ctypes.Structure):
         ("label_smoothing", ctypes.c_double),
         ("z_loss", ctypes.c_double),
         ("temperature", ctypes.c_double),
+        ("softcap", ctypes.c_double),
         ("scale", ctypes.c_double),
         ("stats_given", ctypes.c_int),
         ("num_threads", ctypes.c_int),
