@@ -237,7 +237,9 @@ def describe(p: Polynomial, title: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--find", nargs="+", metavar=("FUNCTION", "DTYPE"), help="exp, log1p or tanh, f32 or f64, EXP_STEPS")
+    parser.add_argument(
+        "--find", nargs="+", metavar=("FUNCTION", "DTYPE"), help="exp, log1p or tanh, f32 or f64, EXP_STEPS"
+    )
     parser.add_argument("--degree", type=int, help="of Q; default: that of the polynomial in the header")
     options = parser.parse_args()
     path = header()

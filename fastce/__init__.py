@@ -4,18 +4,25 @@ from . import reference
 from ._config import __version__ as __version__
 from ._config import show_config
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._entropy import entropy, entropy_with_grad
+from ._evaluation import EvaluatedRows, Evaluation, evaluate
 from ._softmax import log_softmax, log_softmax_grad, logsumexp, one_hot, predict, softmax, softmax_grad
 from ._stats import SoftmaxStats
 from ._two_term import binary_cross_entropy, binary_cross_entropy_with_grad
 
 __all__ = [
     "CrossEntropyLoss",
+    "EvaluatedRows",
+    "Evaluation",
     "SoftmaxStats",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "entropy",
+    "entropy_with_grad",
+    "evaluate",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",

@@ -1,6 +1,8 @@
 # Types of the public names, more precise than where they are defined: what a call returns depends on `reduction`,
 # `return_stats` and the dtype of the logits. The other options are keys of TypedDicts, each in one place; their
 # defaults are in the docstrings. tests/calls/test_types.py compares names and defaults with what is there at run time.
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
@@ -10,9 +12,10 @@ from . import reference as reference
 
 # fmt: off
 __all__ = [
-    "CrossEntropyLoss", "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy",
-    "cross_entropy_grad", "cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot",
-    "predict", "reference", "show_config", "softmax", "softmax_grad",
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
+    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
+    "entropy_with_grad", "evaluate", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
+    "show_config", "softmax", "softmax_grad",
 ]
 __version__: Final[str]
 
@@ -53,6 +56,14 @@ class _AnyReduction(_CrossEntropy, total=False):
 class _TwoTerm(_Loss, total=False):
     activation: Literal["sigmoid", "softmax"]
     pos_weight: ArrayLike | None
+
+class _Entropy(_Softmax, total=False):
+    sample_weight: ArrayLike | None
+    normalizer: float | None
+
+class _Evaluate(_Softmax, total=False):
+    top_k: int | Iterable[int]
+    ignore_index: int | None
 
 class SoftmaxStats(NamedTuple):
     row_max: NDArray[Any]
@@ -184,9 +195,69 @@ def logsumexp(x: ArrayLike, *, out: _Out, **options: Unpack[_Maps]) -> _Out: ...
 def logsumexp(x: NDArray[_F], *, out: None = None, **options: Unpack[_Maps]) -> NDArray[_F] | Any: ...
 @overload
 def logsumexp(x: ArrayLike, *, out: None = None, **options: Unpack[_Maps]) -> NDArray[_Floating] | Any: ...
+@overload
+def entropy(logits: NDArray[_F], *, reduction: _Scalar = "mean", **options: Unpack[_Entropy]) -> _F: ...
+@overload
+def entropy(logits: NDArray[_F], *, reduction: _Rows, **options: Unpack[_Entropy]) -> NDArray[_F]: ...
+@overload
+def entropy(logits: ArrayLike, *, reduction: _Scalar = "mean", **options: Unpack[_Entropy]) -> _Floating: ...
+@overload
+def entropy(logits: ArrayLike, *, reduction: _Rows, **options: Unpack[_Entropy]) -> NDArray[_Floating]: ...
+@overload
+def entropy_with_grad(logits: NDArray[_F], *, reduction: _Scalar = "mean", upstream: _Number = 1.0,
+                      out: _Buffer[_F] = None, **options: Unpack[_Entropy]) -> tuple[_F, NDArray[_F]]: ...
+@overload
+def entropy_with_grad(logits: NDArray[_F], *, reduction: _Rows, upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
+                      **options: Unpack[_Entropy]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+@overload
+def entropy_with_grad(logits: ArrayLike, *, reduction: _Scalar = "mean", upstream: _Number = 1.0,
+                      out: _Buffer[Any] = None,
+                      **options: Unpack[_Entropy]) -> tuple[_Floating, NDArray[_Floating]]: ...
+@overload
+def entropy_with_grad(logits: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
+                      **options: Unpack[_Entropy]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+@overload
+def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: _No = False,
+             **options: Unpack[_Evaluate]) -> Evaluation: ...
+@overload
+def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: Literal[True],
+             **options: Unpack[_Evaluate]) -> tuple[Evaluation, EvaluatedRows]: ...
+@overload  # `return_rows` is a variable
+def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: bool, **options: Unpack[_Evaluate]) -> Any: ...
 def predict(logits: ArrayLike, *, axis: int = -1, num_threads: int | None = None) -> NDArray[np.intp] | Any: ...
 def one_hot(labels: ArrayLike, num_classes: int, *, dtype: Any = ..., axis: int = -1) -> NDArray[Any]: ...
 # fmt: on
+
+class EvaluatedRows(NamedTuple):
+    log_probability: NDArray[Any]
+    rank: NDArray[np.intp]
+    predicted: NDArray[np.intp]
+    entropy: NDArray[Any]
+    confidence: NDArray[Any]
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    rows: int
+    sums: Mapping[str, float]
+    hits: Mapping[int, int]
+    right: int
+    bins: NDArray[np.float64]
+    @property
+    def loss(self) -> float: ...
+    @property
+    def perplexity(self) -> float: ...
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def top_k(self) -> dict[int, float]: ...
+    @property
+    def entropy(self) -> float: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def calibration_error(self) -> float: ...
+    def __add__(self, other: Evaluation) -> Evaluation: ...
+    def __radd__(self, other: Literal[0]) -> Evaluation: ...
 
 class _Config(TypedDict):
     version: str

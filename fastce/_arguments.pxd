@@ -12,7 +12,8 @@ from ._layout cimport (
     Axes, as_matrix, axes_of, dtype_of, is_aligned, is_c_contiguous, overlap, rows_of, same_memory, same_shape,
 )
 from ._request cimport (
-    BF16, CROSS_ENTROPY, F16, F32, F64, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half,
+    BF16, CROSS_ENTROPY, EVALUATE, F16, F32, F64, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request, computed_dtype,
+    is_half, takes_half,
 )
 
 cdef enum:              # the arrays of a call
@@ -26,6 +27,7 @@ cdef struct Arguments:
     PyObject *checks                # the module _checks
     PyObject *ndarray               # numpy.ndarray
     PyObject *input_name            # "logits", "x" or "y"
+    PyObject *targets_name          # "targets" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
     bint integers                   # integer logits are not converted to float64
     bint converted                  # view[INPUT] is the caller's array in float32, and so is the result at first
@@ -39,6 +41,7 @@ cdef struct Arguments:
     double normalizer               # 0: not given
     double denominator
     bint return_stats
+    bint return_rows
     Request request
 
 
@@ -176,17 +179,21 @@ cdef inline int set_targets(Arguments *a, object value) except -1:
     """Class indices or probabilities, told apart by their shape."""
     cdef int dtype = take(a, TARGETS, value)
     cdef const Py_buffer *view = &a.view[TARGETS]
-    cdef bint may_be_labels = a.request.operation == CROSS_ENTROPY
+    cdef bint may_be_labels = a.request.operation == CROSS_ENTROPY or a.request.operation == EVALUATE
+    cdef bint may_be_rows = a.request.operation != EVALUATE
+    cdef str name = <str>a.targets_name
     if dtype == NO_DTYPE:
-        value = checks(a).as_targets(value, a.view[INPUT].obj.shape)
+        value = checks(a).as_targets(value, a.view[INPUT].obj.shape, name)
         dtype = take_half(a, TARGETS, value)
     if dtype == NO_DTYPE:
-        raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels)
-    if same_shape(view, &a.view[INPUT], -1):
+        raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels, may_be_rows,
+                                      name)
+    if may_be_rows and same_shape(view, &a.view[INPUT], -1):
         return set_matrix(a, TARGETS, dtype, &a.request.targets)
     if (not may_be_labels or dtype >= F32 or view.format[0] == b"?"
             or not same_shape(view, &a.view[INPUT], a.axes.class_axis)):
-        raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels)
+        raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels, may_be_rows,
+                                      name)
     return set_matrix(a, TARGETS, dtype, &a.request.labels)
 
 
@@ -217,11 +224,11 @@ cdef inline int set_denominator(Arguments *a) except -1:
         ignored = r.ignore_index if a.ignore_index == NULL else <object>a.ignore_index
         if r.labels.dtype == U64 and not r.has_ignore_index and ignored is not None:    # int64 does not hold it
             array = checks(a).as_int64(a.view[TARGETS].obj, ignored)
-            set_matrix(a, INT64_LABELS, take_converted(a, INT64_LABELS, array, "targets"), &r.labels)
+            set_matrix(a, INT64_LABELS, take_converted(a, INT64_LABELS, array, <str>a.targets_name), &r.labels)
             r.ignore_index, r.has_ignore_index = -1, True
         r.counted = counted_labels(&r.labels, r.rows, r.classes, r.ignore_index, r.has_ignore_index)
         if r.counted < 0:
-            raise checks(a).label_error(a.view[TARGETS].obj, r.classes, ignored)
+            raise checks(a).label_error(a.view[TARGETS].obj, r.classes, ignored, <str>a.targets_name)
     if a.reduction == MEAN:
         a.denominator = a.normalizer if a.normalizer != 0 else mean_weight(r)
         r.scale = r.scale/a.denominator if a.denominator != 0 else 0

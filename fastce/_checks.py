@@ -108,9 +108,9 @@ def as_logits(name: str, value: Any, keep_integers: bool) -> Array:
     return readable(array)
 
 
-def as_targets(value: Any, shape: tuple[int, ...]) -> Array:
+def as_targets(value: Any, shape: tuple[int, ...], name: str) -> Array:
     """Targets as an aligned native array. Floats that are no probabilities are left as they are, for the error."""
-    array = as_array("targets", value)
+    array = as_array(name, value)
     if not array.size and not isinstance(value, np.ndarray):
         array = array.astype(I64)  # NumPy makes an empty list float64
     if array.dtype.kind == "f" and array.shape != shape:
@@ -200,50 +200,54 @@ def place(name: str, wrong: Array) -> tuple[str, tuple[int, ...]]:
     return (f"{name}[{', '.join(map(str, at))}]" if at else name), at
 
 
-def label_error(labels: Array, classes: int, ignored: int | None, name: str = "targets") -> IndexError:
+def label_error(labels: Array, classes: int, ignored: int | None, name: str) -> IndexError:
     wrong = (labels < 0) | (labels >= classes)
     if ignored is not None:
         wrong &= labels != ignored
     if not wrong.any():  # another thread has written to them meanwhile
         return IndexError(f"{name} were out of range for {classes} classes while they were checked")
     where, at = place(name, wrong)
-    note = "" if name == "labels" else f" (ignore_index is {ignored})"
+    note = "" if name == "labels" and ignored is None else f" (ignore_index is {ignored})"
     if note and labels[at] < 0:
         note += f"; pass ignore_index={labels[at]} if it marks rows that do not count"
     return IndexError(f"{where} is {labels[at]}, out of range for {classes} classes{note}")
 
 
-def targets_error(targets: Array, shape: tuple[int, ...], axis: int, may_be_labels: bool) -> Exception:
+def targets_error(
+    targets: Array, shape: tuple[int, ...], axis: int, may_be_labels: bool, may_be_rows: bool, name: str
+) -> Exception:
     row_shape = shape[:axis] + shape[axis + 1 :]
     if not may_be_labels:
         hint = "; class indices become such rows with one_hot" if targets.shape == row_shape else ""
-        return ValueError(f"targets has shape {targets.shape}, expected {shape} to match logits{hint}")
+        return ValueError(f"{name} has shape {targets.shape}, expected {shape} to match logits{hint}")
     if targets.shape == row_shape:
         return TypeError(
-            f"targets has dtype {targets.dtype} and the shape of class indices, which are integers; {cast(targets)}"
+            f"{name} has dtype {targets.dtype} and the shape of class indices, which are integers; "
+            f"{cast(targets, name)}"
         )
+    rows = f" or {shape} (probabilities)" if may_be_rows else ""
     return ValueError(
-        f"targets has shape {targets.shape}, expected {row_shape} (class indices) or {shape} (probabilities) "
-        f"for logits of shape {shape} with classes on axis {axis}{shape_hint(targets, shape, row_shape)}"
+        f"{name} has shape {targets.shape}, expected {row_shape} (class indices){rows} "
+        f"for logits of shape {shape} with classes on axis {axis}{shape_hint(targets, shape, row_shape, name)}"
     )
 
 
-def cast(targets: Array) -> str:
+def cast(targets: Array, name: str) -> str:
     """How floats become class indices."""
     wrong = ~np.isfinite(targets) if targets.dtype.kind == "f" else np.zeros(targets.shape, bool)
     if not wrong.any():
-        return "cast them: targets.astype(np.int64)"
-    where, at = place("targets", wrong)
+        return f"cast them: {name}.astype(np.int64)"
+    where, at = place(name, wrong)
     return f"{where} is {targets[at]}, which is no class"
 
 
-def shape_hint(targets: Array, shape: tuple[int, ...], row_shape: tuple[int, ...]) -> str:
+def shape_hint(targets: Array, shape: tuple[int, ...], row_shape: tuple[int, ...], name: str) -> str:
     """What may be meant by class indices of another shape."""
     axes = [k for k in range(len(shape)) if targets.shape == shape[:k] + shape[k + 1 :]]
     if axes:
         return f"; did you mean axis={axes[0]}?"
     if targets.size and [n for n in targets.shape if n != 1] == [n for n in row_shape if n != 1]:
-        return f"; did you mean targets.reshape({row_shape})?"
+        return f"; did you mean {name}.reshape({row_shape})?"
     return ""
 
 

@@ -56,8 +56,8 @@ def cross_entropy(
         What the logits are divided by before everything else, in [1e-30, 1e30]: the loss is that of ``x/temperature``,
         and the gradient with respect to the logits contains ``1/temperature``.
     softcap : float, optional
-        A bound that the logits approach, in [1e-30, 1e30]: ``softcap*tanh(x/softcap)`` takes the place of x, also before
-        the temperature and in `stats`. A logit of -inf still masks its class. Default: none.
+        A bound that the logits approach, in [1e-30, 1e30]: ``softcap*tanh(x/softcap)`` takes the place of x, before the
+        temperature and in `stats` too. A logit of -inf still masks its class. Default: none.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum of the losses by `normalizer`; "none" returns the loss of each row.
     normalizer : float, optional
@@ -113,9 +113,9 @@ def cross_entropy(
     Higham (2021), "Accurately computing the log-sum-exp and softmax functions", for log1p; Szegedy et al. (2016),
     "Rethinking the Inception architecture for computer vision", for label smoothing; Chowdhery et al. (2022), "PaLM:
     scaling language modeling with pathways", for the z-loss; Hinton, Vinyals and Dean (2015), "Distilling the knowledge
-    in a neural network", for the temperature; Gemma Team (2024), "Gemma 2: improving open language models at a practical
-    size", for the softcap. The softcapped logits have an error below 2 eps, which adds ``4*max(abs(x))*eps/temperature``
-    to the relative error of exponentials.
+    in a neural network", for the temperature; Gemma Team (2024), "Gemma 2: improving open language models at a
+    practical size", for the softcap. A capped logit has a relative error below 2 eps. This adds up to
+    ``4*max(abs(x))*eps/temperature`` to the relative error of each exponential, and so to that of the gradient.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def cross_entropy(
     >>> print(f"{fastce.cross_entropy(np.float32([[20, 0, 0, 0]]), [0]):.5e}")  # log(1 + 3*exp(-20)), not 0
     6.18346e-09
     >>> round(float(fastce.cross_entropy(logits, labels, temperature=2.0)), 6)  # of logits/2
-    0.825028
+    0.825029
     >>> round(float(fastce.cross_entropy(logits, labels, softcap=1.0)), 6)  # of tanh(logits)
     0.832732
     """

@@ -34,7 +34,8 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, BF16, CROSS_ENTROPY, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    ARGMAX, BF16, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM,
+    SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
@@ -55,6 +56,7 @@ cdef enum:              # what a function returns
 cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
     "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": ARGMAX,
+    "entropy": ENTROPY, "evaluate": EVALUATE,
 }
 
 cdef Rule rules[MAX_RULES]
@@ -87,6 +89,9 @@ cdef class Call:
     cdef object grad            # what the kernels write to: `out`, or a new array
     cdef object losses
     cdef object classes         # what `predict` returns
+    cdef object ranks           # of `evaluate`, and the next two
+    cdef object entropies
+    cdef object confidences
     cdef object stats
     cdef double total
 
@@ -99,6 +104,7 @@ cdef class Call:
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
+        a.targets_name = <PyObject *>self.function.arguments[len(self.function.arguments) - 1]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
         self.input = set_input(a, second if a.is_product else first, given[AXIS])
@@ -165,10 +171,15 @@ cdef class Call:
                 self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, numbers_dtype(a), &r.losses)
             else:
                 r.total = &self.total
+        if r.operation == EVALUATE:
+            r.total = &self.total
+            self.ranks = self.new_result(False, intp, <void **>&r.ranks)
+            self.entropies = self.new_result(False, numbers_dtype(a), &r.entropies)
+            self.confidences = self.new_result(False, numbers_dtype(a), &r.confidences)
         if a.return_stats:
             row_max = self.new_result(False, numbers_dtype(a), &r.row_max)
             self.stats = new_tuple(stats_type, (row_max, self.new_result(False, numbers_dtype(a), &r.tail)))
-        if r.operation == ARGMAX:
+        if r.operation == ARGMAX or a.return_rows:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
 
@@ -178,6 +189,8 @@ cdef class Call:
         value, result = self.losses, self.grad
         if self.function.operation == ARGMAX:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
+        if self.function.operation == EVALUATE:
+            return a.request.counted, loss, value, self.ranks, self.classes, self.entropies, self.confidences
         if result is not None and result is not self.out:
             result = self.stored(result)
         if self.out is not None and self.out is not result:

@@ -1,14 +1,15 @@
 # cython: cdivision=True
 # The plan of a request: how it is computed. No other file chooses.
 from ._blocks cimport size_of
+from ._entropy cimport entropy_scratch, is_entropy
 from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
 from ._primitives cimport (
     CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, BF16, CROSS_ENTROPY, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
-    SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half,
+    ARGMAX, BF16, CROSS_ENTROPY, EVALUATE, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half, takes_softcap,
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
@@ -40,16 +41,21 @@ cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
         return &request.y
     return &request.logits
 
+cdef inline bint takes_labels(int operation) noexcept nogil:
+    return operation == CROSS_ENTROPY or operation == EVALUATE
+
 cdef inline bint is_computable(const Request *r) noexcept nogil:
     """Whether the matrices that the operation needs are there, with dtypes that it takes."""
     cdef int operation = r.operation, dtype = main_input(r).dtype
     cdef bint product = is_product(r)
-    cdef bint with_labels = operation == CROSS_ENTROPY and r.labels.data != NULL
+    cdef bint with_labels = takes_labels(operation) and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= ARGMAX and F32 <= dtype <= BF16 and r.temperature > 0
+    return (CROSS_ENTROPY <= operation <= EVALUATE and F32 <= dtype <= BF16 and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
-            and (takes_half(operation) or not (is_half(dtype) or r.softcap != 0))
+            and (operation != EVALUATE or (with_labels and r.ranks != NULL and r.entropies != NULL
+                                           and r.confidences != NULL))
+            and (takes_half(operation) or not is_half(dtype)) and (takes_softcap(operation) or r.softcap == 0)
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= BF16)
@@ -59,9 +65,9 @@ cdef inline void plan_base(const Request *request, Plan *p) noexcept nogil:
     """What base is, which the labels or targets and their options decide."""
     cdef bint weighted = request.weight != NULL
     p.hot, p.uniform, p.slope, p.offset = 1, 0, 1, 0
+    p.with_labels = takes_labels(request.operation) and request.labels.data != NULL
     if request.operation == CROSS_ENTROPY:
         p.hot, p.uniform = 1 - request.label_smoothing, request.label_smoothing/request.classes
-        p.with_labels = request.labels.data != NULL
         if not p.with_labels:
             p.base_kind, p.base_scale = CE_BY_ELEMENT, 1
             if not weighted:
@@ -104,7 +110,7 @@ cdef inline int path_of(const Request *r, int base_kind) noexcept nogil:
         few_classes = TILES_BEAT_GIVEN
     if along_rows or r.classes <= few_classes:
         return BY_TILES
-    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
+    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART and not is_entropy(r.operation) else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
     # ARGMAX is so fast that threads pay only where there is more to do.
@@ -173,6 +179,8 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return SIGMOID_SCRATCH
     if request.operation == SOFTMAX_TWO_TERM:
         return TWO_TERM_SCRATCH
+    if is_entropy(request.operation):
+        return entropy_scratch(p)
     if p.path == BY_COLUMNS:
         return 5*p.group
     if is_product(request) or request.operation == ARGMAX:

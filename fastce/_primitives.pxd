@@ -102,6 +102,17 @@ cdef extern from * nogil:
         void (*rows_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *) noexcept nogil
         void (*columns_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *, void *,
                                void *) noexcept nogil
+        void (*rows_entropy)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double,
+                             int, const void *, double *, double *) noexcept nogil
+        void (*rows_entropy_grad)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
+                                  Py_ssize_t, const double *, double, const double *, const double *,
+                                  int) noexcept nogil
+        Py_ssize_t (*row_rank)(const void *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
+        void (*tile_entropy)(const void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double, double *,
+                             double *) noexcept nogil
+        void (*tile_entropy_grad)(void *, Py_ssize_t, Py_ssize_t, const void *, double, const void *,
+                                  const void *) noexcept nogil
+        void (*tile_rank)(const void *, Py_ssize_t, Py_ssize_t, const void *, const void *, void *) noexcept nogil
         void (*transpose)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*load_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*store_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int) noexcept nogil

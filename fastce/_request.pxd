@@ -15,6 +15,8 @@ cdef enum:              # operations
     SIGMOID_TWO_TERM    # -sum c*log(p) + (1 - c)*log(1 - p) with p = 1/(1 + exp(-x))
     SOFTMAX_TWO_TERM    # the same with p = softmax(x)
     ARGMAX              # where the largest x of each row is, written to first_max
+    ENTROPY             # -sum p*log(p) with p = softmax(x)
+    EVALUATE            # -log(p) of labels, and what is written to ranks, first_max, entropies and confidences
 
 cdef enum:              # dtypes
     NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64, F16, BF16
@@ -52,7 +54,7 @@ cdef struct Request:
     double label_smoothing
     double z_loss
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
-    double softcap                  # before that they become softcap*tanh(x/softcap), for what `takes_half`; 0: none
+    double softcap                  # before that they become softcap*tanh(x/softcap), if the operation `takes_softcap`; 0: none
     double scale                    # a factor of the gradient
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic
@@ -62,7 +64,13 @@ cdef struct Request:
     void *losses                    # sample_weight*loss by row (SIGMOID_TWO_TERM: by element)
     void *row_max                   # by row: max x
     void *tail                      # by row: the sum of exp(x - row_max) over all classes except (one of) the largest
-    Py_ssize_t *first_max           # ARGMAX, which needs it, by row: the first NaN or, without NaN, the first maximum
+    Py_ssize_t *first_max           # ARGMAX, which needs it, EVALUATE, by row: the first NaN or, without NaN, the first
+                                    # maximum
+    # EVALUATE, which needs them, by row. Where the label is ignored ranks and first_max are -1, and all else is 0.
+    Py_ssize_t *ranks               # how many classes are before the label if they are sorted by falling x, those with
+                                    # the same x by number; -1 where the loss is NaN
+    void *entropies
+    void *confidences               # max p
 
 cdef inline bint is_half(int dtype) noexcept nogil:
     return dtype == F16 or dtype == BF16
@@ -71,8 +79,11 @@ cdef inline int computed_dtype(int dtype) noexcept nogil:
     """What numbers of a dtype are computed in."""
     return F32 if is_half(dtype) else dtype
 
-cdef inline bint takes_half(int operation) noexcept nogil:
+cdef inline bint takes_softcap(int operation) noexcept nogil:
     return operation == CROSS_ENTROPY or operation == SOFTMAX or operation == LOG_SOFTMAX or operation == LOGSUMEXP
+
+cdef inline bint takes_half(int operation) noexcept nogil:
+    return takes_softcap(operation) or operation == ENTROPY or operation == EVALUATE
 
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""

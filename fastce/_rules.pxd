@@ -179,6 +179,11 @@ cdef inline int return_stats_rule(Arguments *a, object value) except -1:
     return 0
 
 
+cdef inline int return_rows_rule(Arguments *a, object value) except -1:
+    a.return_rows = value
+    return 0
+
+
 # --- The list of all rules -------------------------------------------------------------------------------------------
 
 ctypedef int (*Rule)(Arguments *a, object value) except -1
@@ -212,4 +217,5 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "stats", stats_rule)
     add_rule(rules, names, "out", out_rule)
     add_rule(rules, names, "return_stats", return_stats_rule)
+    add_rule(rules, names, "return_rows", return_rows_rule)
     return 0

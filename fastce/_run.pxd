@@ -14,13 +14,14 @@ from libc.string cimport memset
 
 from ._argmax cimport argmax
 from ._blocks cimport counted_labels, logit_of, row_at, settle_group
+from ._entropy cimport entropies, is_entropy
 from ._jacobians cimport jacobians
 from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, set_sum, value
 from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, set_states
-from ._plan cimport is_computable, is_product, main_input, make_plan
+from ._plan cimport is_computable, is_product, main_input, make_plan, takes_labels
 from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request, computed_dtype,
+    ARGMAX, CROSS_ENTROPY, ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request, computed_dtype,
 )
 from ._rows cimport rows
 from ._sigmoid cimport sigmoid_unit
@@ -41,7 +42,7 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     cdef const Request *request = job.request
     cdef const Matrix *upstream = &request.upstream
     cdef bint by_row = upstream.data != NULL and (
-        request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM)
+        request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM or request.operation == ENTROPY)
     cdef double scale = job.plan.scale
     cdef Py_ssize_t p
     for p in range(count if request.sample_weight != NULL or by_row else 0):
@@ -128,11 +129,15 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
             add(&total, softmax_two_term(job, start, count, s.scale, scratch))
         else:
             settle_group(job, start, count, &s)
-            if job.plan.path == BY_TILES:
-                tiles(job, start, count, &s, scratch)
+            if is_entropy(operation):
+                entropies(job, start, count, &s, scratch)
+                add_losses(job, start, count, &s, &total, scratch)
             else:
-                rows(job, start, count, &s, scratch)
-            write_results(job, start, count, &s, &total, scratch)
+                if job.plan.path == BY_TILES:
+                    tiles(job, start, count, &s, scratch)
+                else:
+                    rows(job, start, count, &s, scratch)
+                write_results(job, start, count, &s, &total, scratch)
         start += count
     job.unit_sums[unit] = value(&total)
 
@@ -245,7 +250,7 @@ cdef inline int execute(const Request *request) noexcept nogil:
         if request.total != NULL:
             request.total[0] = 0
         return 0
-    if request.operation == CROSS_ENTROPY and request.labels.data != NULL and request.counted < 0:
+    if takes_labels(request.operation) and request.labels.data != NULL and request.counted < 0:
         if counted_labels(&request.labels, request.rows, request.classes, request.ignore_index,
                           request.has_ignore_index) < 0:
             return 1

@@ -159,8 +159,8 @@ def logsumexp(
     Returns
     -------
     lse : scalar or ndarray
-        In nats. Of the shape of `x` without `axis`, a scalar if no dimension is left; in the dtype that `x` is computed in.
-        `out` if it is given.
+        In nats. Of the shape of `x` without `axis`, a scalar if no dimension is left; in the dtype that `x` is computed
+        in. `out` if it is given.
 
     Raises
     ------

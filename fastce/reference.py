@@ -9,11 +9,11 @@ In the loss of a row ``x`` with ``C`` classes, ``-log(p[j])`` is multiplied by a
 * class index ``t``: ``q[j] = weight[j] * label_smoothing / C``, plus ``weight[t] * (1 - label_smoothing)`` at ``t``;
 * probabilities ``c``: ``q[j] = weight[j] * ((1 - label_smoothing) * c[j] + label_smoothing / C)``.
 
-Let ``x`` be capped to ``softcap * tanh(x / softcap)`` and divided by the temperature, ``lse = log(sum(exp(x)))``, ``p = exp(x - lse)`` and ``mass = sum(q)``. The
-loss of the row is ``mass * lse - sum(q * x) + z_loss * lse**2`` and its gradient with respect to this ``x`` is
-``(mass + 2 * z_loss * lse) * p - q``. Both are multiplied by the sample weight of the row. The gradient with respect to
-the logits is divided by the temperature too, and multiplied by ``1 - tanh(x / softcap)**2``. float16 and bfloat16
-logits are computed in float32.
+Let ``x`` be capped to ``softcap * tanh(x / softcap)`` and divided by the temperature, ``lse = log(sum(exp(x)))``,
+``p = exp(x - lse)`` and ``mass = sum(q)``. The loss of the row is ``mass * lse - sum(q * x) + z_loss * lse**2`` and its
+gradient with respect to this ``x`` is ``(mass + 2 * z_loss * lse) * p - q``. Both are multiplied by the sample weight
+of the row. The gradient with respect to the logits is divided by the temperature too, and multiplied by
+``1 - tanh(logits / softcap)**2``. float16 and bfloat16 logits are computed in float32.
 """
 
 from typing import NamedTuple
@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CrossEntropyLoss", "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy",
-    "cross_entropy_grad", "cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot",
-    "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
+    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
+    "entropy_with_grad", "evaluate", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
+    "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -122,7 +123,8 @@ class CrossEntropyLoss:
 
 
 def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
-         reduction, normalizer, axis, upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
+         reduction, normalizer, axis, upstream=1.0, out=None, stats=None, with_grad=True,
+         return_stats=False):  # fmt: skip
     """Loss, gradient and statistics."""
     if out is not None:
         targets, weight, sample_weight, upstream = _unshared(out, targets, weight, sample_weight, upstream)
@@ -408,6 +410,119 @@ def predict(logits, *, axis=-1):
     array([1, 0])
     """
     return np.argmax(logits, axis=axis)
+
+
+# The entropy, and evaluation. A masked class adds nothing to the entropy, and its gradient is 0. A row that contains
+# NaN or +inf, or only masked classes, has entropy NaN, and its label has no rank.
+
+
+def entropy(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1):
+    """``-sum(p * log(p))`` with ``p = softmax(logits / temperature)``; see `fastce.entropy`.
+
+    Examples
+    --------
+    >>> float(entropy(np.zeros((2, 4))))  # log(4)
+    1.3862943611198906
+    """
+    return entropy_with_grad(logits, temperature=temperature, sample_weight=sample_weight, reduction=reduction,
+                             normalizer=normalizer, axis=axis)[0]  # fmt: skip
+
+
+def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1,
+                      upstream=1.0, out=None):  # fmt: skip
+    """Entropy and gradient with respect to ``logits``; see `fastce.entropy_with_grad`.
+
+    Notes
+    -----
+    The derivative of ``-sum(p * log(p))`` by a logit is ``-p * (log(p) + entropy) / temperature``.
+
+    Examples
+    --------
+    >>> entropy_with_grad(np.log([[1.0, 3.0]]))[1].round(4)
+    array([[ 0.206, -0.206]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    if out is not None:
+        sample_weight, upstream = _unshared(out, sample_weight, upstream)
+    with np.errstate(all="ignore"):
+        np.divide(x, g.dtype.type(temperature), out=g)
+        p, logp = softmax(g), log_softmax(g)
+        loss = -np.add.reduce(_times(p, logp), axis=-1, keepdims=True)
+        slope = _times(p, logp + loss) * g.dtype.type(-1 / temperature)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
+        g[...] = 0 if scale is None else slope * scale
+    return loss[..., 0] if reduction == "none" else loss, grad
+
+
+class EvaluatedRows(NamedTuple):
+    """What each row is evaluated by; see `fastce.EvaluatedRows`.
+
+    Examples
+    --------
+    >>> evaluate(np.eye(2), np.array([0, 0]), return_rows=True)[1].rank
+    array([0, 1])
+    """
+
+    log_probability: np.ndarray
+    rank: np.ndarray
+    predicted: np.ndarray
+    entropy: np.ndarray
+    confidence: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """Means over the rows that are not ignored; see `fastce.Evaluation`. This one cannot be added to another.
+
+    Examples
+    --------
+    >>> evaluate(np.eye(2), np.array([0, 0])).accuracy
+    0.5
+    """
+
+    rows: int
+    loss: float
+    perplexity: float
+    accuracy: float
+    top_k: dict
+    entropy: float
+    confidence: float
+    calibration_error: float
+
+
+def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, ignore_index=-100, axis=-1, return_rows=False):
+    """Loss, accuracies, entropy and calibration of ``logits``; see `fastce.evaluate`.
+
+    Examples
+    --------
+    >>> evaluate(np.zeros((1, 4)), np.array([2]), top_k=(2, 3)).top_k
+    {2: 0.0, 3: 1.0}
+    """
+    x, labels = np.moveaxis(np.asarray(logits), axis, -1), np.asarray(labels)
+    kept = labels != ignore_index
+    t = np.where(kept, labels, 0)[..., None]
+    with np.errstate(all="ignore"):
+        z = x / (x.dtype.type(temperature) if x.dtype.kind == "f" else temperature)
+        p, logp = softmax(z), np.take_along_axis(log_softmax(z), t, -1)[..., 0]
+        entropies, confidence = entropy(z, reduction="none"), p.max(-1)
+        x_t = np.take_along_axis(x, t, -1)
+        rank = np.add.reduce((x > x_t) | ((x == x_t) & (np.arange(x.shape[-1]) < t)), axis=-1)
+        rank = np.where(kept & ~np.isnan(confidence), rank, -1)
+    rows = EvaluatedRows(np.where(kept, logp, 0), rank, np.where(kept, predict(x), -1), np.where(kept, entropies, 0),
+                         np.where(kept, confidence, 0))  # fmt: skip
+    n = int(np.count_nonzero(kept))
+
+    def mean(values):
+        return float(np.add.reduce(values, axis=None, dtype=np.float64)) / n if n else float("nan")
+
+    loss, error = mean(0 - rows.log_probability), 0.0
+    bins = np.ceil(rows.confidence * 15)  # bin b holds the confidences in ((b - 1) / 15, b / 15]
+    for b in range(1, 16):
+        error += np.abs(np.add.reduce(((rank == 0) - rows.confidence)[bins == b], axis=None, dtype=np.float64))
+    confidence = mean(rows.confidence)
+    result = Evaluation(n, loss, float(np.exp(loss)), mean(rank == 0),
+                        {k: mean((rank >= 0) & (rank < k)) for k in np.atleast_1d(top_k).tolist()}, mean(rows.entropy),
+                        confidence, float(error) / n if n and confidence == confidence else float("nan"))  # fmt: skip
+    return (result, rows) if return_rows else result
 
 
 # The two-term form, with a = weight * pos_weight * c and b = weight * (1 - c).

@@ -140,6 +140,10 @@ def layer(logits: Any, targets: Any, *, upstream: Any = 1.0, out: Any = None, **
     return loss, ce.backward(upstream, out=out)
 
 
+def evaluated_rows(logits: Any, targets: Any, **options: Any) -> Any:
+    return fastce.evaluate(logits, targets, **options, return_rows=True)[1]
+
+
 def _cases() -> Iterator[Case]:
     whole = {"logits": "whole"}
     vectors = {"weight": "class", "sample_weight": "row"}
@@ -160,6 +164,8 @@ def _cases() -> Iterator[Case]:
         stats = given | {"row_max": "row", "tail": "row"}
         yield Case(f"cross_entropy_grad, {kind}, stats", from_stats, stats, {"grad": "whole"}, **rest)
         yield Case(f"CrossEntropyLoss, {kind}", layer, given, both, **rest)
+        capped = {"softcap": 5.0}
+        yield Case(f"cross_entropy_with_grad, {kind}, softcap", fused, given, both, options=capped, **rest)
         rest["loose"] = frozenset(["grad"])
         yield Case(f"cross_entropy_with_grad, {kind}, smoothing", fused, given, both, options=smoothing, **rest)
         results = {"loss": "row", "grad": "whole"}
@@ -179,12 +185,22 @@ def _cases() -> Iterator[Case]:
         name = f"binary_cross_entropy_with_grad, {activation}, options"
         yield Case(name, fused, every, results, options=options | none, **rest)
 
+    yield Case("softmax, softcap", fastce.softmax, {"x": "whole"}, {"p": "whole"}, options={"softcap": 5.0})
     for function in (fastce.softmax, fastce.log_softmax):
         yield Case(function.__name__, function, {"x": "whole"}, {"p": "whole"})
     yield Case("logsumexp", fastce.logsumexp, {"x": "whole"}, {"lse": "row"}, frozenset(["lse"]))
     for function in (fastce.softmax_grad, fastce.log_softmax_grad):
         arguments = {"upstream": "whole", "y": "whole"}
         yield Case(function.__name__, function, arguments, {"grad": "whole"}, frozenset(["grad"]))
+    yield Case("entropy", fastce.entropy, whole, {"loss": "row"}, options=none)
+    rest = {"loose": frozenset(["grad"])}
+    yield Case("entropy_with_grad", fastce.entropy_with_grad, whole, both, **rest)
+    every = whole | {"sample_weight": "row", "upstream": "row"}
+    results = {"loss": "row", "grad": "whole"}
+    options = none | {"temperature": 0.7}
+    yield Case("entropy_with_grad, options", fastce.entropy_with_grad, every, results, options=options, **rest)
+    results = dict.fromkeys(fastce.EvaluatedRows._fields, "row")
+    yield Case("evaluate", evaluated_rows, whole | {"targets": "row"}, results, targets="labels")
     yield Case("predict", fastce.predict, whole, {"class": "row"})
 
 

@@ -30,6 +30,7 @@ from oracle import (
     exact_softmax,
     exact_softmax_grad,
 )
+from oracle_entropy import exact_entropy
 
 import fastce
 
@@ -168,6 +169,7 @@ _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "a
 _OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature", "softcap"}
 _OF_PRODUCTS = frozenset({"axis", "temperature"})
 _OF_SOFTMAX = _OF_PRODUCTS | {"softcap"}
+_OF_ENTROPIES = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 
 # The values of which tests take every combination. A "random" one has a number for each class or row.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -192,8 +194,10 @@ LOG_SOFTMAX_GRAD = Family(
     "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_PRODUCTS
 )
 
-FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
-LOSSES = [family for family in FAMILIES if family.is_loss]
+ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
+
+FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY]
+LOSSES = [family for family in FAMILIES if family.is_loss and "targets" in family.names]
 ONE_TERM = [INDEX, PROBABILITIES]
 PRODUCTS = [SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
 
@@ -207,6 +211,8 @@ def _functions() -> Iterable[Function]:
             yield Function(f"{name}_grad", family, ("grad",), "grad", family.options | {"out"})
     for name, result in (("softmax", "p"), ("log_softmax", "logp"), ("logsumexp", "lse")):
         yield Function(name, MAPS, (result,), result, _OF_SOFTMAX | {"out"})
+    yield Function("entropy", ENTROPY, ("loss",), None, _OF_ENTROPIES - {"upstream"})
+    yield Function("entropy_with_grad", ENTROPY, ("loss", "grad"), "grad", _OF_ENTROPIES | {"out"})
     for family in PRODUCTS:
         yield Function(family.name, family, ("grad",), "grad", _OF_PRODUCTS | {"out"})
 

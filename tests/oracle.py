@@ -292,9 +292,7 @@ def exact_row(
         p = [v / total for v in exps]
         loss = mpmath.fsum(-qj * mpmath.log(pj) for qj, pj in zip(q, p, strict=True) if qj) + float(z_loss) * lse**2
         mass = mpmath.fsum(q)
-        grad = [
-            ((mass + 2 * float(z_loss) * lse) * pj - qj) / t * sj for qj, pj, sj in zip(q, p, slope, strict=True)
-        ]
+        grad = [((mass + 2 * float(z_loss) * lse) * pj - qj) / t * sj for qj, pj, sj in zip(q, p, slope, strict=True)]
         return loss, grad
 
 

@@ -62,13 +62,16 @@ def _functions() -> Iterator[Function]:
     yield function("logsumexp", "rows", x=LOGITS)
     for name in ("softmax_grad", "log_softmax_grad"):
         yield function(name, "product", upstream=LOGITS, y=PROBABILITIES)
+    for name in ("entropy", "entropy_with_grad"):
+        yield function(name, "entropy", logits=LOGITS)
+    yield function("evaluate", "evaluate", logits=LOGITS, labels=LABELS)
     yield function("predict", "predict", logits=LOGITS)
 
 
 FUNCTIONS = {function.name: function for function in _functions()}
 KINDS = frozenset(function.kind for function in FUNCTIONS.values())
 TWO_TERM = frozenset(["sigmoid", "softmax"])
-LOSSES = TWO_TERM | {"one term"}
+LOSSES = TWO_TERM | {"one term", "entropy"}
 Entry = tuple[str, dict[str, Any], Any, str]  # what is wrong, arguments, the error, what its message says
 
 

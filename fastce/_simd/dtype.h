@@ -14,6 +14,7 @@ CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector is LANES numbers of memory
 #include "elements.h"
 #include "jacobians.h"
 #include "argmax.h"
+#include "entropy.h"
 #include "copies.h"
 
 static const ce_primitives FN(table) = {

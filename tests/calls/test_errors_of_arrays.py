@@ -135,6 +135,27 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("a column", {"targets": PROBABILITIES[:, :1]}, ValueError, r"^targets .*\(20, 1\).*\(20, 10\)"),
         ],
     ),
+    "labels": (
+        frozenset(["evaluate"]),
+        [
+            *not_numbers("labels", LABELS),
+            ("floats", {"labels": LABELS.astype(F64)}, TypeError, "^labels .*float64.*astype"),
+            ("bools", {"labels": LABELS > 4}, TypeError, "^labels .*bool"),
+            (
+                "too few",
+                {"labels": LABELS[:-1]},
+                ValueError,
+                r"^labels .*\(19,\), expected \(20,\) \(class indices\) for",
+            ),
+            ("probabilities", {"labels": PROBABILITIES}, ValueError, r"^labels .*\(20, 10\), expected \(20,\)"),
+            (
+                "out of range",
+                {"labels": labels_with(12)},
+                IndexError,
+                r"^labels\[17\] is 12, out of range for 10 classes \(ignore_index is -100\)$",
+            ),
+        ],
+    ),
     "a label": (
         ONE_TERM,
         [
@@ -336,7 +357,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "upstream of each row": (
-        ONE_TERM | SOFTMAX,
+        ONE_TERM | SOFTMAX | {"entropy"},
         [
             ("too few", {"upstream": PER_ROW[1:], "reduction": "none"}, ValueError, r"^upstream .*\(19,\).*\(20,\)"),
             ("a column", {"upstream": PER_ROW[:, None], "reduction": "none"}, ValueError, r"^upstream .*\(20, 1\)"),

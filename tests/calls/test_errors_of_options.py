@@ -37,7 +37,7 @@ NO_NUMBERS_OF_THREADS = {0: "0", -1: "-1", True: "True", 1.5: r"1\.5", 0.5: r"0\
 
 WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
     "ignore_index": (
-        ONE_TERM,
+        ONE_TERM | {"evaluate"},
         [
             ("a float", {"ignore_index": 1.0}, TypeError, r"^ignore_index .*(1\.0|float)"),
             ("a text", {"ignore_index": "1"}, TypeError, "^ignore_index .*('1'|str)"),
@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "temperature": (
-        ONE_TERM | {"map", "rows", "product"},
+        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate"},
         [
             ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-30, 1e30\]"),
             ("negative", {"temperature": -1.0}, ValueError, r"^temperature is -1\.0"),
@@ -116,6 +116,17 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("an array", {"normalizer": PER_ROW}, ValueError, r"^normalizer .*\(20,\)"),
         ],
     ),
+    "top_k": (
+        frozenset(["evaluate"]),
+        [
+            ("zero", {"top_k": 0}, ValueError, "^top_k is 0, expected an int >= 1"),
+            ("zero among others", {"top_k": (1, 0)}, ValueError, "^top_k is 0"),
+            ("a float", {"top_k": 1.0}, TypeError, r"^top_k is 1\.0"),
+            ("a bool", {"top_k": True}, TypeError, "^top_k is True"),
+            ("a text", {"top_k": "1"}, TypeError, "^top_k is '1'"),
+            ("None", {"top_k": None}, TypeError, "^top_k is None"),
+        ],
+    ),
     "activation": (
         TWO_TERM,
         [
@@ -149,8 +160,9 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
 
 
 def test_every_option_has_wrong_values() -> None:
-    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats has none."""
-    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats"}
+    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats and
+    return_rows have none."""
+    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats", "return_rows"}
     options = {name for function in FUNCTIONS.values() for name in function.options}
     assert sorted(options - elsewhere - WRONG.keys()) == []
 
@@ -222,7 +234,7 @@ def test_options_are_keywords_only_and_unknown_ones_are_refused(function: Functi
         function.call(*positional, None)
     with pytest.raises(TypeError, match="wieght"):
         function.call(*positional, wieght=None)
-    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "targets|y"):
+    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "targets|labels|y"):
         function.call(*positional[:-1])
 
 
@@ -290,7 +302,7 @@ def test_no_warning_whatever_the_logits_hold(classes: int, dtype: Any) -> None:
             reductions = ["mean", "sum", "none"] if case.results.get("loss") == "one" else [None]
             for reduction in reductions:
                 case(arguments, **({"reduction": reduction} if reduction else {}))
-                if case.targets in ("labels", "probabilities") and "weight" not in arguments:
+                if case.targets in ("labels", "probabilities") and not {"weight", "rank"} & {*arguments, *case.results}:
                     case(arguments, **every, **({"reduction": reduction} if reduction else {}))
         assert np.isnan(fastce.cross_entropy(special[:0], labels[:0]))
         loss, grad = fastce.cross_entropy_with_grad(special, np.full(8, -100))

@@ -32,11 +32,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "out": {"out": None},  # made for each call
     "pos_weight": {"pos_weight": [1.0, 2.0, 3.0]},
     "reduction": {"reduction": "sum"},
+    "return_rows": {"return_rows": True},
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
     "softcap": {"softcap": 0.5},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
     "temperature": {"temperature": 2.0},
+    "top_k": {"top_k": 2},
     "upstream": {"upstream": 3.0},
     "weight": {"weight": [1.0, 2.0, 3.0]},
     "z_loss": {"z_loss": 0.5},
@@ -92,11 +94,13 @@ def returned(function: Callable[..., Any], **options: Any) -> list[np.ndarray]:
     }
     if function in (fastce.binary_cross_entropy, fastce.binary_cross_entropy_with_grad):
         arguments["targets"] = P
-    if "axis" in options and "targets" in arguments and arguments["targets"] is LABELS:
-        arguments["targets"] = LABELS[:3]
+    for key in ("targets", "labels") if "axis" in options and function is not fastce.one_hot else ():
+        if arguments.get(key) is LABELS:
+            arguments[key] = LABELS[:3]
     result = function(**arguments, **options)
     flat = result if isinstance(result, tuple) else (result,)
-    return [np.asarray(part) for item in flat for part in (item if isinstance(item, tuple) else (item,))]
+    parts = [part for item in flat for part in (item if isinstance(item, tuple) else (item,))]
+    return [np.asarray(repr(part) if isinstance(part, fastce.Evaluation) else part) for part in parts]
 
 
 @pytest.mark.parametrize(("function", "name"), OPTIONS, ids=[f"{f.__name__}-{name}" for f, name in OPTIONS])

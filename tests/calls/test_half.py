@@ -16,7 +16,8 @@ F16 = np.float16
 BF16 = getattr(pytest.importorskip("ml_dtypes"), "bfloat16")  # noqa: B009  -- its stub is not needed
 halves = pytest.mark.parametrize("dtype", [F16, BF16], ids=["float16", "bfloat16"])
 # These read half precision while they compute. The others convert the array first.
-STAGED = [case for case in CASES if case.name.startswith(("cross", "Cross", "softmax", "log_softmax", "logsumexp"))]
+TAKE_HALF = ("cross", "Cross", "softmax", "log_softmax", "logsumexp", "entropy")
+STAGED = [case for case in CASES if case.name.startswith(TAKE_HALF)]
 STAGED = [case for case in STAGED if not case.name.endswith("_softmax_grad") and case.name != "softmax_grad"]
 
 
@@ -102,7 +103,7 @@ def test_out_and_in_place(shape: tuple[int, ...], order: Any, case: Case, dtype:
 def test_a_wrong_out_is_refused(dtype: Any) -> None:
     x, labels = np.zeros((4, 3), dtype), np.zeros(4, int)
     for wrong in (np.zeros((4, 3), F32), np.zeros((4, 3), np.uint16), np.zeros((4, 3), BF16 if dtype is F16 else F16)):
-        with pytest.raises(ValueError, match=f"out has dtype {wrong.dtype}, expected {np.dtype(dtype)} to match logits"):
+        with pytest.raises(ValueError, match=f"out has dtype {wrong.dtype}, expected {np.dtype(dtype)} to match"):
             fastce.cross_entropy_with_grad(x, labels, out=wrong)
     with pytest.raises(ValueError, match="out has shape"):
         fastce.softmax(x, out=np.zeros((3, 4), dtype))
@@ -159,6 +160,17 @@ def test_layer_and_reference(dtype: Any) -> None:
         mine, theirs = getattr(fastce, name)(x), getattr(fastce.reference, name)(x)
         assert mine.dtype == theirs.dtype
         np.testing.assert_allclose(mine.astype(F32), theirs.astype(F32), rtol=0.01)
+
+
+@halves
+def test_evaluate(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((50, 30), (20, 300), (3, 5000)):
+        x, labels = rng.normal(size=shape).astype(dtype), rng.integers(shape[1], size=shape[0])
+        for order in "CF":
+            laid = np.array(x, order=order)
+            got, want = fastce.evaluate(laid, labels), fastce.evaluate(laid.astype(F32), labels)
+            assert (got.loss, got.accuracy, got.entropy) == (want.loss, want.accuracy, want.entropy)
 
 
 @halves

@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts import CONFIG, run_command
 
@@ -111,6 +112,7 @@ def test_measure_takes_the_median_of_single_calls_and_the_best_of_all(monkeypatc
 SCRIPTS = {
     "chapter.py": (),
     "compare.py": (),
+    "evaluate_lm.py": (),
     "instruction_sets.py": (),
     "minimax.py": ("mpmath",),
     "paths.py": (),
@@ -217,6 +219,31 @@ def test_report_redraws_only_what_was_measured(tmp_path: Path) -> None:
     done = run_command(sys.executable, BENCH / "report.py", "--redraw", "--to", tmp_path, folder=tmp_path)
     assert done.returncode == 2
     assert "nothing was measured yet" in done.stderr
+
+
+@needs_bench
+def test_a_file_of_logits_is_evaluated_in_chunks(tmp_path: Path) -> None:
+    """The same in one chunk and in several. What is made without a file is a slow test."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "logits.npy", rng.normal(size=(100, 50)).astype(np.float32))
+    np.save(tmp_path / "labels.npy", rng.integers(50, size=100))
+    command = (sys.executable, BENCH / "evaluate_lm.py", "--logits=logits.npy", "--labels=labels.npy")
+    outputs = []
+    for memory, at_a_time in (("32", 167772), ("0.001", 5)):
+        done = run_command(*command, f"--memory={memory}", folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"{at_a_time} rows at a time" in done.stderr and f"[{'#' * 30}] 100%" in done.stderr
+        outputs.append(done.stdout.splitlines()[:-1])  # without the speed
+    assert outputs[0] == outputs[1]
+    assert outputs[0][0].split() == ["rows", "100", "of", "0.2", "KiB"]
+
+
+@needs_bench
+@pytest.mark.slow
+def test_a_bigram_model_is_evaluated(tmp_path: Path) -> None:
+    done = run_command(sys.executable, BENCH / "evaluate_lm.py", "--rows=500", "--memory=4", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 10 < float(re.search(r"^perplexity +([\d.]+)", done.stdout, re.MULTILINE)[1]) < 2000
 
 
 @needs_bench
