@@ -20,7 +20,7 @@ from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
 cdef enum:
     GROUP = 112         # rows whose state is held at a time, at most
-    BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
+    BLOCK = 4096        # classes of a row that are worked on at a time, at most: 16 or 32 KiB
     TILE_SIZE = 8192    # numbers in a tile, unless its rows are contiguous in the arrays too
 
 cdef enum:              # paths: each is one way to compute
@@ -52,6 +52,7 @@ cdef struct Plan:
     Py_ssize_t group                # rows worked on at a time: the width of a tile
     Py_ssize_t tile                 # numbers in a tile
     Py_ssize_t chunk                # of them that are loaded, or stored, at a time
+    Py_ssize_t block                # classes of a long row that are worked on at a time
     Py_ssize_t part                 # BY_PARTS: classes in a unit of work
     Py_ssize_t parts                # of a row
     Py_ssize_t unit                 # rows in a unit of work; BY_PARTS: rows whose parts are computed together

@@ -84,8 +84,8 @@ cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
 cdef inline Py_ssize_t first_maximum(const Job *job, Py_ssize_t i, double row_max, floating *scratch) noexcept nogil:
     """The first class of row i whose logit is row_max, or -1."""
     cdef Py_ssize_t j, n, k
-    for j from 0 <= j < job.request.classes by BLOCK:
-        n = min(job.request.classes - j, BLOCK)
+    for j from 0 <= j < job.request.classes by job.plan.block:
+        n = min(job.request.classes - j, job.plan.block)
         k = job.plan.primitives.row_find(logits_block(job, i, j, n, scratch, NULL), n, row_max)
         if k >= 0:
             return j + k
@@ -106,8 +106,8 @@ cdef inline void sums_of(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssiz
     if given:
         sums.row_max = (<const floating *>job.request.row_max)[i]
         set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
-    for j from start <= j < stop by BLOCK:
-        n = min(stop - j, BLOCK)
+    for j from start <= j < stop by job.plan.block:
+        n = min(stop - j, job.plan.block)
         x = logits_block(job, i, j, n, scratch, NULL)
         if not given:
             add_exponentials(job, i, j, n, x, sums)
@@ -153,8 +153,8 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
     cdef bint stream = job.plan.stream and job.plan.grad_ready
     cdef Py_ssize_t j, n, exact_class
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP
-    for j from start <= j < stop by BLOCK:
-        n = min(stop - j, BLOCK)
+    for j from start <= j < stop by job.plan.block:
+        n = min(stop - j, job.plan.block)
         x = logits_block(job, i, j, n, scratch, slope)
         base = base_block(job, i, j, n, scratch + BLOCK)
         dst = grad_block(job, i, j, scratch)
@@ -173,8 +173,8 @@ cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, P
                                floating *scratch) noexcept nogil:
     cdef floating *dst
     cdef Py_ssize_t j, n
-    for j from start <= j < stop by BLOCK:
-        n = min(stop - j, BLOCK)
+    for j from start <= j < stop by job.plan.block:
+        n = min(stop - j, job.plan.block)
         dst = grad_block(job, i, j, scratch)
         memset(dst, 0, n*sizeof(floating))
         store_block(job, i, j, n, dst, NULL)

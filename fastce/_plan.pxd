@@ -208,6 +208,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.logits_ready = request.logits.dtype == p.dtype and request.logits.class_stride == size and request.softcap == 0
     p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
+    # Blocks that are converted share the first-level cache with what they are made of.
+    p.block = BLOCK if request.logits.dtype == p.dtype and request.softcap == 0 else BLOCK/2
     p.with_slopes = p.with_grad and request.softcap != 0 and request.operation == CROSS_ENTROPY
     p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size and not p.with_slopes
     plan_base(request, p)
