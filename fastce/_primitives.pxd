@@ -118,7 +118,7 @@ cdef extern from * nogil:
         void (*store_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil
         void (*convert)(int, const void *, Py_ssize_t, void *) noexcept nogil
-        void (*to_half)(int, const float *, Py_ssize_t, void *) noexcept nogil
+        void (*to_half)(int, const float *, Py_ssize_t, void *, int) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*widen)(const void *, Py_ssize_t, double *) noexcept nogil
         void (*widen_state)(const void *, Py_ssize_t, double *, double *, double *, double,

@@ -115,7 +115,7 @@ static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, 
         ((T *)lanes)[r] = (T)(labels[r] - first);
 }
 
-/* The last vectors of the two functions that follow overlap those before. */
+/* The last vectors of the two functions that follow may overlap those before. */
 CE_INLINE void FN(from_half)(int from, const uint16_t *restrict src, Py_ssize_t n, T *restrict dst)
 {
 #ifdef FROM_F16
@@ -135,9 +135,8 @@ CE_INLINE void FN(from_half)(int from, const uint16_t *restrict src, Py_ssize_t 
 }
 
 #if CE_F32
-static void FN(to_half)(int to, const float *restrict src, Py_ssize_t n, void *dst_)
+CE_INLINE void FN(round_halves)(int to, const float *restrict src, Py_ssize_t n, uint16_t *restrict dst)
 {
-    uint16_t *restrict dst = dst_;
 #ifdef TO_F16
     if (to == CE_FROM_F16 && n >= LANES) {
         for (Py_ssize_t i = 0; i + LANES <= n; i += LANES)
@@ -152,6 +151,28 @@ static void FN(to_half)(int to, const float *restrict src, Py_ssize_t n, void *d
     else
         for (Py_ssize_t i = 0; i < n; i++)
             dst[i] = ce_to_bf16(src[i]);
+}
+
+static void FN(to_half)(int to, const float *src, Py_ssize_t n, void *dst_, int stream)
+{
+    uint16_t *dst = dst_;
+    Py_ssize_t i = 0;
+#ifdef STREAM_F16
+    enum { LINE = CE_CACHE_LINE / sizeof(uint16_t) };
+    if (stream && n >= LINE) { /* whole lines, see stream_run */
+        i = (Py_ssize_t)(-(uintptr_t)dst % CE_CACHE_LINE / sizeof(uint16_t));
+        FN(round_halves)(to, src, i, dst);
+        for (; i + LINE <= n; i += LINE)
+            for (int k = 0; k < LINE; k += LANES)
+                if (to == CE_FROM_F16)
+                    STREAM_F16(dst + i + k, LOAD(src + i + k));
+                else
+                    STREAM_BF16(dst + i + k, LOAD(src + i + k));
+    }
+#else
+    (void)stream;
+#endif
+    FN(round_halves)(to, src + i, n - i, dst + i);
 }
 #endif
 

@@ -14,8 +14,8 @@ static void FN(softcap)(const void *x_, Py_ssize_t n, double cap_, void *z_, voi
     for (Py_ssize_t i = 0; i < n; i += LANES) {
         const VEC s = FN(load_upto)(x + i, n - i), size = MAX(zero - s, s);
         const VEC y = FN(cooled)(size, &inverse), u = y * y, near = MAX(u, limit); /* limit where x is NaN */
-        const VEC excess = FN(tanh_excess)(u), tanh = FMA(y, excess, y);
-        VEC capped = FMA(s, excess, s), derivative = FMA(zero - tanh, tanh, one);
+        const VEC excess = FN(tanh_excess)(u), t = FMA(y, excess, y);
+        VEC capped = FMA(s, excess, s), derivative = FMA(zero - t, t, one);
         if (EQ_BITS(near, limit) != (1u << LANES) - 1) {
             const VEC e = FN(exp)(zero - two * y), share = one / (one_scaled + e), part = two * e * share;
             const VEC bound = SELECT_EQ(size, s, SET1(cap), SET1(-cap));

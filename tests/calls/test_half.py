@@ -37,6 +37,10 @@ def assert_rounded(case: Case, got: dict[str, Any], want: dict[str, Any], dtype:
         if case.results[name] == "whole" and name != "loss":
             theirs = theirs.astype(dtype)
         assert mine.dtype == theirs.dtype, f"{name} {about}"
+        if mine.shape and mine.size > 4096 and case.targets:  # long rows are added in blocks of another length
+            allowed = 0.01 if mine.dtype == BF16 else 1e-3 if mine.dtype == F16 else 1e-6
+            np.testing.assert_allclose(mine.astype(F32), theirs.astype(F32), rtol=allowed, atol=1e-7)
+            continue
         np.testing.assert_array_equal(mine.astype(np.float64), theirs.astype(np.float64), err_msg=f"{name} {about}")
 
 

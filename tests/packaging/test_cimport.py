@@ -476,8 +476,8 @@ def test_batches_need_no_gil(threads: int) -> None:
     class Time(ctypes.Structure):
         _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
-    x, total = np.zeros((70_000, 2)), np.zeros(1)
-    request = request_of(logits=x, labels=np.zeros(len(x), np.int64), total=total, num_threads=threads)
+    x, labels, total = np.zeros((70_000, 2)), np.zeros(70_000, np.int64), np.zeros(1)
+    request = request_of(logits=x, labels=labels, total=total, num_threads=threads)
     start = ctypes.cast(function("run"), ctypes.c_void_p)  # it takes a pointer, as a thread's function does
     library, thread = ctypes.PyDLL(None), ctypes.c_ulong()  # PyDLL keeps the GIL
     assert library.pthread_create(ctypes.byref(thread), None, start, ctypes.byref(request)) == 0
