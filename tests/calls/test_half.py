@@ -182,3 +182,15 @@ def test_predict(dtype: Any) -> None:
     x = np.random.default_rng(0).normal(size=(50, 30)).astype(dtype)
     np.testing.assert_array_equal(fastce.predict(x), x.astype(F32).argmax(-1))
     np.testing.assert_array_equal(fastce.predict(x.T, axis=0), x.astype(F32).argmax(-1))
+
+
+@halves
+def test_streamed_gradients(dtype: Any) -> None:
+    """A large gradient is written past the caches, a small one is not. Rows begin anywhere in a line."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(0, 3, (150, 43013)).astype(dtype), rng.integers(43013, size=150)
+    x[3, 77] = x[4, 78] = np.nan
+    grad = fastce.cross_entropy_grad(x, labels, reduction="sum", upstream=1000.0)
+    for rows in (slice(0, 75), slice(75, 150)):  # fewer would be divided into parts
+        part = fastce.cross_entropy_grad(x[rows], labels[rows], reduction="sum", upstream=1000.0)
+        np.testing.assert_array_equal(part.view(np.uint16), grad[rows].view(np.uint16))
