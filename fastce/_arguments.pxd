@@ -27,7 +27,7 @@ cdef struct Arguments:
     PyObject *checks                # the module _checks
     PyObject *ndarray               # numpy.ndarray
     PyObject *input_name            # "logits", "x" or "y"
-    PyObject *targets_name          # "targets" or "labels"
+    PyObject *targets_name          # "targets", "target_logits" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
     bint integers                   # integer logits are not converted to float64
     bint converted                  # view[INPUT] is the caller's array in float32, and so is the result at first

@@ -165,9 +165,11 @@ cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, flo
         return <floating *>row_at(&job.request.grad, i) + j
     return scratch
 
-cdef inline void times_slope(const ce_primitives *f, const floating *grad, const floating *slope, Py_ssize_t n,
-                             void *product) noexcept nogil:
-    f.row_affine(grad, slope, n, 1, -0.0, product)
+cdef inline void times_slope(const Job *job, const floating *grad, const floating *slope, Py_ssize_t n,
+                             floating *product) noexcept nogil:
+    job.plan.primitives.row_affine(grad, slope, n, 1, -0.0, product)
+    if job.request.flush_below > 0:
+        job.plan.primitives.flush_small(product, n, job.request.flush_below)
 
 cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, floating *src,
                              const floating *slope) noexcept nogil:
@@ -178,9 +180,9 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
         return
     if slope != NULL:
         if grad.dtype == own_dtype(slope) and grad.class_stride == sizeof(floating):
-            times_slope(job.plan.primitives, src, slope, n, dst)
+            times_slope(job, src, slope, n, <floating *>dst)
             return
-        times_slope(job.plan.primitives, src, slope, n, src)
+        times_slope(job, src, slope, n, src)
     scatter(job.plan.primitives, grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
 
 # -- Tiles
@@ -306,14 +308,22 @@ cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_
 
 cdef inline void settle_group(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """Reads the labels of a group, once. They were checked before, but another thread may write to them meanwhile: what
-    is no class counts as ignored. Only s.label is used as an index, so nothing is read or written out of bounds."""
+    is no class counts as ignored. Only s.label is used as an index, so nothing is read or written out of bounds.
+
+    Rows whose sample_weight is 0 are ignored too. Where rows have targets, s.label tells which these are."""
     cdef const Request *request = job.request
+    cdef Py_ssize_t p
     s.ignored = 0
     if job.plan.with_labels:
         s.ignored = count - job.plan.primitives.settle_labels(
             labels_at(&request.labels, start, count, request.ignore_index, s.label), count, request.classes,
             request.ignore_index, request.has_ignore_index, s.label)
-
+    for p in range(count if request.sample_weight != NULL else 0):
+        if not job.plan.with_labels:
+            s.label[p] = 0
+        if request.sample_weight[start + p] == 0 and s.label[p] >= 0:
+            s.label[p] = -1
+            s.ignored += 1
 
 cdef inline double mean_weight(const Request *request) noexcept nogil:
     """What the mean of a request's losses divides by."""

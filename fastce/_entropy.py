@@ -61,8 +61,8 @@ def entropy(
     Shannon (1948), "A mathematical theory of communication". With ``d = (x - max(x))/temperature`` and ``tail`` as in
     `SoftmaxStats`, of the logits divided by the temperature, it is computed as
     ``log1p(tail) + sum(exp(d)*-d)/(1 + tail)``. Every term is >= 0, so the entropy of a confident row keeps its
-    relative accuracy. With ``gap``, the difference of the two largest logits divided by the temperature, its error is
-    at most ``(8 + gap)*eps`` times the entropy, where eps is the machine epsilon of the dtype.
+    relative accuracy: the error is at most ``(8 + D)*eps`` times the entropy. Here eps is the machine epsilon of the
+    dtype, and ``D = sum(p*d**2)/sum(p*-d)`` is a mean of -d, near the gap to the runner-up if the row is confident.
 
     Examples
     --------
@@ -119,8 +119,8 @@ def entropy_with_grad(
 
         grad = sample_weight * upstream / denominator * -p*(log(p) + H)/temperature
 
-    With d as in `entropy`, ``log(p) + H`` is computed as ``d + m``, where m is the mean of -d under p. These two terms
-    may cancel. The error of an element, without the factors before p, is at most ``(8 + gap + 2*abs(d))*eps`` times
+    With d and D as in `entropy`, ``log(p) + H`` is computed as ``d + m``, where m is the mean of -d under p. These two
+    terms may cancel. The error of an element, without the factors before p, is at most ``(8 + D + 2*abs(d))*eps`` times
     ``p*(abs(d) + m)``. At the largest logit d is 0 and nothing cancels. The gradient of a masked class is 0.
 
     Examples

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ._kernels import function
 from ._stats import Array
 
 BINS = 15
+ROWS_AT_A_TIME = 8192
 
 
 class EvaluatedRows(NamedTuple):
@@ -188,8 +189,25 @@ def _bins(confidence: Array, right: Array) -> Array:
     return np.stack([counts.sum(0), counts[1], np.bincount(at, confidence, BINS)])
 
 
+def _added(counted: int, loss: float, rank: Array, entropy: Array, confidence: Array, ks: list[int]) -> Evaluation:
+    """The evaluation of all rows. A few of them at a time need little memory."""
+    sums = {"loss": loss, "entropy": float(entropy.sum(dtype=np.float64))}
+    sums["confidence"] = float(confidence.sum(dtype=np.float64))
+    hits, bins = dict.fromkeys([*ks, 1], 0), np.zeros((3, BINS))
+    all_rank, all_p = rank.ravel("K"), confidence.ravel("K")
+    for at in range(0, rank.size, ROWS_AT_A_TIME):
+        place, p = all_rank[at : at + ROWS_AT_A_TIME], all_p[at : at + ROWS_AT_A_TIME].astype(np.float64)
+        if counted < rank.size or math.isnan(loss):
+            ranked = place >= 0
+            place, p = place[ranked], p[ranked]
+        for k in hits:
+            hits[k] += int(np.count_nonzero(place < k))
+        bins += _bins(p, place == 0)
+    return Evaluation(counted, sums, {k: hits[k] for k in ks}, hits[1], bins)
+
+
 def _as_top_k(top_k: Any) -> list[int]:
-    several = isinstance(top_k, (tuple, list, set, frozenset, range, np.ndarray)) and np.ndim(top_k) > 0
+    several = isinstance(top_k, Iterable) and not isinstance(top_k, str) and getattr(top_k, "ndim", 1) != 0
     return sorted({_checks.as_count("top_k", k) for k in (top_k if several else (top_k,))})
 
 
@@ -266,14 +284,7 @@ def evaluate(
         return_rows=return_rows,
         num_threads=num_threads,
     )
-    p, place = confidence.astype(np.float64).ravel(), rank.ravel()
-    sums = {"loss": loss, "entropy": float(entropy.sum(dtype=np.float64)), "confidence": float(p.sum())}
-    if counted < place.size or math.isnan(loss):
-        ranked = place >= 0
-        p, place = p[ranked], place[ranked]
-    hits = {k: int(np.count_nonzero(place < k)) for k in ks}
-    right = place == 0
-    evaluation = Evaluation(counted, sums, hits, int(np.count_nonzero(right)), _bins(p, right))
+    evaluation = _added(counted, loss, rank, entropy, confidence, ks)
     if not return_rows:
         return evaluation
     rows = (part[()] for part in (0 - losses, rank, predicted, entropy, confidence))  # scalars for logits of one row

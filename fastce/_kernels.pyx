@@ -34,8 +34,8 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, BF16, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM,
-    SOFTMAX, SOFTMAX_GRAD,
+    ARGMAX, BF16, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
@@ -57,6 +57,7 @@ cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
     "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": ARGMAX,
     "entropy": ENTROPY, "evaluate": EVALUATE,
+    "kl_divergence": KL_OF_LOGITS,
 }
 
 cdef Rule rules[MAX_RULES]

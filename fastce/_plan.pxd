@@ -1,6 +1,7 @@
 # cython: cdivision=True
 # The plan of a request: how it is computed. No other file chooses.
 from ._blocks cimport size_of
+from ._divergence cimport divergence_scratch
 from ._entropy cimport entropy_scratch, is_entropy
 from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
 from ._primitives cimport (
@@ -8,8 +9,9 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, BF16, CROSS_ENTROPY, EVALUATE, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
-    SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half, takes_softcap,
+    ARGMAX, BF16, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half,
+    takes_softcap,
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
@@ -35,6 +37,9 @@ cdef enum:
 cdef inline bint is_product(const Request *request) noexcept nogil:
     return request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD
 
+cdef inline bint is_divergence(const Request *request) noexcept nogil:
+    return request.operation == KL_OF_LOGITS or request.operation == KL_OF_PROBABILITIES
+
 cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
     """What the operation is a function of. Its dtype is that of grad."""
     if is_product(request):
@@ -50,8 +55,9 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint product = is_product(r)
     cdef bint with_labels = takes_labels(operation) and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
-        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= EVALUATE and F32 <= dtype <= BF16 and r.temperature > 0
+        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM
+        or is_divergence(r))
+    return (CROSS_ENTROPY <= operation <= KL_OF_PROBABILITIES and F32 <= dtype <= BF16 and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
             and (operation != EVALUATE or (with_labels and r.ranks != NULL and r.entropies != NULL
                                            and r.confidences != NULL))
@@ -110,7 +116,9 @@ cdef inline int path_of(const Request *r, int base_kind) noexcept nogil:
         few_classes = TILES_BEAT_GIVEN
     if along_rows or r.classes <= few_classes:
         return BY_TILES
-    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART and not is_entropy(r.operation) else BY_ROWS
+    if is_divergence(r) or is_entropy(r.operation):
+        return BY_ROWS
+    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
     # ARGMAX is so fast that threads pay only where there is more to do.
@@ -132,7 +140,8 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        p.tile /= 1 + (p.base_kind == CE_BY_ELEMENT) + p.with_slopes      # there are so many tiles
+        # There are so many tiles.
+        p.tile /= 1 + (p.base_kind == CE_BY_ELEMENT or is_divergence(request)) + p.with_slopes
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
         p.tile = max(min(p.tile, p.group*classes), TILE_SIZE)
@@ -179,6 +188,8 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return SIGMOID_SCRATCH
     if request.operation == SOFTMAX_TWO_TERM:
         return TWO_TERM_SCRATCH
+    if is_divergence(request):
+        return divergence_scratch(p)
     if is_entropy(request.operation):
         return entropy_scratch(p)
     if p.path == BY_COLUMNS:

@@ -12,7 +12,18 @@ from ._arguments cimport (
     hold, input_dtype, numbers_dtype, row_shape, set_upstream, stored_dtype, take_real,
 )
 from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
-from ._request cimport F32, F64, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+
+
+# What is smaller than this becomes 0 with subnormals="flush". The product of a larger number and one of at least 2^-26,
+# or 2^-122, is no subnormal number either: 2^-126 and 2^-1022 are the smallest normal ones.
+cdef extern from *:
+    """
+    #define CE_FLUSH_F32 0x1p-100
+    #define CE_FLUSH_F64 0x1p-900
+    """
+    const double FLUSH_F32 "CE_FLUSH_F32"
+    const double FLUSH_F64 "CE_FLUSH_F64"
 
 
 cdef inline double number(Arguments *a, str name, object value, double least, double most, str expected) except? -1:
@@ -51,6 +62,13 @@ cdef inline int activation_rule(Arguments *a, object value) except -1:
     if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
         raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
     a.request.operation = SOFTMAX_TWO_TERM if value == "softmax" else SIGMOID_TWO_TERM
+    return 0
+
+
+cdef inline int targets_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("logits", "probabilities"):
+        raise ValueError(f"targets is {value!r}, expected 'logits' or 'probabilities'")
+    a.request.operation = KL_OF_LOGITS if value == "logits" else KL_OF_PROBABILITIES
     return 0
 
 
@@ -115,6 +133,14 @@ cdef inline int softcap_rule(Arguments *a, object value) except -1:
 
 cdef inline int temperature_rule(Arguments *a, object value) except -1:
     a.request.temperature = number(a, "temperature", value, 1e-30, 1e30, "a number in [1e-30, 1e30]")
+    return 0
+
+
+cdef inline int subnormals_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("keep", "flush"):
+        raise ValueError(f"subnormals is {value!r}, expected 'keep' or 'flush'")
+    if value == "flush":
+        a.request.flush_below = FLUSH_F32 if input_dtype(a) == F32 else FLUSH_F64
     return 0
 
 
@@ -202,6 +228,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     """The rules and the names of their options, in the order in which they run. The first is AXIS."""
     add_rule(rules, names, "axis", axis_rule)
     add_rule(rules, names, "activation", activation_rule)
+    add_rule(rules, names, "targets", targets_rule)
     add_rule(rules, names, "reduction", reduction_rule)
     add_rule(rules, names, "num_threads", num_threads_rule)
     add_rule(rules, names, "weight", weight_rule)
@@ -212,6 +239,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "z_loss", z_loss_rule)
     add_rule(rules, names, "temperature", temperature_rule)
     add_rule(rules, names, "softcap", softcap_rule)
+    add_rule(rules, names, "subnormals", subnormals_rule)
     add_rule(rules, names, "normalizer", normalizer_rule)
     add_rule(rules, names, "upstream", upstream_rule)
     add_rule(rules, names, "stats", stats_rule)

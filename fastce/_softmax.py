@@ -21,6 +21,7 @@ def softmax(
     temperature: float = 1.0,
     softcap: float | None = None,
     axis: int = -1,
+    subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Any:
@@ -37,6 +38,8 @@ def softmax(
         As in `cross_entropy`: the probabilities are those of ``softcap*tanh(x/softcap)``. Default: none.
     axis : int, default -1
         The axis of the classes.
+    subnormals : {"keep", "flush"}, default "keep"
+        "flush" makes probabilities smaller than 2**-100 (float64: 2**-900) 0; see `cross_entropy_with_grad`.
     out : ndarray, optional
         Buffer of the shape of `x` and the dtype of the result, writeable, aligned, in native byte order. It may be `x`
         itself. If it overlaps an input in any other way, the result is the same as without overlap.
@@ -187,6 +190,7 @@ def softmax_grad(
     *,
     temperature: float = 1.0,
     axis: int = -1,
+    subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Any:
@@ -202,6 +206,8 @@ def softmax_grad(
         That of the `softmax` that returned `y`; the result is divided by it.
     axis : int, default -1
         The axis of the classes.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `softmax`, of the shape and dtype of `y`; it may be `y` or `upstream` itself.
     num_threads : int, optional
@@ -237,6 +243,7 @@ def log_softmax_grad(
     *,
     temperature: float = 1.0,
     axis: int = -1,
+    subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Any:
@@ -252,6 +259,8 @@ def log_softmax_grad(
         That of the `log_softmax` that returned `y`; the result is divided by it.
     axis : int, default -1
         The axis of the classes.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `softmax_grad`.
     num_threads : int, optional

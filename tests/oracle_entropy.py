@@ -32,8 +32,8 @@ def exact_entropy(
     upstream: Any = 1.0,
 ) -> ExactEntropy:
     """H = log1p(tail) + m with m = sum_j p_j*gap_j, and its derivative by x_j, p_j*(gap_j - m)/temperature; gaps are
-    those from the maximum, divided by the temperature. Allowed are (8 + gap) eps of H and (8 + gap + 2*gap_j) eps of
-    p_j*(gap_j + m)/temperature, where gap is that of the runner-up."""
+    those from the maximum, divided by the temperature. Allowed are (8 + D) eps of H and (8 + D + 2*gap_j) eps of
+    p_j*(gap_j + m)/temperature, where D is the mean gap weighted by p_j*gap_j: exp(-gap) is off by gap/2 eps."""
     with np.errstate(all="ignore"):
         x = np.moveaxis(np.asarray(logits), axis, -1).astype(LD, order="C")
         lead, classes = x.shape[:-1], x.shape[-1]
@@ -45,9 +45,9 @@ def exact_entropy(
         gaps[masked] = 0
         others = np.where(np.arange(classes) == top, 0, e)
         tail = others.sum(axis=-1, keepdims=True)
-        runner_up = np.where((np.arange(classes) == top) | masked, np.inf, gaps).min(axis=-1, keepdims=True)
-        runner_up = np.where(runner_up == np.inf, 0, runner_up)
         mean = (e * gaps).sum(axis=-1, keepdims=True) / (1 + tail)
+        mean_gap = (e * gaps**2).sum(axis=-1, keepdims=True) / (1 + tail)
+        mean_gap = np.where(mean > 0, mean_gap / mean, 0)
         p = e / (1 + tail)
         value = (np.log1p(tail) + mean)[..., 0]
         slope, size = p * (gaps - mean) / LD(temperature), p * (gaps + mean) / LD(temperature)
@@ -56,7 +56,7 @@ def exact_entropy(
 
         weight = np.ones(lead, LD) if sample_weight is None else np.asarray(sample_weight).astype(LD)
         value = value * weight
-        rows = Number(value, value, runner_up[..., 0] * value, 2 + classes * weight, ENTROPY_ULPS)
+        rows = Number(value, value, mean_gap[..., 0] * value, 2 + classes * weight, ENTROPY_ULPS)
         factor = LD(1)
         if reduction == "mean":
             denominator = weight.sum() if normalizer is None else LD(normalizer)
@@ -65,7 +65,7 @@ def exact_entropy(
         scale = (weight * np.asarray(upstream).astype(LD) * factor)[..., None]
         size = size * np.abs(scale)
         floor = 2 + np.abs(scale) / LD(temperature) * (1 + classes * p)
-        grad = Number(slope * scale, size, (runner_up + 2 * gaps) * size, floor, ENTROPY_ULPS)
+        grad = Number(slope * scale, size, (mean_gap + 2 * gaps) * size, floor, ENTROPY_ULPS)
         return ExactEntropy(loss, grad.rearranged(lambda a: np.moveaxis(a, -1, axis)))
 
 

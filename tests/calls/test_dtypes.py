@@ -112,7 +112,7 @@ def test_integers_and_bools_are_computed_in_float64(case: Case, kind: str) -> No
         case.assert_same(case(arguments | {case.main: laid_out}), want, layout)
         np.testing.assert_array_equal(laid_out, main)
     for name, shape in case.results.items():
-        assert got[name].dtype == (np.intp if name == "class" else F64)
+        assert got[name].dtype == (np.intp if name in case.places else F64)
         if shape == "one":
             assert type(got[name]) is F64
     if case.out:

@@ -357,7 +357,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "upstream of each row": (
-        ONE_TERM | SOFTMAX | {"entropy"},
+        ONE_TERM | SOFTMAX | {"entropy", "divergence"},
         [
             ("too few", {"upstream": PER_ROW[1:], "reduction": "none"}, ValueError, r"^upstream .*\(19,\).*\(20,\)"),
             ("a column", {"upstream": PER_ROW[:, None], "reduction": "none"}, ValueError, r"^upstream .*\(20, 1\)"),

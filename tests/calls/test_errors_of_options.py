@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "temperature": (
-        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate"},
+        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate", "divergence"},
         [
             ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-30, 1e30\]"),
             ("negative", {"temperature": -1.0}, ValueError, r"^temperature is -1\.0"),
@@ -91,6 +91,14 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("infinite", {"softcap": np.inf}, ValueError, "^softcap is inf"),
             ("a text", {"softcap": "1"}, TypeError, "^softcap .*('1'|str|<U)"),
             ("an array", {"softcap": PER_CLASS}, ValueError, r"^softcap .*\(10,\)"),
+        ],
+    ),
+    "subnormals": (
+        LOSSES | {"map", "product"},
+        [
+            ("unknown", {"subnormals": "zero"}, ValueError, "^subnormals is 'zero', expected 'keep' or 'flush'"),
+            ("None", {"subnormals": None}, ValueError, "^subnormals is None"),
+            ("a bool", {"subnormals": True}, ValueError, "^subnormals is True"),
         ],
     ),
     "reduction": (
@@ -234,7 +242,7 @@ def test_options_are_keywords_only_and_unknown_ones_are_refused(function: Functi
         function.call(*positional, None)
     with pytest.raises(TypeError, match="wieght"):
         function.call(*positional, wieght=None)
-    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "targets|labels|y"):
+    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "target|labels|y"):
         function.call(*positional[:-1])
 
 

@@ -25,7 +25,7 @@ def test_types_of_the_results(case: Case, dtype: type) -> None:
         }
         for arguments in (plain, swapped, {name: np.asarray(a, order="F") for name, a in plain.items()}):
             for name, result in case(arguments).items():
-                own = np.intp if name == "class" else dtype
+                own = np.intp if name in case.places else dtype
                 assert result.dtype == np.dtype(own) and result.dtype.isnative, name
                 assert np.shape(result) == case.shape_of(name, shape), name
                 if case.results[name] == "whole":
@@ -83,7 +83,7 @@ def test_no_rows(case: Case, shape: tuple[int, ...], dtype: type) -> None:
     got = case(arguments)
     for name, result in got.items():
         assert np.shape(result) == case.shape_of(name, shape), name
-        assert result.dtype == (np.intp if name == "class" else dtype), name
+        assert result.dtype == (np.intp if name in case.places else dtype), name
         if case.results[name] == "one":
             assert np.isnan(result) and type(result) is dtype, "the mean of nothing"
     if case.results.get("loss") == "one":

@@ -111,7 +111,7 @@ def documented_defaults(thing: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     for names, kind, text in docscrape.NumpyDocString(inspect.getdoc(thing))["Parameters"]:
         for name in names.split(", "):
-            if written := re.search(r"default (\S+)$", kind):
+            if written := re.search(r"default (\S+|\(.*\))$", kind):
                 defaults[name] = getattr(np, written[1], None) or ast.literal_eval(written[1])
             elif kind == "optional":
                 (other,) = re.findall(r"As in `(\w+)`", " ".join(text))

@@ -140,7 +140,7 @@ def test_random_rows_and_every_kind_of_target(classes, family, dtype):
     check_arranged(family, family.arguments(x, np.arange(n) % classes))
     if "logits" not in family.names:
         check_arranged(family, family.arguments(x))
-    elif family is not INDEX:
+    elif "targets" in family.names and family is not INDEX:
         x = x[:40]
         few = rng.random(x.shape) < 0.1  # bools
         for targets in (soft_targets(x.shape, dtype), few, np.zeros_like(x), np.ones_like(x)):

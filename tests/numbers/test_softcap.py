@@ -148,6 +148,22 @@ def test_in_place(order, classes, dtype):
             np.testing.assert_array_equal(out, from_stats)
 
 
+@dtypes
+@pytest.mark.parametrize("classes", [5, 100, 5000])
+def test_subnormals_are_flushed_after_the_derivative(classes, dtype):
+    """A gradient that is large enough may be too small when it is multiplied by the derivative."""
+    x = np.zeros((150 if classes < 1000 else 3, classes), dtype)
+    x[:, 0] = np.linspace(1, 80, len(x))
+    smallest = 2.0**-100 if dtype is F32 else 2.0**-900
+    for a in (x, np.asfortranarray(x)):
+        for scale in (1.0, smallest * 1e3):
+            options = {"softcap": 2.0, "reduction": "sum", "upstream": scale}
+            want = fastce.cross_entropy_grad(a, np.ones(len(x), int), **options)
+            got = fastce.cross_entropy_grad(a, np.ones(len(x), int), subnormals="flush", **options)
+            np.testing.assert_array_equal(got, np.where(np.abs(want) < smallest, 0, want))
+        assert (got == 0).any() and (got != 0).any()
+
+
 @pytest.mark.parametrize("isa", AVAILABLE)
 def test_every_instruction_set(isa, tmp_path):
     cases, calls = [], []

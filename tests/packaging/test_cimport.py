@@ -83,6 +83,7 @@ class Request(ctypes.Structure):
         ("temperature", ctypes.c_double),
         ("softcap", ctypes.c_double),
         ("scale", ctypes.c_double),
+        ("flush_below", ctypes.c_double),
         ("stats_given", ctypes.c_int),
         ("num_threads", ctypes.c_int),
         ("grad", Matrix),
