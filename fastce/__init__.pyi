@@ -36,10 +36,15 @@ class _Call(TypedDict, total=False):
 class _Softmax(_Call, total=False):
     temperature: float
 
-class _Capped(_Softmax, total=False):
+class _SeveralAxes(TypedDict, total=False):
+    temperature: float
+    axis: int | tuple[int, ...] | None
+    num_threads: int | None
+
+class _Capped(_SeveralAxes, total=False):
     softcap: float | None
 
-class _Probabilities(_Softmax, total=False):
+class _Probabilities(_SeveralAxes, total=False):
     subnormals: _Subnormals
 
 class _CappedProbabilities(_Capped, total=False):
@@ -241,11 +246,19 @@ def log_softmax_grad(upstream: ArrayLike, y: NDArray[_F], *, out: _Buffer[_F] = 
 def log_softmax_grad(upstream: ArrayLike, y: ArrayLike, *, out: _Buffer[Any] = None,
                      **options: Unpack[_Probabilities]) -> NDArray[_Floating]: ...
 @overload
-def logsumexp(x: ArrayLike, *, out: _Out, **options: Unpack[_Capped]) -> _Out: ...
+def logsumexp(x: ArrayLike, *, out: _Out, keepdims: bool = False, **options: Unpack[_Capped]) -> _Out: ...
 @overload
-def logsumexp(x: NDArray[_F], *, out: None = None, **options: Unpack[_Capped]) -> NDArray[_F] | Any: ...
+def logsumexp(x: NDArray[_F], *, out: None = None, keepdims: Literal[True],
+              **options: Unpack[_Capped]) -> NDArray[_F]: ...
 @overload
-def logsumexp(x: ArrayLike, *, out: None = None, **options: Unpack[_Capped]) -> NDArray[_Floating] | Any: ...
+def logsumexp(x: ArrayLike, *, out: None = None, keepdims: Literal[True],
+              **options: Unpack[_Capped]) -> NDArray[_Floating]: ...
+@overload
+def logsumexp(x: NDArray[_F], *, out: None = None, keepdims: bool = False,
+              **options: Unpack[_Capped]) -> NDArray[_F] | Any: ...
+@overload
+def logsumexp(x: ArrayLike, *, out: None = None, keepdims: bool = False,
+              **options: Unpack[_Capped]) -> NDArray[_Floating] | Any: ...
 @overload
 def entropy(logits: NDArray[_F], *, reduction: _Scalar = "mean", **options: Unpack[_Entropy]) -> _F: ...
 @overload

@@ -12,8 +12,8 @@ from ._layout cimport (
     Axes, as_matrix, axes_of, dtype_of, is_aligned, is_c_contiguous, overlap, rows_of, same_memory, same_shape,
 )
 from ._request cimport (
-    BF16, CROSS_ENTROPY, EVALUATE, F16, F32, F64, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request, computed_dtype,
-    is_half, takes_half,
+    BF16, CROSS_ENTROPY, EVALUATE, F16, F32, F64, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request,
+    computed_dtype, is_half, takes_half,
 )
 
 cdef enum:              # the arrays of a call
@@ -168,7 +168,7 @@ cdef inline object set_input(Arguments *a, object value, PyObject *axis):
     if view.ndim == 0:
         raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
     at = view.ndim - 1 if axis == NULL else checks(a).as_axis(<object>axis, view.ndim)
-    if view.shape[at] == 0:
+    if view.shape[at] == 0 and r.operation != LOGSUMEXP:       # the logarithm of an empty sum is -inf
         raise ValueError(f"{name} has shape {value.shape}: no classes on axis {at}")
     r.classes, r.rows, a.axes = view.shape[at], rows_of(view, at), axes_of(view, at)
     set_matrix(a, INPUT, dtype, &r.y if a.is_product else &r.logits)

@@ -37,6 +37,11 @@ def is_bfloat16(dtype: Any) -> bool:
     return bool(dtype.itemsize == 2 and dtype.name == "bfloat16")
 
 
+def computed_dtype(dtype: Any) -> Any:
+    """What logits of that dtype are computed in."""
+    return F32 if dtype.itemsize == 2 else dtype
+
+
 def bits_of(array: Array) -> Array:
     """The same memory as unsigned integers. NumPy exports no buffer of bfloat16 numbers."""
     return array.view(np.uint16)
@@ -152,6 +157,16 @@ def as_axis(axis: Any, ndim: int) -> int:
     if not -ndim <= at < ndim:
         raise ValueError(f"axis is {at}, out of range for {ndim} dimension{'s' * (ndim != 1)}")
     return at % ndim
+
+
+def as_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes that a tuple of ints, an int or None, which means all of them, stands for; counted from the first."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = tuple(as_axis(one, ndim) for one in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}, which names an axis more than once")
+    return axes
 
 
 def as_index(name: str, value: Any) -> int:

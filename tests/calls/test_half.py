@@ -194,3 +194,16 @@ def test_streamed_gradients(dtype: Any) -> None:
     for rows in (slice(0, 75), slice(75, 150)):  # fewer would be divided into parts
         part = fastce.cross_entropy_grad(x[rows], labels[rows], reduction="sum", upstream=1000.0)
         np.testing.assert_array_equal(part.view(np.uint16), grad[rows].view(np.uint16))
+
+
+@halves
+def test_several_axes(dtype: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(dtype)
+    for axis in ((0, 2), None):
+        for name in ("softmax", "log_softmax", "logsumexp"):
+            call = getattr(fastce, name)
+            got, want = call(x, axis=axis), call(x.astype(F32), axis=axis)
+            assert got.dtype == (F32 if name == "logsumexp" else dtype)
+            np.testing.assert_array_equal(got.astype(F32), want.astype(got.dtype).astype(F32))
+    out = np.empty((1, 5, 1), F32)
+    assert fastce.logsumexp(x, axis=(0, 2), keepdims=True, out=out) is out
