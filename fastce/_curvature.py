@@ -115,7 +115,8 @@ def cross_entropy_hvp(
     logits, targets : array_like
         As in `cross_entropy`.
     vectors : array_like
-        Of the shape of `logits` and any real dtype or bool. It is converted to the dtype of the logits.
+        Of the shape of `logits` and any real dtype or bool. It is converted to the dtype that is
+        computed in.
     weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional

@@ -5,7 +5,7 @@ from libc.math cimport ceil
 from libc.string cimport memset
 
 from ._primitives cimport ce_chosen_f32, ce_chosen_f64
-from ._request cimport F32, Request
+from ._request cimport F32, Request, computed_dtype
 
 cdef enum:
     BINS = 15               # intervals of the confidence: (0, 1/BINS] is the first
@@ -27,7 +27,7 @@ cdef inline void tally_as(const Request *request, const floating *confidences, T
 cdef inline void tally(const Request *request, Tally *t) noexcept nogil:
     """Adds up what EVALUATE has written."""
     memset(t, 0, sizeof(t[0]))
-    if request.logits.dtype == F32:
+    if computed_dtype(request.logits.dtype) == F32:
         t.entropy = ce_chosen_f32.row_sum(request.entropies, request.rows)
         t.confidence = ce_chosen_f32.row_sum(request.confidences, request.rows)
         tally_as(request, <const float *>request.confidences, t)

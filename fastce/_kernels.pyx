@@ -24,8 +24,9 @@ from . import _axes, _checks
 from ._stats import SoftmaxStats
 
 from ._arguments cimport (
-    INPUT, NONE, MEAN, OUT, OUT_HESS, RESULT, RESULT_HESS, TARGETS, Arguments, hold, input_dtype, out_overlaps, release,
-    row_axes, row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream, set_vectors, take,
+    INPUT, NONE, MEAN, OUT, OUT_HESS, RESULT, RESULT_HESS, TARGETS, Arguments, hold, input_dtype, numbers_dtype,
+    out_overlaps, release, row_axes, row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream,
+    set_vectors, stored_dtype, take,
 )
 from ._blocks cimport counted_labels, labels_at
 from ._evaluation cimport BINS, Tally, tally
@@ -35,7 +36,7 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
+    ARGMAX, BF16, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
     SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
@@ -88,7 +89,8 @@ cdef class Call:
     """One call: its arguments, and what it will return."""
     cdef Function function
     cdef Arguments a
-    cdef object input           # the logits, or y, as they are computed
+    cdef object input           # the logits, or y
+    cdef object dtype           # of the result in their shape
     cdef object out             # the caller's buffer, or None
     cdef object out_hess        # the second one
     cdef object grad            # what the kernels write to: `out`, or a new array
@@ -109,13 +111,14 @@ cdef class Call:
         cdef int k
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
-        a.with_hess = self.function.returns & HESS
+        a.with_hess, a.with_vectors = self.function.returns & HESS, third is not MISSING
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
         a.targets_name = <PyObject *>self.function.arguments[self.function.count > 1]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
-        set_input(a, second if a.is_product else first, given[AXIS])
-        self.input = a.view[INPUT].obj
+        self.input = set_input(a, second if a.is_product else first, given[AXIS])
+        self.dtype = self.input.dtype
+        a.dtype = <PyObject *>self.dtype
         if a.is_product:
             set_upstream(a, first)
         elif second is not MISSING:
@@ -126,15 +129,32 @@ cdef class Call:
             if given[k] != NULL:
                 rules[k](a, <object>given[k])
         set_denominator(a)
-        self.out = a.view[OUT].obj if <PyObject *>a.view[OUT].obj != NULL else None
-        self.out_hess = a.view[OUT_HESS].obj if <PyObject *>a.view[OUT_HESS].obj != NULL else None
+        self.out = <object>a.out[0] if a.out[0] != NULL else None
+        self.out_hess = <object>a.out[1] if a.out[1] != NULL else None
         return 0
 
     cdef object new_array(self):
-        """A new array of the shape and memory order of the logits."""
+        """A new array of the shape and memory order of the logits, and the dtype that the kernels see."""
+        array = self.a.view[INPUT].obj
         if is_c_contiguous(&self.a.view[INPUT]):        # the usual case, where empty is faster than empty_like
-            return empty(self.input.shape, self.input.dtype)
-        return empty_like(self.input)
+            return empty(array.shape, array.dtype)
+        return empty_like(array)
+
+    cdef object stored(self, object array):
+        """A new array that the kernels wrote to, in the dtype of the logits."""
+        if self.a.converted:
+            return _checks.converted(array, self.dtype)
+        return array.view(self.dtype) if stored_dtype(&self.a) == BF16 else array
+
+    cdef object returned(self, object array, object numbers, object out):
+        """What the caller gets of an array that the kernels wrote to: `out` if there is one. Without such an array, `out`
+        gets the numbers by row."""
+        if array is not None and array is not out:
+            array = self.stored(array)
+        if out is not None and out is not array:
+            out[...] = numbers if array is None else array
+            array = out
+        return array
 
     cdef object new_result(self, bint by_class, object dtype, void **data):
         """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
@@ -158,11 +178,11 @@ cdef class Call:
         cdef Arguments *a = &self.a
         cdef int at = out_at
         array = out
-        if out is None or out_overlaps(a, out_at):
+        if out is None or a.converted or out_overlaps(a, out_at):
             at, array = result_at, self.new_array()
             hold(a, at, array, PyBUF_STRIDES | PyBUF_WRITABLE)
         if a.denominator != 0:
-            set_matrix(a, at, input_dtype(a), m)
+            set_matrix(a, at, stored_dtype(a), m)
         else:
             array.fill(0)
         return array
@@ -177,7 +197,7 @@ cdef class Call:
             self.hess = self.whole_result(self.out_hess, OUT_HESS, RESULT_HESS, &r.hess)
         if self.function.returns & LOSS:
             if a.reduction == NONE:
-                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
+                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, numbers_dtype(a), &r.losses)
                 if r.classes == 0:
                     self.losses.fill(-INFINITY)
             else:
@@ -185,11 +205,11 @@ cdef class Call:
         if r.operation == EVALUATE:
             r.total = &self.total
             self.ranks = self.new_result(False, intp, <void **>&r.ranks)
-            self.entropies = self.new_result(False, self.input.dtype, &r.entropies)
-            self.confidences = self.new_result(False, self.input.dtype, &r.confidences)
+            self.entropies = self.new_result(False, numbers_dtype(a), &r.entropies)
+            self.confidences = self.new_result(False, numbers_dtype(a), &r.confidences)
         if a.return_stats:
-            row_max = self.new_result(False, self.input.dtype, &r.row_max)
-            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, self.input.dtype, &r.tail)))
+            row_max = self.new_result(False, numbers_dtype(a), &r.row_max)
+            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, numbers_dtype(a), &r.tail)))
         if r.operation == ARGMAX or a.return_rows:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
@@ -215,14 +235,9 @@ cdef class Call:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
         if self.function.operation == EVALUATE:
             return self.evaluation()
-        if self.out is not None and self.out is not result:
-            result = self.out
-            result[...] = value if self.grad is None else self.grad
+        result = self.returned(result, value, self.out)
         if self.function.returns & HESS:
-            if self.out_hess is not None and self.out_hess is not self.hess:
-                self.out_hess[...] = self.hess
-                self.hess = self.out_hess
-            return result, self.hess
+            return result, self.returned(self.hess, None, self.out_hess)
         if not self.function.returns & LOSS:
             return result
         if self.function.operation == LOGSUMEXP:
