@@ -545,7 +545,7 @@ class Evaluation(NamedTuple):
     loss: float
     perplexity: float
     accuracy: float
-    top_k: dict
+    top_k: dict[int, float]
     entropy: float
     confidence: float
     calibration_error: float
