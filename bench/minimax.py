@@ -11,6 +11,7 @@ The kernels' arithmetic adds its own rounding. Needs mpmath.
 
     exp      1 + r + r^2*Q(r)       relative to exp(r), |r| <= ln(2)/(2*EXP_STEPS)
     log1p    2*(s + s*z*Q(z))       relative to log(1 + e), z = s^2, s = e/(2 + e), 0 <= e <= 1
+    excess   u^2*Q(u)               relative to exp(u) - 1 - u, |u| <= 1/2
 
 A polynomial is found with Remez's algorithm. Then its coefficients are rounded one by one, lowest first, and after each
 the others are found anew, so that they make up for what rounding has changed."""
@@ -38,9 +39,9 @@ Numbers = list[Any]  # of mpmath
 
 
 class Polynomial(NamedTuple):
-    function: str  # "exp" or "log1p"
+    function: str  # "exp", "log1p" or "excess"
     dtype: str  # "f32" or "f64"
-    steps: int  # EXP_STEPS; 1 for log1p
+    steps: int  # EXP_STEPS; 1 for the others
     coefficients: list[float]  # constant first
     claimed: float | None  # the error in eps that the header states
 
@@ -68,7 +69,7 @@ def shipped(text: str) -> Iterator[Polynomial]:
     inside, before, where = "", "", None
     found: list[tuple[tuple[str, str, int], list[float], float | None]] = []
     for line in text.splitlines():
-        if function := re.match(r"CE_INLINE \w+ FN\((exp|log1p)(?:s|_scaled)\)", line):
+        if function := re.match(r"CE_INLINE \w+ FN\((exp|log1p|excess)(?:s|_scaled)?\)\((?:const )?VEC", line):
             inside = function[1]
         elif line.startswith("}"):
             inside = before = ""
@@ -77,7 +78,7 @@ def shipped(text: str) -> Iterator[Polynomial]:
         elif line.startswith("#"):
             where = None
             steps = re.match(r"#(?:el)?if (!?)CE_F32 && EXP_STEPS == (\d+)", line)
-            either = re.match(r"#(?:if CE_F32|(else))\b", line) if inside == "log1p" else None
+            either = re.match(r"#(?:if CE_F32|(else))\b", line) if inside in ("log1p", "excess") else None
             if steps or either:
                 dtype = "f64" if (steps or either)[1] else "f32"
                 claim = re.search(r"([\d.]+) eps", line) or re.search(rf"([\d.]+) eps in float{dtype[1:]}", before)
@@ -100,13 +101,16 @@ def interval(function: str, steps: int) -> tuple[Any, Any]:
     if function == "exp":
         half = mpmath.ln2 / (2 * steps)
         return -half, half
-    return mpf(0), mpf(1) / 9
+    return (mpf(0), mpf(1) / 9) if function == "log1p" else (mpf(-1) / 2, mpf(1) / 2)
 
 
 def ideal(function: str, x: Any) -> tuple[Any, Any]:
     """What Q would be at x != 0 if it were exact, and the weight of its error."""
     if function == "exp":
         return (mpmath.expm1(x) - x) / x**2, x**2 / mpmath.exp(x)
+    if function == "excess":
+        excess = mpmath.expm1(x) - x
+        return excess / x**2, x**2 / excess
     s = mpmath.sqrt(x)
     exact = mpmath.atanh(s)
     return (exact - s) / (s * x), s * x / exact
@@ -116,6 +120,8 @@ def argument(function: str, x: Any) -> str:
     """x as the kernels' callers see it."""
     if function == "exp":
         return f"r = {mpmath.nstr(x, 4)}"
+    if function == "excess":
+        return f"u = {mpmath.nstr(x, 4)}"
     s = mpmath.sqrt(x)
     return f"e = {mpmath.nstr(2 * s / (1 - s), 4)}"
 
@@ -234,7 +240,9 @@ def describe(p: Polynomial, title: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--find", nargs="+", metavar=("FUNCTION", "DTYPE"), help="exp or log1p, f32 or f64, EXP_STEPS")
+    parser.add_argument(
+        "--find", nargs="+", metavar=("FUNCTION", "DTYPE"), help="exp, log1p or excess, f32 or f64, EXP_STEPS"
+    )
     parser.add_argument("--degree", type=int, help="of Q; default: that of the polynomial in the header")
     options = parser.parse_args()
     path = header()
@@ -242,8 +250,8 @@ def main() -> int:
     if options.find:
         function, dtype, *steps = (*options.find, "") if len(options.find) == 1 else options.find
         wrong_steps = len(steps) != (function == "exp") or not all(n.isdecimal() and int(n) for n in steps)
-        if function not in ("exp", "log1p") or dtype not in BITS or wrong_steps:
-            parser.error("--find takes: exp f32|f64 EXP_STEPS, or: log1p f32|f64")
+        if function not in ("exp", "log1p", "excess") or dtype not in BITS or wrong_steps:
+            parser.error("--find takes: exp f32|f64 EXP_STEPS, or: log1p|excess f32|f64")
         key = function, dtype, int(steps[0]) if steps else 1
         here = [p for p in polynomials if (p.function, p.dtype, p.steps) == key]
         if not here and options.degree is None:

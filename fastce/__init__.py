@@ -4,6 +4,7 @@ from . import reference
 from ._config import __version__ as __version__
 from ._config import show_config
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._divergence import kl_divergence, kl_divergence_with_grad
 from ._entropy import entropy, entropy_with_grad
 from ._evaluation import EvaluatedRows, Evaluation, evaluate
 from ._softmax import log_softmax, log_softmax_grad, logsumexp, one_hot, predict, softmax, softmax_grad
@@ -23,6 +24,8 @@ __all__ = [
     "entropy",
     "entropy_with_grad",
     "evaluate",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",

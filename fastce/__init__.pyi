@@ -14,8 +14,8 @@ from . import reference as reference
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
     "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
-    "entropy_with_grad", "evaluate", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
-    "show_config", "softmax", "softmax_grad",
+    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
+    "logsumexp", "one_hot", "predict", "reference", "show_config", "softmax", "softmax_grad",
 ]
 __version__: Final[str]
 
@@ -27,6 +27,7 @@ _Number = float | np.floating[Any] | np.integer[Any]
 _Scalar = Literal["mean", "sum"]
 _Rows = Literal["none"]
 _No = Literal[False]
+_Subnormals = Literal["keep", "flush"]
 
 class _Call(TypedDict, total=False):
     axis: int
@@ -34,6 +35,14 @@ class _Call(TypedDict, total=False):
 
 class _Softmax(_Call, total=False):
     temperature: float
+
+class _SeveralAxes(TypedDict, total=False):
+    temperature: float
+    axis: int | tuple[int, ...] | None
+    num_threads: int | None
+
+class _Probabilities(_SeveralAxes, total=False):
+    subnormals: _Subnormals
 
 class _Loss(_Call, total=False):
     weight: ArrayLike | None
@@ -53,6 +62,11 @@ class _TwoTerm(_Loss, total=False):
     activation: Literal["sigmoid", "softmax"]
     pos_weight: ArrayLike | None
 
+class _Divergence(_Softmax, total=False):
+    targets: Literal["logits", "probabilities"]
+    sample_weight: ArrayLike | None
+    normalizer: float | None
+
 class _Entropy(_Softmax, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
@@ -60,6 +74,15 @@ class _Entropy(_Softmax, total=False):
 class _Evaluate(_Softmax, total=False):
     top_k: int | Iterable[int]
     ignore_index: int | None
+
+class _CrossEntropyGrad(_CrossEntropy, total=False):
+    subnormals: _Subnormals
+
+class _AnyGrad(_AnyReduction, total=False):
+    subnormals: _Subnormals
+
+class _BinaryGrad(_TwoTerm, total=False):
+    subnormals: _Subnormals
 
 class SoftmaxStats(NamedTuple):
     row_max: NDArray[Any]
@@ -97,28 +120,29 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, return_stats: bool,
 @overload
 def cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Scalar = "mean",
                             upstream: _Number = 1.0, out: _Buffer[_F] = None,
-                            **options: Unpack[_CrossEntropy]) -> tuple[_F, NDArray[_F]]: ...
+                            **options: Unpack[_CrossEntropyGrad]) -> tuple[_F, NDArray[_F]]: ...
 @overload
 def cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0,
                             out: _Buffer[_F] = None,
-                            **options: Unpack[_CrossEntropy]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                            **options: Unpack[_CrossEntropyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Scalar = "mean",
                             upstream: _Number = 1.0, out: _Buffer[Any] = None,
-                            **options: Unpack[_CrossEntropy]) -> tuple[_Floating, NDArray[_Floating]]: ...
+                            **options: Unpack[_CrossEntropyGrad]) -> tuple[_Floating, NDArray[_Floating]]: ...
 @overload
 def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0,
                             out: _Buffer[Any] = None,
-                            **options: Unpack[_CrossEntropy]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                            **options: Unpack[_CrossEntropyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def cross_entropy_grad(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
-                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyReduction]) -> NDArray[_F]: ...
+                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...
 @overload
 def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
-                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyReduction]) -> NDArray[_Floating]: ...
+                       stats: SoftmaxStats | None = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
-    def __init__(self, *, reuse_grad: bool = False, **options: Unpack[_AnyReduction]) -> None: ...
+    def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,
+                 **options: Unpack[_AnyReduction]) -> None: ...
     @overload
     def __call__(self, logits: NDArray[_F], targets: ArrayLike, *, reduction: _Scalar,
                  **options: Unpack[_CrossEntropy]) -> _F: ...
@@ -152,45 +176,81 @@ def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, *, reduction: _R
 @overload
 def binary_cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Scalar = "mean",
                                    upstream: _Number = 1.0, out: _Buffer[_F] = None,
-                                   **options: Unpack[_TwoTerm]) -> tuple[_F, NDArray[_F]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[_F, NDArray[_F]]: ...
 @overload
 def binary_cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Rows,
                                    upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
-                                   **options: Unpack[_TwoTerm]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def binary_cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Scalar = "mean",
                                    upstream: _Number = 1.0, out: _Buffer[Any] = None,
-                                   **options: Unpack[_TwoTerm]) -> tuple[_Floating, NDArray[_Floating]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[_Floating, NDArray[_Floating]]: ...
 @overload
 def binary_cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
                                    upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
-                                   **options: Unpack[_TwoTerm]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                                   **options: Unpack[_BinaryGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
-def softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Softmax]) -> NDArray[_F]: ...
+def kl_divergence(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                  **options: Unpack[_Divergence]) -> _F: ...
 @overload
-def softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_Softmax]) -> NDArray[_Floating]: ...
+def kl_divergence(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Rows,
+                  **options: Unpack[_Divergence]) -> NDArray[_F]: ...
 @overload
-def log_softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Softmax]) -> NDArray[_F]: ...
+def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                  **options: Unpack[_Divergence]) -> _Floating: ...
 @overload
-def log_softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_Softmax]) -> NDArray[_Floating]: ...
+def kl_divergence(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Rows,
+                  **options: Unpack[_Divergence]) -> NDArray[_Floating]: ...
+@overload
+def kl_divergence_with_grad(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                            upstream: _Number = 1.0, out: _Buffer[_F] = None,
+                            **options: Unpack[_Divergence]) -> tuple[_F, NDArray[_F]]: ...
+@overload
+def kl_divergence_with_grad(logits: NDArray[_F], target_logits: ArrayLike, *, reduction: _Rows,
+                            upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
+                            **options: Unpack[_Divergence]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+@overload
+def kl_divergence_with_grad(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Scalar = "mean",
+                            upstream: _Number = 1.0, out: _Buffer[Any] = None,
+                            **options: Unpack[_Divergence]) -> tuple[_Floating, NDArray[_Floating]]: ...
+@overload
+def kl_divergence_with_grad(logits: ArrayLike, target_logits: ArrayLike, *, reduction: _Rows,
+                            upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
+                            **options: Unpack[_Divergence]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+@overload
+def softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
+@overload
+def softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_Probabilities]) -> NDArray[_Floating]: ...
+@overload
+def log_softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_SeveralAxes]) -> NDArray[_F]: ...
+@overload
+def log_softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_SeveralAxes]) -> NDArray[_Floating]: ...
 @overload
 def softmax_grad(upstream: ArrayLike, y: NDArray[_F], *, out: _Buffer[_F] = None,
-                 **options: Unpack[_Softmax]) -> NDArray[_F]: ...
+                 **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
 @overload
 def softmax_grad(upstream: ArrayLike, y: ArrayLike, *, out: _Buffer[Any] = None,
-                 **options: Unpack[_Softmax]) -> NDArray[_Floating]: ...
+                 **options: Unpack[_Probabilities]) -> NDArray[_Floating]: ...
 @overload
 def log_softmax_grad(upstream: ArrayLike, y: NDArray[_F], *, out: _Buffer[_F] = None,
-                     **options: Unpack[_Softmax]) -> NDArray[_F]: ...
+                     **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
 @overload
 def log_softmax_grad(upstream: ArrayLike, y: ArrayLike, *, out: _Buffer[Any] = None,
-                     **options: Unpack[_Softmax]) -> NDArray[_Floating]: ...
+                     **options: Unpack[_Probabilities]) -> NDArray[_Floating]: ...
 @overload
-def logsumexp(x: ArrayLike, *, out: _Out, **options: Unpack[_Softmax]) -> _Out: ...
+def logsumexp(x: ArrayLike, *, out: _Out, keepdims: bool = False, **options: Unpack[_SeveralAxes]) -> _Out: ...
 @overload
-def logsumexp(x: NDArray[_F], *, out: None = None, **options: Unpack[_Softmax]) -> NDArray[_F] | Any: ...
+def logsumexp(x: NDArray[_F], *, out: None = None, keepdims: Literal[True],
+              **options: Unpack[_SeveralAxes]) -> NDArray[_F]: ...
 @overload
-def logsumexp(x: ArrayLike, *, out: None = None, **options: Unpack[_Softmax]) -> NDArray[_Floating] | Any: ...
+def logsumexp(x: ArrayLike, *, out: None = None, keepdims: Literal[True],
+              **options: Unpack[_SeveralAxes]) -> NDArray[_Floating]: ...
+@overload
+def logsumexp(x: NDArray[_F], *, out: None = None, keepdims: bool = False,
+              **options: Unpack[_SeveralAxes]) -> NDArray[_F] | Any: ...
+@overload
+def logsumexp(x: ArrayLike, *, out: None = None, keepdims: bool = False,
+              **options: Unpack[_SeveralAxes]) -> NDArray[_Floating] | Any: ...
 @overload
 def entropy(logits: NDArray[_F], *, reduction: _Scalar = "mean", **options: Unpack[_Entropy]) -> _F: ...
 @overload

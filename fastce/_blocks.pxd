@@ -228,14 +228,22 @@ cdef inline Py_ssize_t counted_labels(const Matrix *labels, Py_ssize_t rows, Py_
 
 cdef inline void settle_group(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s) noexcept nogil:
     """Reads the labels of a group, once. They were checked before, but another thread may write to them meanwhile: what
-    is no class counts as ignored. Only s.label is used as an index, so nothing is read or written out of bounds."""
+    is no class counts as ignored. Only s.label is used as an index, so nothing is read or written out of bounds.
+
+    Rows whose sample_weight is 0 are ignored too. Where rows have targets, s.label tells which these are."""
     cdef const Request *request = job.request
+    cdef Py_ssize_t p
     s.ignored = 0
     if job.plan.with_labels:
         s.ignored = count - job.plan.primitives.settle_labels(
             labels_at(&request.labels, start, count, request.ignore_index, s.label), count, request.classes,
             request.ignore_index, request.has_ignore_index, s.label)
-
+    for p in range(count if request.sample_weight != NULL else 0):
+        if not job.plan.with_labels:
+            s.label[p] = 0
+        if request.sample_weight[start + p] == 0 and s.label[p] >= 0:
+            s.label[p] = -1
+            s.ignored += 1
 
 cdef inline double mean_weight(const Request *request) noexcept nogil:
     """What the mean of a request's losses divides by."""

@@ -6,6 +6,7 @@ Called by _kernels.pyx. Nothing here writes to an array that it was given.
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,27 @@ def is_masked(value: Any) -> bool:
     return isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
 
 
+# What other libraries put in an array's place to differentiate a function. Their integrations can be differentiated.
+TRACED = {
+    ("autograd", "Box"): "is differentiated by autograd",
+    ("jax", "Tracer"): "is traced by JAX",
+    ("torch", "Tensor"): "requires grad",
+}
+
+
+def refuse_traced(name: str, value: Any) -> None:
+    """Raise if an array made of `value` would be a constant to the library that differentiates it."""
+    if type(value).__module__ in ("builtins", "numpy"):
+        return
+    for cls in type(value).__mro__:
+        library = cls.__module__.partition(".")[0]
+        if problem := TRACED.get((library, cls.__name__)):
+            if library == "torch" and not (value.requires_grad and sys.modules["torch"].is_grad_enabled()):
+                return
+            instead = f", or pass {name}.detach()" if library == "torch" else ""
+            raise TypeError(f"{name} {problem}: use {__package__}.integrations.{library}{instead}")
+
+
 def as_array(name: str, value: Any) -> Array:
     """`value` as a plain ndarray of real numbers or bools."""
     if type(value) is np.ndarray:
@@ -38,6 +60,7 @@ def as_array(name: str, value: Any) -> Array:
     elif value is None:
         raise TypeError(f"{name} is None, expected an array")
     else:
+        refuse_traced(name, value)
         try:
             array = np.asanyarray(value)
         except (TypeError, ValueError) as error:  # ragged lists; tensors that NumPy cannot read
@@ -117,6 +140,16 @@ def as_axis(axis: Any, ndim: int) -> int:
     if not -ndim <= at < ndim:
         raise ValueError(f"axis is {at}, out of range for {ndim} dimension{'s' * (ndim != 1)}")
     return at % ndim
+
+
+def as_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes that a tuple of ints, an int or None, which means all of them, stands for; counted from the first."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = tuple(as_axis(one, ndim) for one in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}, which names an axis more than once")
+    return axes
 
 
 def as_index(name: str, value: Any) -> int:
@@ -206,7 +239,8 @@ def targets_error(
 ) -> Exception:
     row_shape = shape[:axis] + shape[axis + 1 :]
     if not may_be_labels:
-        hint = "; class indices become such rows with one_hot" if targets.shape == row_shape else ""
+        hint = "; class indices become such rows with one_hot"
+        hint = hint if targets.shape == row_shape and name == "targets" else ""
         return ValueError(f"{name} has shape {targets.shape}, expected {shape} to match logits{hint}")
     if targets.shape == row_shape:
         return TypeError(

@@ -42,7 +42,8 @@ def cross_entropy(
     weight : array_like of shape (classes,), optional
         The weight w of each class, finite and >= 0. Default: ones.
     sample_weight : array_like of the rows' shape, optional
-        A factor of each row's loss, finite and >= 0. Default: ones.
+        A factor of each row's loss, finite and >= 0. Rows with 0 do not count: their loss and gradient are 0, whatever
+        their logits and targets are. Default: ones.
     ignore_index : int or None, default -100
         Rows with this class index have loss 0 and gradient 0, whatever their logits are, and are excluded from the
         mean. It may be a class. It has no meaning for probabilities.
@@ -143,6 +144,7 @@ def cross_entropy_with_grad(
     axis: int = -1,
     num_threads: int | None = None,
     upstream: Any = 1.0,
+    subnormals: str = "keep",
     out: Array | None = None,
 ) -> Any:
     """`cross_entropy` and its gradient with respect to the logits, in one pass.
@@ -158,6 +160,10 @@ def cross_entropy_with_grad(
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss, a factor of the result: a scalar, or with
         ``reduction="none"`` a scalar or an array of the rows' shape.
+    subnormals : {"keep", "flush"}, default "keep"
+        "flush" makes numbers of the gradient that are smaller than 2**-100 (float64: 2**-900) 0, with their sign. They
+        are subnormal, or make the products of a following matrix multiplication subnormal, which many processors
+        compute many times slower. The floating-point environment is not touched.
     out : ndarray, optional
         Buffer for the gradient: of the shape and dtype of the logits, writeable, aligned, in native byte order. It may
         be `logits` itself. If it overlaps an input in any other way, the result is the same as without overlap.
@@ -213,6 +219,7 @@ def cross_entropy_grad(
     axis: int = -1,
     num_threads: int | None = None,
     upstream: Any = 1.0,
+    subnormals: str = "keep",
     out: Array | None = None,
     stats: SoftmaxStats | None = None,
 ) -> Any:
@@ -227,6 +234,8 @@ def cross_entropy_grad(
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
+        As in `cross_entropy_with_grad`.
+    subnormals : {"keep", "flush"}, default "keep"
         As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `cross_entropy_with_grad`.
@@ -260,7 +269,10 @@ def cross_entropy_grad(
 
 _SIGNATURE = inspect.signature(cross_entropy)
 _OPTIONS = {name: p for name, p in _SIGNATURE.parameters.items() if p.kind is p.KEYWORD_ONLY and name != "return_stats"}
-_REUSE_GRAD = inspect.Parameter("reuse_grad", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+_OF_BACKWARD = [
+    inspect.Parameter("subnormals", inspect.Parameter.KEYWORD_ONLY, default="keep", annotation=str),
+    inspect.Parameter("reuse_grad", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool),
+]
 _FEW_LOGITS = 8192  # for fewer, to find each row's maximum and sum again takes less time than to store them in arrays
 
 
@@ -273,6 +285,8 @@ class CrossEntropyLoss:
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`.
     reuse_grad : bool, default False
         Whether `backward` writes to the same array each time, as long as the shape, dtype and strides of the logits
         stay the same. The gradient that it returned before is overwritten then. This saves the page faults of a new
@@ -298,10 +312,11 @@ class CrossEntropyLoss:
     array([[ 0.5, -0.5]])
     """
 
-    __signature__ = inspect.Signature([*_OPTIONS.values(), _REUSE_GRAD])
+    __signature__ = inspect.Signature([*_OPTIONS.values(), *_OF_BACKWARD])
 
-    def __init__(self, *, reuse_grad: bool = False, **options: Any) -> None:
+    def __init__(self, *, subnormals: str = "keep", reuse_grad: bool = False, **options: Any) -> None:
         self._options = self._checked(options)
+        self._subnormals = subnormals
         self._reuse_grad = bool(reuse_grad)
         self._saved: tuple[Any, ...] | None = None
         self._kept: tuple[Any, Array | None] = None, None
@@ -315,7 +330,8 @@ class CrossEntropyLoss:
         return self.__dict__ | {"_kept": (None, None)}
 
     def __repr__(self) -> str:
-        options = self._options | ({"reuse_grad": True} if self._reuse_grad else {})
+        options = self._options | ({"subnormals": self._subnormals} if self._subnormals != "keep" else {})
+        options = options | ({"reuse_grad": True} if self._reuse_grad else {})
         return f"CrossEntropyLoss({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def __call__(self, logits: Any, targets: Any, **options: Any) -> Any:
@@ -387,13 +403,14 @@ class CrossEntropyLoss:
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
         logits, targets, options = self._saved
+        options = options | {"upstream": upstream, "subnormals": self._subnormals}
         if not self._reuse_grad or out is not None:
-            grad: Array = cross_entropy_grad(logits, targets, upstream=upstream, out=out, **options)
+            grad: Array = cross_entropy_grad(logits, targets, out=out, **options)
             return grad
         layout = (logits.shape, logits.dtype, logits.strides) if isinstance(logits, np.ndarray) else None
         kept_layout, kept = self._kept
         out = kept if layout == kept_layout else None
-        grad = cross_entropy_grad(logits, targets, upstream=upstream, out=out, **options)
+        grad = cross_entropy_grad(logits, targets, out=out, **options)
         if layout is not None:
             self._kept = layout, grad
         return grad

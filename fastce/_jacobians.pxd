@@ -25,7 +25,7 @@ cdef inline void jacobian_rows(const Job *job, Py_ssize_t i, Py_ssize_t count) n
     cdef const Request *r = job.request
     job.plan.primitives.rows_jacobian(row_at(&r.y, i), r.y.row_stride, row_at(&r.upstream, i), r.upstream.row_stride,
                                       row_at(&r.grad, i), r.grad.row_stride, count, r.classes, of_log(job),
-                                      job.plan.scale)
+                                      job.plan.scale, r.flush_below)
 
 cdef inline void jacobian_columns(const Job *job, Py_ssize_t i, Py_ssize_t count, floating *scratch) noexcept nogil:
     """Contiguous rows, at most the plan's group: where they lie, because copies of them would cost more."""
@@ -37,7 +37,7 @@ cdef inline void jacobian_columns(const Job *job, Py_ssize_t i, Py_ssize_t count
     f.columns_jacobian_sum(y, r.y.class_stride, u, r.upstream.class_stride, r.classes, count, of_log(job), True,
                            scratch, minus_sum)
     f.columns_jacobian(y, r.y.class_stride, u, r.upstream.class_stride, row_at(&r.grad, i), r.grad.class_stride,
-                       r.classes, count, of_log(job), minus_sum, job.plan.scale,
+                       r.classes, count, of_log(job), minus_sum, job.plan.scale, r.flush_below,
                        job.plan.stream and count >= STREAM_RUN)
 
 cdef inline void jacobian_tile(const Job *job, Py_ssize_t i, Py_ssize_t count, floating *scratch) noexcept nogil:
@@ -57,7 +57,8 @@ cdef inline void jacobian_tile(const Job *job, Py_ssize_t i, Py_ssize_t count, f
             load_tile(f, &r.y, i, count, j, n, width, y)
             load_tile(f, &r.upstream, i, count, j, n, width, u)
             if products:
-                f.columns_jacobian(y, stride, u, stride, y, stride, n, width, of_log(job), minus_sum, job.plan.scale, False)
+                f.columns_jacobian(y, stride, u, stride, y, stride, n, width, of_log(job), minus_sum, job.plan.scale,
+                                   r.flush_below, False)
                 store_tile(f, &r.grad, i, count, j, n, width, y, False)
             else:
                 f.columns_jacobian_sum(y, stride, u, stride, n, width, of_log(job), j == 0, acc, minus_sum)

@@ -65,7 +65,7 @@ cdef struct Sum:
 
 cdef struct State:
     # The state of a group's rows and what follows from it. It is written only as far as it is needed.
-    int64_t label[GROUP]            # -1 where the row is ignored
+    int64_t label[GROUP]            # -1 where the row is ignored; without labels it is set only if a row is
     Py_ssize_t ignored              # how many rows are
     double row_max[GROUP]
     double tail[GROUP]
@@ -173,8 +173,12 @@ cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t
     cdef Py_ssize_t p
     job.plan.primitives.coefficients(
         n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.temperature, job.request.z_loss, s.q + r,
-        s.rest + r, s.e + r, s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r, s.rest_at_max + r,
-        s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
+        s.rest + r, s.e + r, s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r,
+        s.rest_at_max + r, s.grad_at_max + r if job.plan.weighted_smoothing else NULL)
+    if job.request.flush_below > 0:
+        ce_chosen_f64.flush_small(s.exact_grad + r, n, job.request.flush_below)
+    if job.request.flush_below > 0 and job.plan.weighted_smoothing:
+        ce_chosen_f64.flush_small(s.grad_at_max + r, n, job.request.flush_below)
     if job.request.operation == LOG_SOFTMAX:
         for p in range(r, r + n):
             s.a[p], s.b[p] = 1, s.log_total[p]

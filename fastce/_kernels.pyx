@@ -12,7 +12,7 @@ from cpython.buffer cimport (
     PyBUF_RECORDS_RO, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.object cimport PyObject
-from libc.math cimport NAN
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
@@ -20,7 +20,7 @@ import functools
 
 import numpy
 
-from . import _checks
+from . import _axes, _checks
 from ._stats import SoftmaxStats
 
 from ._arguments cimport (
@@ -36,11 +36,12 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
+    ARGMAX, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
-from ._rules cimport AXIS, MAX_RULES, Rule, add_rules
+from ._rules cimport AXIS, KEEPDIMS, MAX_RULES, Rule, add_rules
 from ._run cimport execute
 
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
@@ -58,6 +59,7 @@ cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
     "logsumexp": LOGSUMEXP, "softmax_grad": SOFTMAX_GRAD, "log_softmax_grad": LOG_SOFTMAX_GRAD, "predict": ARGMAX,
     "entropy": ENTROPY, "evaluate": EVALUATE,
+    "kl_divergence": KL_OF_LOGITS,
 }
 
 cdef Rule rules[MAX_RULES]
@@ -69,12 +71,14 @@ add_rules(rules, rule_names)
 cdef class Function:
     """What the frame knows of a public function."""
     cdef object face            # the Python function that has its signature and docstring
+    cdef object public          # what users call
     cdef tuple arguments        # the names of its positional arguments
     cdef dict options           # the number of the rule of each of its options
     cdef int operation
     cdef int returns            # LOSS, ARRAY or both
     cdef int reduction          # the default: MEAN, or NONE for a function that has no such option
     cdef bint is_product        # of an upstream gradient and a Jacobian: its arguments are upstream and y
+    cdef bint folds             # it takes several class axes
 
 
 @cython.final
@@ -161,6 +165,8 @@ cdef class Call:
         if self.function.returns & LOSS:
             if a.reduction == NONE:
                 self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
+                if r.classes == 0:
+                    self.losses.fill(-INFINITY)
             else:
                 r.total = &self.total
         if r.operation == EVALUATE:
@@ -216,6 +222,13 @@ cdef tuple present(object first, object second):
     return tuple([value for value in (first, second) if value is not MISSING])
 
 
+cdef inline bint is_folded(PyObject **given):
+    """Whether the class axes are not one int, or are kept."""
+    if given[KEEPDIMS] != NULL and <object>given[KEEPDIMS]:
+        return True
+    return given[AXIS] != NULL and (<object>given[AXIS] is None or isinstance(<object>given[AXIS], tuple))
+
+
 cdef object run_call(Function function, object first, object second, dict options):
     cdef Call call
     cdef PyObject *given[MAX_RULES]
@@ -230,6 +243,9 @@ cdef object run_call(Function function, object first, object second, dict option
         if number is None:
             function.face(*present(first, second), **options)   # raises what Python raises for an unknown option
         given[<int>number] = <PyObject *>value
+    if function.folds and is_folded(given):
+        return _axes.call_folded(function.public, function.arguments[function.is_product],
+                                 function.operation == LOGSUMEXP, present(first, second), **options)
     call = Call.__new__(Call)
     call.function = function
     call.take_arguments(first, second, given)
@@ -239,7 +255,7 @@ cdef object run_call(Function function, object first, object second, dict option
     if call.a.request.rows*call.a.request.classes > BRIEF:
         with nogil:
             status = run(&call.a.request)
-    elif call.a.request.rows > 0:
+    elif call.a.request.rows > 0 and call.a.request.classes > 0:
         status = run(&call.a.request)
     if status != 0:
         raise MemoryError(f"no memory to work on {call.a.request.rows} rows of {call.a.request.classes} classes")
@@ -267,6 +283,7 @@ def function(str operation, *returns):
         f.arguments = face.__code__.co_varnames[:face.__code__.co_argcount]
         f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns)
         f.is_product = f.operation == SOFTMAX_GRAD or f.operation == LOG_SOFTMAX_GRAD
+        f.folds = f.is_product or f.operation in (SOFTMAX, LOG_SOFTMAX, LOGSUMEXP)
         f.options = {}
         for name in face.__kwdefaults__:
             if name not in rule_names:
@@ -277,7 +294,8 @@ def function(str operation, *returns):
         def call(first=MISSING, second=MISSING, /, **options):     # no *arguments: a call without a tuple is faster
             return run_call(f, first, second, options)
 
-        return functools.update_wrapper(call, face)
+        f.public = functools.update_wrapper(call, face)
+        return f.public
     return bind
 
 

@@ -13,7 +13,7 @@ from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_exact_src,
     set_first_max, set_sum, shift_of, value,
 )
-from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
+from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
 
 cdef struct RowSums:
@@ -53,11 +53,10 @@ cdef inline void add_sums(RowSums *sums, const RowSums *other, double temperatur
     add(&sums.rest, value(&more.rest))
     add(&sums.top, value(&more.top))
 
-cdef inline void add_exponentials(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, const floating *x,
+cdef inline void add_exponentials(const Job *job, Py_ssize_t n, const floating *x, const floating *next,
                                   RowSums *sums) noexcept nogil:
-    """Adds a block of logits, from class j on, to row_max and tail."""
+    """Adds a block of logits to row_max and tail. What is read next is fetched meanwhile."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const floating *next = next_block(job, i, j + n, x)
     cdef double block_max, part, shift = shift_of(sums.row_max), temperature = job.request.temperature
     f.rows_max(x, 0, 1, n, &block_max)
     if not block_max > sums.row_max:
@@ -77,7 +76,7 @@ cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
                                   &linear if job.plan.with_loss else NULL,
                                   &rest if base != NULL else NULL, &top)
     if job.plan.with_loss:
-        add(&sums.linear, job.plan.base_scale*linear)
+        add(&sums.linear, job.plan.base_scale/CE_GAP_UNIT*linear)
     add(&sums.rest, job.plan.base_scale*rest)
     add(&sums.top, top)
 
@@ -110,7 +109,7 @@ cdef inline void sums_of(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssiz
         n = min(stop - j, BLOCK)
         x = logits_block(job, i, j, n, scratch)
         if not given:
-            add_exponentials(job, i, j, n, x, sums)
+            add_exponentials(job, n, x, next_block(job, i, j + n, x), sums)
         if job.plan.base_scale != 0 and (job.plan.with_loss or job.plan.base_kind == CE_BY_ELEMENT):
             add_base(job, i, j, n, x, sums, scratch + BLOCK)
 
@@ -159,11 +158,12 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         if job.plan.base_kind == CE_BY_ELEMENT:
             f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r,
-                                   s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r, stream)
+                                   s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r,
+                                   job.request.flush_below, stream)
         else:
             exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
             f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r, s.b + r, base,
-                        &exact_class, s.exact_grad + r, stream)
+                        &exact_class, s.exact_grad + r, job.request.flush_below, stream)
         store_block(job, i, j, n, dst)
     if start <= s.first_max[r] < stop:
         scratch[0] = <floating>s.grad_at_max[r]

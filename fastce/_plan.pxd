@@ -1,5 +1,6 @@
 # cython: cdivision=True
 # The plan of a request: how it is computed. No other file chooses.
+from ._divergence cimport divergence_scratch
 from ._entropy cimport entropy_scratch, is_entropy
 from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
 from ._primitives cimport (
@@ -7,8 +8,8 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, EVALUATE, F32, F64, I8, LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64,
-    Matrix, Request,
+    ARGMAX, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request,
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
@@ -34,6 +35,9 @@ cdef enum:
 cdef inline bint is_product(const Request *request) noexcept nogil:
     return request.operation == SOFTMAX_GRAD or request.operation == LOG_SOFTMAX_GRAD
 
+cdef inline bint is_divergence(const Request *request) noexcept nogil:
+    return request.operation == KL_OF_LOGITS or request.operation == KL_OF_PROBABILITIES
+
 cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
     """What the operation is a function of. Its dtype is that of the results."""
     if is_product(request):
@@ -49,8 +53,9 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint product = is_product(r)
     cdef bint with_labels = takes_labels(operation) and r.labels.data != NULL
     cdef bint with_targets = not with_labels and (
-        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM)
-    return (CROSS_ENTROPY <= operation <= EVALUATE and (dtype == F32 or dtype == F64) and r.temperature > 0
+        operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM
+        or is_divergence(r))
+    return (CROSS_ENTROPY <= operation <= KL_OF_PROBABILITIES and (dtype == F32 or dtype == F64) and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
             and (operation != EVALUATE or (with_labels and r.ranks != NULL and r.entropies != NULL
                                            and r.confidences != NULL))
@@ -106,7 +111,9 @@ cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogi
         few_classes = TILES_BEAT_GIVEN
     if along_rows or r.classes <= few_classes:
         return BY_TILES
-    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART and not is_entropy(r.operation) else BY_ROWS
+    if is_divergence(r) or is_entropy(r.operation):
+        return BY_ROWS
+    return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
 
 cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
     # ARGMAX is so fast that threads pay only where there is more to do.
@@ -128,7 +135,7 @@ cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept n
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        if p.base_kind == CE_BY_ELEMENT:        # there is a second tile
+        if p.base_kind == CE_BY_ELEMENT or is_divergence(request):      # there is a second tile
             p.tile /= 2
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
@@ -176,6 +183,8 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return SIGMOID_SCRATCH
     if request.operation == SOFTMAX_TWO_TERM:
         return TWO_TERM_SCRATCH
+    if is_divergence(request):
+        return divergence_scratch(p)
     if is_entropy(request.operation):
         return entropy_scratch(p)
     if p.path == BY_COLUMNS:

@@ -20,6 +20,7 @@ cdef extern from * nogil:
     #endif
     """
     const char *CE_COMPILER
+    const double CE_GAP_UNIT
     enum: CE_MAX_LANES, CE_ISA_COUNT, CE_ONES, CE_BY_CLASS, CE_BY_ELEMENT, CE_STORED, CE_EXP, CE_DIFFERENCE
     enum: CE_TWO_TERM_ROWS
     ctypedef struct ce_row_sums:
@@ -59,6 +60,39 @@ cdef extern from * nogil:
         double sample[]
         double loss[]
         double grad_max[]
+        double below
+    ctypedef struct ce_divergence:
+        Py_ssize_t rows
+        int along
+        int of_logits
+        double temperature
+        const void *x
+        const void *t
+        const void *e_x
+        const void *e_t
+        void *grad
+        Py_ssize_t x_step
+        Py_ssize_t t_step
+        Py_ssize_t e_x_step
+        Py_ssize_t e_t_step
+        Py_ssize_t grad_step
+        void *x_shift
+        void *t_shift
+        void *gap
+        void *offset
+        void *x_top
+        void *t_top
+        void *p_factor
+        void *q_factor
+        void *scale
+        double x_max[]
+        double x_tail[]
+        double t_max[]
+        double t_tail[]
+        double mass[]
+        double mass_lost[]
+        double factor[]
+        double loss[]
     ctypedef struct ce_primitives:
         double exp_one
         void (*rows_max)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
@@ -70,10 +104,10 @@ cdef extern from * nogil:
         double (*row_sum)(const void *, Py_ssize_t) noexcept nogil
         void (*rows_grad)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
                           double, const double *, const double *, const void *, const Py_ssize_t *, const double *,
-                          int) noexcept nogil
+                          double, int) noexcept nogil
         void (*rows_grad_by_element)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                     Py_ssize_t, int, const double *, double, const double *, const double *, double, double,
-                                     const double *, const double *, int) noexcept nogil
+                                     Py_ssize_t, int, const double *, double, const double *, const double *, double,
+                                     double, const double *, const double *, double, int) noexcept nogil
         void (*tile_max)(const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*tile_exp_sum)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double, const void *,
                              double *, double *, double *, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
@@ -82,22 +116,27 @@ cdef extern from * nogil:
         void (*tile_sums)(const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *, double *,
                           double *) noexcept nogil
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, double, const void *,
-                          const void *, const void *, int, const void *, const void *, const void *, const void *) noexcept nogil
+                          const void *, const void *, int, const void *, const void *, const void *, const void *,
+                          double) noexcept nogil
         void (*two_term_maxima)(ce_two_term *, Py_ssize_t) noexcept nogil
         void (*two_term_sums)(ce_two_term *, Py_ssize_t, int) noexcept nogil
         void (*two_term_total)(ce_two_term *) noexcept nogil
         void (*two_term_odds)(ce_two_term *, Py_ssize_t, int, int) noexcept nogil
         void (*two_term_finish)(ce_two_term *) noexcept nogil
         void (*two_term_grad)(ce_two_term *, Py_ssize_t) noexcept nogil
+        void (*divergence_begin)(ce_divergence *) noexcept nogil
+        void (*divergence)(ce_divergence *, Py_ssize_t) noexcept nogil
+        void (*divergence_finish)(ce_divergence *) noexcept nogil
         void (*row_affine)(const void *, const void *, Py_ssize_t, double, double, void *) noexcept nogil
+        void (*flush_small)(void *, Py_ssize_t, double) noexcept nogil
         double (*row_sigmoid)(const void *, const void *, const void *, const void *, const void *, Py_ssize_t, double,
                               void *, void *) noexcept nogil
         void (*rows_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                              Py_ssize_t, int, double) noexcept nogil
+                              Py_ssize_t, int, double, double) noexcept nogil
         void (*columns_jacobian_sum)(const void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int,
                                      int, void *, void *) noexcept nogil
         void (*columns_jacobian)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                 Py_ssize_t, int, const void *, double, int) noexcept nogil
+                                 Py_ssize_t, int, const void *, double, double, int) noexcept nogil
         void (*rows_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *) noexcept nogil
         void (*columns_argmax)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t *, void *,
                                void *) noexcept nogil
@@ -129,6 +168,7 @@ cdef extern from * nogil:
                              double *, double *, const double *, double *) noexcept nogil
         void (*add_labels)(Py_ssize_t, const double *, const double *, double, double, double, double *, double *,
                            double *, double *, double *) noexcept nogil
+        void (*logarithms)(const double *, Py_ssize_t, double, double *) noexcept nogil
         void (*zero_ignored)(const int64_t *, Py_ssize_t, double *) noexcept nogil
         Py_ssize_t (*count_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int) noexcept nogil
         Py_ssize_t (*settle_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int, int64_t *) noexcept nogil

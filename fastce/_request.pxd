@@ -17,6 +17,8 @@ cdef enum:              # operations
     ARGMAX              # where the largest x of each row is, written to first_max
     ENTROPY             # -sum p*log(p) with p = softmax(x)
     EVALUATE            # -log(p) of labels, and what is written to ranks, first_max, entropies and confidences
+    KL_OF_LOGITS        # sum q*log(q/p) with p = softmax(x) and q = softmax(targets)
+    KL_OF_PROBABILITIES # sum c*log(c/p) of targets c
 
 cdef enum:              # dtypes
     NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
@@ -54,6 +56,7 @@ cdef struct Request:
     double z_loss
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
     double scale                    # a factor of the gradient
+    double flush_below              # what of grad is smaller than this becomes 0 with its sign; 0: nothing does
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic
     # Outputs; NULL where they are not wanted. All but grad are contiguous.

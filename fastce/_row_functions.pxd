@@ -53,7 +53,7 @@ cdef inline void row_from_stats(const floating *src, int form, Py_ssize_t n, Py_
     cdef double zero = 0, one = 1, log_total, loss, a, exact_grad
     f.coefficients(1, &row_max, &tail, &one, &zero, 1, 0, &one, &zero, &e_label, &upstream, &log_total, &loss, &a,
                    &exact_grad, NULL, NULL)
-    f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, 1, &a, &zero, NULL, &label, &exact_grad, 0)
+    f.rows_grad(src, 0, grad, 0, 1, n, form, &row_max, 1, &a, &zero, NULL, &label, &exact_grad, 0, 0)
 
 
 cdef inline double row_loss_and_grad(const floating *x, Py_ssize_t n, Py_ssize_t label, double upstream,

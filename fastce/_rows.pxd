@@ -8,7 +8,7 @@ from ._job cimport (
 )
 from ._long_rows cimport begin_grad, row_grad, row_state, row_zero_grad
 from ._primitives cimport (
-    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite,
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite,
 )
 from ._request cimport LOG_SOFTMAX
 
@@ -67,7 +67,7 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         job.plan.slope, job.plan.offset, s.linear + r if job.plan.with_loss else NULL,
         s.rest + r if by_element else NULL, s.q + r)
     for p in range(r, r + rows.count):
-        s.linear[p] *= job.plan.base_scale
+        s.linear[p] *= job.plan.base_scale/CE_GAP_UNIT
         s.mass[p] = s.rest[p] + s.q[p]
 
 cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
@@ -146,10 +146,10 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
         set_exact_src(job, s, r, rows.count, rows.form)
         f.rows_grad_by_element(src, src_step, rows.base, rows.base_step, rows.grad, rows.grad_step, rows.count, n,
                                rows.form, s.row_max + r, temperature, s.a + r, s.b + r, job.plan.slope, job.plan.offset,
-                               s.exact_src + r, s.exact_grad + r, False)
+                               s.exact_src + r, s.exact_grad + r, job.request.flush_below, False)
     else:
-        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form,
-                    shift + r, temperature, s.a + r, s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, False)
+        f.rows_grad(src, src_step, rows.grad, rows.grad_step, rows.count, n, rows.form, shift + r, temperature, s.a + r,
+                    s.b + r, rows.base, s.exact_class + r, s.exact_grad + r, job.request.flush_below, False)
     for p in range(rows.count if job.plan.weighted_smoothing else 0):
         if s.first_max[r + p] >= 0:
             dst = <floating *>(rows.grad + p*rows.grad_step)

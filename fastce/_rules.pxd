@@ -12,7 +12,18 @@ from ._arguments cimport (
     input_dtype, row_shape, set_upstream, take_real,
 )
 from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
-from ._request cimport F32, F64, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
+
+
+# What is smaller than this becomes 0 with subnormals="flush". The product of a larger number and one of at least 2^-26,
+# or 2^-122, is no subnormal number either: 2^-126 and 2^-1022 are the smallest normal ones.
+cdef extern from *:
+    """
+    #define CE_FLUSH_F32 0x1p-100
+    #define CE_FLUSH_F64 0x1p-900
+    """
+    const double FLUSH_F32 "CE_FLUSH_F32"
+    const double FLUSH_F64 "CE_FLUSH_F64"
 
 
 cdef inline double number(Arguments *a, str name, object value, double least, double most, str expected) except? -1:
@@ -47,10 +58,21 @@ cdef inline int axis_rule(Arguments *a, object value) except -1:
     return 0            # `set_input` reads it: the rules of other options need the shape of a row
 
 
+cdef inline int keepdims_rule(Arguments *a, object value) except -1:
+    return 0            # `run_call` reads it
+
+
 cdef inline int activation_rule(Arguments *a, object value) except -1:
     if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
         raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
     a.request.operation = SOFTMAX_TWO_TERM if value == "softmax" else SIGMOID_TWO_TERM
+    return 0
+
+
+cdef inline int targets_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("logits", "probabilities"):
+        raise ValueError(f"targets is {value!r}, expected 'logits' or 'probabilities'")
+    a.request.operation = KL_OF_LOGITS if value == "logits" else KL_OF_PROBABILITIES
     return 0
 
 
@@ -109,6 +131,14 @@ cdef inline int z_loss_rule(Arguments *a, object value) except -1:
 
 cdef inline int temperature_rule(Arguments *a, object value) except -1:
     a.request.temperature = number(a, "temperature", value, 1e-30, 1e30, "a number in [1e-30, 1e30]")
+    return 0
+
+
+cdef inline int subnormals_rule(Arguments *a, object value) except -1:
+    if not isinstance(value, str) or value not in ("keep", "flush"):
+        raise ValueError(f"subnormals is {value!r}, expected 'keep' or 'flush'")
+    if value == "flush":
+        a.request.flush_below = FLUSH_F32 if input_dtype(a) == F32 else FLUSH_F64
     return 0
 
 
@@ -181,7 +211,7 @@ cdef inline int return_rows_rule(Arguments *a, object value) except -1:
 ctypedef int (*Rule)(Arguments *a, object value) except -1
 
 cdef enum:
-    AXIS = 0, MAX_RULES = 32
+    AXIS = 0, KEEPDIMS = 1, MAX_RULES = 32
 
 
 cdef inline int add_rule(Rule *rules, list names, str name, Rule rule) except -1:
@@ -191,9 +221,12 @@ cdef inline int add_rule(Rule *rules, list names, str name, Rule rule) except -1
 
 
 cdef inline int add_rules(Rule *rules, list names) except -1:
-    """The rules and the names of their options, in the order in which they run. The first is AXIS."""
+    """The rules and the names of their options, in the order in which they run. The first are AXIS and
+    KEEPDIMS."""
     add_rule(rules, names, "axis", axis_rule)
+    add_rule(rules, names, "keepdims", keepdims_rule)
     add_rule(rules, names, "activation", activation_rule)
+    add_rule(rules, names, "targets", targets_rule)
     add_rule(rules, names, "reduction", reduction_rule)
     add_rule(rules, names, "num_threads", num_threads_rule)
     add_rule(rules, names, "weight", weight_rule)
@@ -203,6 +236,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "label_smoothing", label_smoothing_rule)
     add_rule(rules, names, "z_loss", z_loss_rule)
     add_rule(rules, names, "temperature", temperature_rule)
+    add_rule(rules, names, "subnormals", subnormals_rule)
     add_rule(rules, names, "normalizer", normalizer_rule)
     add_rule(rules, names, "upstream", upstream_rule)
     add_rule(rules, names, "stats", stats_rule)

@@ -14,11 +14,12 @@ from libc.string cimport memset
 
 from ._argmax cimport argmax
 from ._blocks cimport counted_labels, logit_of, row_at, settle_group
+from ._divergence cimport divergences
 from ._entropy cimport entropies, is_entropy
 from ._jacobians cimport jacobians
 from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, set_sum, value
 from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, set_states
-from ._plan cimport is_computable, is_product, main_input, make_plan, takes_labels
+from ._plan cimport is_computable, is_divergence, is_product, main_input, make_plan, takes_labels
 from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
 from ._request cimport (
     ARGMAX, CROSS_ENTROPY, ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request,
@@ -42,7 +43,8 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     cdef const Request *request = job.request
     cdef const Matrix *upstream = &request.upstream
     cdef bint by_row = upstream.data != NULL and (
-        request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM or request.operation == ENTROPY)
+        request.operation == CROSS_ENTROPY or request.operation == SOFTMAX_TWO_TERM or request.operation == ENTROPY
+        or is_divergence(request))
     cdef double scale = job.plan.scale
     cdef Py_ssize_t p
     for p in range(count if request.sample_weight != NULL or by_row else 0):
@@ -127,6 +129,9 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
         set_scale(job, start, count, &s)
         if operation == SOFTMAX_TWO_TERM:
             add(&total, softmax_two_term(job, start, count, s.scale, scratch))
+        elif is_divergence(job.request):
+            divergences(job, start, count, &s, scratch)
+            add_losses(job, start, count, &s, &total, scratch)
         else:
             settle_group(job, start, count, &s)
             if is_entropy(operation):

@@ -151,19 +151,32 @@ cdef inline double sigmoid_piece(const Job *job, const Piece *p, const floating 
                           scale if grad_factor == NULL else 1, loss, grad)
     if loss_factor != NULL:
         multiply(loss, loss_factor, 1, n, product)
+        for k in range(n):
+            if loss_factor[k] == 0:     # the loss may be infinite or NaN
+                product[k] = 0
         total = ce_chosen_f64.row_sum(product, n)
         if request.losses != NULL:
             f.narrow(product, n, loss)
     elif sample != 1:
-        total *= sample
+        total = 0 if sample == 0 else total*sample
         for k in range(n if loss != NULL else 0):
             loss[k] = <floating>(loss[k]*sample)
+    if job.plan.with_grad and grad_factor != NULL:
+        multiply(grad, grad_factor, scale, n, product)
+        f.narrow(product, n, grad)
+    for k in range(n if sample == 0 else 0):        # they may be infinite or NaN
+        if loss != NULL:
+            loss[k] = 0
+        if grad != NULL:
+            grad[k] = 0
+    for k in range(n if loss_factor != NULL and grad != NULL else 0):
+        if loss_factor[k] == 0:
+            grad[k] = 0
     if request.losses != NULL:
         store_piece(&losses, p, loss)
     if job.plan.with_grad:
-        if grad_factor != NULL:
-            multiply(grad, grad_factor, scale, n, product)
-            f.narrow(product, n, grad)
+        if request.flush_below > 0:
+            f.flush_small(grad, n, request.flush_below)
         store_piece(&request.grad, p, grad)
     return total
 

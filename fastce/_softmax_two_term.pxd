@@ -195,6 +195,8 @@ cdef inline void two_term_state(const Job *job, TwoTerm *t, floating *x, floatin
             load_block(job, t, j, n, True, x, c, h)
         f.two_term_odds(&t.c, n, t.one_block, True)
     f.two_term_finish(&t.c)
+    if job.request.flush_below > 0:
+        ce_chosen_f64.flush_small(t.c.grad_max, t.c.rows, job.request.flush_below)
 
 cdef inline void two_term_grad(const Job *job, TwoTerm *t, floating *x, floating *c, floating *h) noexcept nogil:
     cdef const ce_primitives *f = job.plan.primitives
@@ -209,6 +211,8 @@ cdef inline void two_term_grad(const Job *job, TwoTerm *t, floating *x, floating
             k = t.first_max[p] - j
             if 0 <= k < n:
                 h[place(t, p, k)] = <floating>t.c.grad_max[p]
+            for k in range(n if t.c.sample[p] == 0 else 0):     # it may hold NaN
+                h[place(t, p, k)] = 0
         store(job, t, j, n, h)
 
 cdef inline double softmax_two_term(const Job *job, Py_ssize_t start, Py_ssize_t count, const double *scale,
@@ -221,7 +225,7 @@ cdef inline double softmax_two_term(const Job *job, Py_ssize_t start, Py_ssize_t
     cdef floating *rows = scratch + 3*TWO_TERM_SIZE
     cdef TwoTerm t
     cdef Py_ssize_t step = CE_TWO_TERM_ROWS, p
-    t.start, t.count = start, count
+    t.start, t.count, t.c.below = start, count, job.request.flush_below
     t.c.along = job.plan.path == BY_ROWS
     if t.c.along:
         t.classes = min(job.request.classes, TWO_TERM_SIZE)

@@ -9,7 +9,9 @@ from ._blocks cimport base_block, load_tile, logit_of, row_at, store_tile
 from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
 )
-from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives
+from ._primitives cimport (
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives,
+)
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef struct TileSum:
@@ -61,12 +63,12 @@ cdef inline void add_block(const ce_primitives *f, TileSum *sum, Py_ssize_t j, P
     if j > 0:
         f.add_compensated(sum.total, sum.lost, sum.part, n)
 
-cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n,
+cdef inline void load_base_tile(const Job *job, const Tile *tile, const State *s, Py_ssize_t j, Py_ssize_t n,
                                 floating *base) noexcept nogil:
-    """The targets of a block, weighted and smoothed."""
+    """The targets of a block, weighted and smoothed; 0 for ignored rows, which may hold NaN."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef double weight
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k, p
     load_tile(f, &job.request.targets, tile.start, tile.count, j, n, tile.width, base)
     for k in range(n if job.weight != NULL else 0):
         weight = weight_of(job, j + k)
@@ -74,6 +76,10 @@ cdef inline void load_base_tile(const Job *job, const Tile *tile, Py_ssize_t j, 
                      base + k*tile.width)
     if job.weight == NULL and job.plan.uniform != 0:
         f.row_affine(base, NULL, n*tile.width, job.plan.hot, job.plan.uniform, base)
+    for p in range(tile.count if s.ignored > 0 else 0):
+        if s.label[p] < 0:
+            for k in range(n):
+                base[k*tile.width + p] = 0
 
 cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_max) noexcept nogil:
     """The state of no class, or with stats_given what is known of it."""
@@ -139,7 +145,7 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
     cdef double part
     cdef Py_ssize_t width = tile.width, p
     if job.plan.base_kind == CE_BY_ELEMENT:
-        load_base_tile(job, tile, j, n, scratch)
+        load_base_tile(job, tile, s, j, n, scratch)
         f.tile_sums(tile.x, base, n, width, tile.row_max, mass, to_add(&tile.rest, j), linear)
         add_block(f, &tile.mass, j, width)
         add_block(f, &tile.rest, j, width)
@@ -154,10 +160,9 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
             if base != NULL:
                 others = (<const floating *>job.narrow_other_q) + j
             f.tile_gap_dot(tile.x, base, others, n, width, tile.row_max, to_add(&tile.linear, j), tile.max_others)
-        if linear != NULL:
-            for p in range(width):
-                linear[p] *= job.plan.base_scale
     if linear != NULL:
+        for p in range(width):
+            linear[p] *= job.plan.base_scale/CE_GAP_UNIT
         add_block(f, &tile.linear, j, width)
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,
@@ -178,8 +183,8 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
-        job.request.temperature, tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e, next, next_stride, dst,
-        dst_stride)
+        job.request.temperature, tile.label if tile.pick_labels else NULL, to_add(&tile.tail, j), tile.d_label, s.e,
+        next, next_stride, dst, dst_stride)
     add_block(job.plan.primitives, &tile.tail, j, tile.width)
 
 cdef inline void add_labels(const Job *job, const Tile *tile, State *s) noexcept nogil:
@@ -253,6 +258,7 @@ cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, flo
     if s.ignored > 0:
         f.zero_ignored(s.label, tile.count, s.a)
         f.zero_ignored(s.label, tile.count, s.b)
+        f.zero_ignored(s.label, tile.count, s.exact_grad)
         if job.plan.weighted_smoothing:
             f.zero_ignored(s.label, tile.count, s.grad_at_max)
     narrow_padded(f, tile, s.a, <floating *>tile.a)
@@ -289,12 +295,13 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         elif tile.keep:
             base = (<const floating *>tile.base) + j*width
         else:
-            load_base_tile(job, tile, j, n, <floating *>tile.base)
+            load_base_tile(job, tile, s, j, n, <floating *>tile.base)
         if job.plan.with_labels and (j > 0 or not tile.pick_labels):       # else they are there already
             f.label_lanes(s.label, tile.count, j, tile.label)
         grad = src if tile.grad == NULL else <floating *>tile.grad
         f.tile_grad(src, grad, n, width, form, tile.row_max, job.request.temperature, tile.a, tile.b, base,
-                    job.plan.base_kind, tile.label, tile.label_grad, tile.maximum, tile.max_grad)
+                    job.plan.base_kind, tile.label, tile.label_grad, tile.maximum, tile.max_grad,
+                    job.request.flush_below)
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:

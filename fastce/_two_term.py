@@ -38,7 +38,7 @@ def binary_cross_entropy(
     weight : array_like of shape (classes,), optional
         A factor of both terms of each class, finite and >= 0.
     sample_weight : array_like of the rows' shape, optional
-        A factor of each row, finite and >= 0.
+        A factor of each row, finite and >= 0. Rows with 0 do not count, as in `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides by the number of elements for sigmoid (PyTorch's rule), and by the sum of `sample_weight` or the
         number of rows for softmax. "none" returns the losses of the elements, or of the rows for softmax.
@@ -98,6 +98,7 @@ def binary_cross_entropy_with_grad(
     axis: int = -1,
     num_threads: int | None = None,
     upstream: Any = 1.0,
+    subnormals: str = "keep",
     out: Array | None = None,
 ) -> Any:
     """`binary_cross_entropy` and its gradient with respect to the logits.
@@ -111,6 +112,8 @@ def binary_cross_entropy_with_grad(
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss: a scalar, or with ``reduction="none"`` a scalar or an
         array of the shape of the losses.
+    subnormals : {"keep", "flush"}, default "keep"
+        As in `cross_entropy_with_grad`.
     out : ndarray, optional
         As in `cross_entropy_with_grad`.
 

@@ -22,8 +22,8 @@ import numpy as np
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
     "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
-    "entropy_with_grad", "evaluate", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
-    "softmax_grad"]  # fmt: skip
+    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
+    "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -56,7 +56,7 @@ def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_in
 
 def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
                             z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                            out=None):  # fmt: skip
+                            subnormals="keep", out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
 
     Examples
@@ -65,12 +65,12 @@ def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None,
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
     return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                normalizer, axis, upstream, out)[:2]  # fmt: skip
+                normalizer, axis, upstream, subnormals, out)[:2]  # fmt: skip
 
 
 def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None,
-                       stats=None):  # fmt: skip
+                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                       subnormals="keep", out=None, stats=None):  # fmt: skip
     """Gradient alone, from the ``stats`` of the forward pass if they are given; see `fastce.cross_entropy_grad`.
 
     Examples
@@ -79,7 +79,7 @@ def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, igno
     array([[ 0.5,  0.5, -1.5,  0.5]])
     """
     return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                normalizer, axis, upstream, out, stats)[1]  # fmt: skip
+                normalizer, axis, upstream, subnormals, out, stats)[1]  # fmt: skip
 
 
 class CrossEntropyLoss:
@@ -91,8 +91,8 @@ class CrossEntropyLoss:
     0.6931471805599453
     """
 
-    def __init__(self, **options):
-        self._options = options
+    def __init__(self, *, subnormals="keep", **options):
+        self._options, self._subnormals = options, subnormals
 
     def __call__(self, logits, targets, **options):
         """The loss. Options given here replace those of the layer, for this call and its `backward`.
@@ -118,18 +118,20 @@ class CrossEntropyLoss:
         array([[ 1.5, -1.5]])
         """
         logits, targets, options, stats = self._saved
-        return cross_entropy_grad(logits, targets, **options, upstream=upstream, out=out, stats=stats)
+        return cross_entropy_grad(logits, targets, **options, upstream=upstream, subnormals=self._subnormals, out=out,
+                                  stats=stats)  # fmt: skip
 
 
 def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-         normalizer, axis, upstream=1.0, out=None, stats=None, with_grad=True, return_stats=False):  # fmt: skip
+         normalizer, axis, upstream=1.0, subnormals="keep", out=None, stats=None, with_grad=True,
+         return_stats=False):  # fmt: skip
     """Loss, gradient and statistics."""
     if out is not None:
         targets, weight, sample_weight, upstream = _unshared(out, targets, weight, sample_weight, upstream)
         stats = stats and _unshared(out, *stats)
     plain = weight is sample_weight is normalizer is stats is None and not (label_smoothing or z_loss or return_stats)
     plain = plain and reduction != "none" and axis == -1 and type(logits) is type(targets) is np.ndarray
-    plain = plain and temperature == 1
+    plain = plain and temperature == 1 and subnormals == "keep"
     with np.errstate(all="ignore"):
         if plain and logits.dtype in (np.float32, np.float64) and logits.ndim == 2 and targets.ndim == 1:
             if 0 < len(targets) == np.count_nonzero(targets != ignore_index):
@@ -137,6 +139,8 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
 
         x, g, grad = _classes_last(logits, out, axis)
         base, label, added, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, g)
+        if sample_weight is not None:
+            ignored = ignored | (np.asarray(sample_weight) == 0)
         m = np.maximum.reduce(x, axis=-1, keepdims=True) if stats is None else np.asarray(stats[0])[..., None]
         _shifted(x, m, temperature, g)
         linear = 0 if base is None else _dot(base, g)
@@ -168,7 +172,9 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
             if base is not None:
                 g -= base * scale
             g[label] -= added * scale
+        if with_grad:
             g[ignored] = 0
+            _flush(g, subnormals)
     return loss[..., 0] if reduction == "none" else loss, grad, stats
 
 
@@ -189,12 +195,17 @@ def _plain(x, t, reduction, upstream, out, with_grad):
     return g.dtype.type(total / denominator), g, None
 
 
-def _classes_last(logits, out, axis):
-    """Logits and gradient with the classes on the last axis, and the gradient in the shape of the logits."""
-    x = np.asarray(logits)
+def _arrays(x, out):
+    """`x` as floating-point numbers, and `out` or a new array of its shape."""
+    x = np.asarray(x)
     if x.dtype.kind != "f":
         x = x.astype(np.float64)
-    grad = np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
+    return x, np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
+
+
+def _classes_last(logits, out, axis):
+    """Logits and gradient with the classes on the last axis, and the gradient in the shape of the logits."""
+    x, grad = _arrays(logits, out)
     return (x, grad, grad) if axis == -1 else (np.moveaxis(x, axis, -1), np.moveaxis(grad, axis, -1), grad)
 
 
@@ -203,6 +214,12 @@ def _shifted(x, m, temperature, out):
     np.subtract(x, m, out=out)
     if temperature != 1:
         np.divide(out, out.dtype.type(temperature), out=out)
+
+
+def _flush(g, subnormals):
+    """With "flush", small numbers become 0, with their sign: their products with others might be subnormal."""
+    if subnormals == "flush":
+        np.copysign(0, g, out=g, where=np.abs(g) < (2.0**-100 if g.dtype == np.float32 else 2.0**-900))
 
 
 def _unshared(out, *arrays):
@@ -257,7 +274,7 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
     scale = np.moveaxis(scale, axis, -1) if scale.ndim == loss.ndim else scale[..., None]
     if sample_weight is not None:
         sample_weight = np.asarray(sample_weight, dtype)[..., None]
-        loss, share, scale = loss * sample_weight, share * sample_weight, scale * sample_weight
+        loss, share, scale = _times(sample_weight, loss), share * sample_weight, scale * sample_weight
     if reduction == "none":
         return loss, scale
     if reduction == "mean":
@@ -275,7 +292,7 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
 #   NaN                           NaN            NaN             NaN         the first NaN
 
 
-def softmax(x, *, temperature=1.0, axis=-1, out=None):
+def softmax(x, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     """``exp(x) / sum(exp(x))`` of ``x / temperature``; see `fastce.softmax`.
 
     Examples
@@ -283,12 +300,13 @@ def softmax(x, *, temperature=1.0, axis=-1, out=None):
     >>> softmax(np.log([1.0, 3.0]))
     array([0.25, 0.75])
     """
-    x, y, result = _classes_last(x, out, axis)
+    x, y = _arrays(x, out)
     with np.errstate(all="ignore"):
-        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
+        _shifted(x, np.maximum.reduce(x, axis=axis, keepdims=True), temperature, y)
         np.exp(y, out=y)
-        y /= np.add.reduce(y, axis=-1, keepdims=True)
-    return result
+        y /= np.add.reduce(y, axis=axis, keepdims=True)
+        _flush(y, subnormals)
+    return y
 
 
 def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
@@ -299,14 +317,14 @@ def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
     >>> np.exp(log_softmax(np.log([1.0, 3.0])))
     array([0.25, 0.75])
     """
-    x, y, result = _classes_last(x, out, axis)
+    x, y = _arrays(x, out)
     with np.errstate(all="ignore"):
-        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
-        y -= np.log(np.add.reduce(np.exp(y), axis=-1, keepdims=True))
-    return result
+        _shifted(x, np.maximum.reduce(x, axis=axis, keepdims=True), temperature, y)
+        y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
+    return y
 
 
-def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
+def logsumexp(x, *, temperature=1.0, axis=-1, keepdims=False, out=None):
     """``log(sum(exp(x)))`` of ``x / temperature``; see `fastce.logsumexp`.
 
     Examples
@@ -314,16 +332,21 @@ def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
     >>> float(logsumexp(np.zeros(4)))  # log(4)
     1.3862943611198906
     """
-    x, e, _ = _classes_last(x, None, axis)
+    x, e = _arrays(x, None)
     with np.errstate(all="ignore"):
-        m = np.maximum.reduce(x, axis=-1, keepdims=True)
-        m[~np.isfinite(m)] = 0  # then the sum is 0, inf or NaN
+        m = np.maximum.reduce(x, axis=axis, keepdims=True, initial=-np.inf)
+        m = np.where(np.isfinite(m), m, e.dtype.type(0))  # then the sum is 0, inf or NaN
         _shifted(x, m, temperature, e)
         np.exp(e, out=e)
-        return np.add(m[..., 0] / e.dtype.type(temperature), np.log(np.add.reduce(e, axis=-1)), out=out)
+        lse = m / e.dtype.type(temperature) + np.log(np.add.reduce(e, axis=axis, keepdims=True))
+    lse = (lse if keepdims else np.squeeze(lse, axis))[()]
+    if out is None:
+        return lse
+    out[...] = lse
+    return out
 
 
-def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     """``y * (upstream - sum(upstream * y)) / temperature`` for ``y = softmax(x)``; see `fastce.softmax_grad`.
 
     Examples
@@ -331,15 +354,16 @@ def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
     >>> softmax_grad(np.array([1.0, 0.0]), np.array([0.25, 0.75]))
     array([ 0.1875, -0.1875])
     """
-    y, g, grad = _classes_last(y, out, axis)
-    u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
+    y, g = _arrays(y, out)
+    u = np.asarray(upstream, g.dtype)
     with np.errstate(all="ignore"):
-        np.multiply(y, u - np.einsum("...j,...j->...", u, y)[..., None], out=g)
+        np.multiply(y, u - np.add.reduce(u * y, axis=axis, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
-    return grad
+        _flush(g, subnormals)
+    return g
 
 
-def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
+def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     """``(upstream - exp(y) * sum(upstream)) / temperature`` for ``y = log_softmax(x)``; see `fastce.log_softmax_grad`.
 
     Examples
@@ -347,12 +371,13 @@ def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, out=None):
     >>> log_softmax_grad(np.array([1.0, 0.0]), np.log([0.25, 0.75]))
     array([ 0.75, -0.75])
     """
-    y, g, grad = _classes_last(y, out, axis)
-    u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
+    y, g = _arrays(y, out)
+    u = np.asarray(upstream, g.dtype)
     with np.errstate(all="ignore"):
-        np.subtract(u, np.exp(y) * np.add.reduce(u, axis=-1, keepdims=True), out=g)
+        np.subtract(u, np.exp(y) * np.add.reduce(u, axis=axis, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
-    return grad
+        _flush(g, subnormals)
+    return g
 
 
 def one_hot(labels, num_classes, *, dtype=np.float32, axis=-1):
@@ -519,7 +544,7 @@ def binary_cross_entropy(logits, targets, *, activation="sigmoid", pos_weight=No
 
 def binary_cross_entropy_with_grad(logits, targets, *, activation="sigmoid", pos_weight=None, weight=None,
                                    sample_weight=None, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                                   out=None):  # fmt: skip
+                                   subnormals="keep", out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.binary_cross_entropy_with_grad`.
 
     Notes
@@ -546,6 +571,9 @@ def binary_cross_entropy_with_grad(logits, targets, *, activation="sigmoid", pos
             normalizer = loss.size
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
         g[...] = 0 if scale is None else slope * scale
+        if sample_weight is not None:
+            g[np.asarray(sample_weight) == 0] = 0
+        _flush(g, subnormals)
     if reduction == "none":
         loss = np.moveaxis(loss, -1, axis) if sigmoid else loss[..., 0]
     return loss, grad
@@ -577,3 +605,47 @@ def _softmax_terms(z, a, b):
     grad = np.where(others, grad_of_others, (b_t - a_t * tail - h_sum) / s)
     finite = np.isfinite(z_t)
     return np.where(finite, loss, np.nan), np.where(finite & ((f_sum > 0) | (b_t == 0)), grad, np.nan)
+
+
+# The Kullback-Leibler divergence, with p = softmax(x / temperature) and q = softmax(t / temperature), or given.
+#   class j                       loss                    gradient
+#   q[j] = 0                      adds nothing            p[j] * sum(q)
+#   p[j] = 0, q[j] > 0            inf                     -q[j]
+#   a row of x or t that contains NaN or +inf, or only -inf, has NaN
+
+
+def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None, reduction="mean",
+                  normalizer=None, axis=-1):  # fmt: skip
+    """``sum(q * (log(q) - log(p)))``; see `fastce.kl_divergence`.
+
+    Examples
+    --------
+    >>> round(float(kl_divergence(np.zeros((1, 2)), np.log([[0.25, 0.75]]))), 6)
+    0.130812
+    """
+    return kl_divergence_with_grad(logits, target_logits, targets=targets, temperature=temperature,
+                                   sample_weight=sample_weight, reduction=reduction, normalizer=normalizer,
+                                   axis=axis)[0]  # fmt: skip
+
+
+def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None,
+                            reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None):  # fmt: skip
+    """Loss and gradient with respect to ``logits``; see `fastce.kl_divergence_with_grad`.
+
+    Examples
+    --------
+    >>> kl_divergence_with_grad(np.zeros((1, 2)), np.log([[0.25, 0.75]]))[1].round(6)
+    array([[ 0.25, -0.25]])
+    """
+    x, g, grad = _classes_last(logits, out, axis)
+    t = np.moveaxis(np.asarray(target_logits), axis, -1).astype(g.dtype)
+    log_p = log_softmax(x, temperature=temperature)
+    with np.errstate(all="ignore"):
+        log_q = log_softmax(t, temperature=temperature) if targets == "logits" else np.log(t)
+        q = np.exp(log_q) if targets == "logits" else t
+        loss = np.add.reduce(_times(q, log_q - log_p), axis=-1, keepdims=True)
+        loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer,
+                              np.asarray(upstream) / temperature, axis)  # fmt: skip
+        mass = np.add.reduce(q, axis=-1, keepdims=True)
+        g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
+    return loss[..., 0] if reduction == "none" else loss, grad

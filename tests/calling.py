@@ -84,7 +84,9 @@ class Case:
             if labels.size > 4:
                 labels.flat[3] = -100
             return labels
-        if name in ("logits", "x"):
+        if name == "target_logits" and self.options.get("targets") == "probabilities":
+            values = np.clip(rng.uniform(-0.2, 0.8, own_shape), 0, 1) + 1e-3
+        elif name in ("logits", "x", "target_logits"):
             values = rng.uniform(-7, 7, own_shape)
         elif name == "y":
             values = np.exp(rng.uniform(-14, 0, own_shape))
@@ -102,7 +104,9 @@ class Case:
         return np.array(values).astype(dtype)
 
     def __call__(self, arguments: dict[str, Any], **options: Any) -> dict[str, Any]:
-        positional = [name for name in ("logits", "targets", "x", "upstream", "y") if name in arguments]
+        positional = [
+            name for name in ("logits", "targets", "target_logits", "x", "upstream", "y") if name in arguments
+        ]
         if self.main != "y":
             positional = [name for name in positional if name != "upstream"]
         keywords = {name: value for name, value in arguments.items() if name not in positional}
@@ -203,6 +207,17 @@ def _cases() -> Iterator[Case]:
     yield Case("entropy_with_grad, options", fastce.entropy_with_grad, every, results, options=options, **rest)
     results = dict.fromkeys(fastce.EvaluatedRows._fields, "row")
     yield Case("evaluate", evaluated_rows, whole | {"targets": "row"}, results, targets="labels")
+    given = whole | {"target_logits": "whole"}
+    kl, fused = fastce.kl_divergence, fastce.kl_divergence_with_grad
+    every = given | {"sample_weight": "row", "upstream": "row"}
+    results = {"loss": "row", "grad": "whole"}
+    for targets in ("logits", "probabilities"):
+        options = {"targets": targets}
+        rest = {"loose": frozenset(["grad", "loss"])}
+        yield Case(f"kl_divergence, {targets}", kl, given, {"loss": "row"}, options=options | none, **rest)
+        yield Case(f"kl_divergence_with_grad, {targets}", fused, given, both, options=options, **rest)
+        options = options | none | {"temperature": 0.7}
+        yield Case(f"kl_divergence_with_grad, {targets}, options", fused, every, results, options=options, **rest)
     yield Case("predict", fastce.predict, whole, {"class": "row"})
 
 

@@ -30,6 +30,7 @@ from oracle import (
     exact_softmax,
     exact_softmax_grad,
 )
+from oracle_divergence import exact_divergence
 from oracle_entropy import exact_entropy
 
 import fastce
@@ -89,6 +90,14 @@ def _with_rows(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.nda
         return x, one_hot_rows(labels, x.shape[axis], x.dtype, axis)
     # With one class that is not certain, the two-term form is infinite.
     return x, np.ones_like(x) if x.shape[axis] == 1 else soft_targets(x.shape, x.dtype, seed)
+
+
+def _with_target_logits(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Labels are the only class that is not masked; a row whose label is ignored has targets that are all the same."""
+    if labels is None:
+        return x, numbers(x.shape, x.dtype, seed)
+    hot = one_hot_rows(labels, x.shape[axis], bool, axis)
+    return x, np.where(hot | ~hot.any(axis=axis, keepdims=True), 0, -np.inf).astype(x.dtype)
 
 
 def _alone(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -186,6 +195,13 @@ SIGMOID = Family("sigmoid", ("logits", "targets"), _with_rows, exact_binary, _OF
 TWO_TERM = Family(
     "two_term", ("logits", "targets"), _with_rows, exact_binary, _OF_LOSSES, fixed={"activation": "softmax"}
 )
+DIVERGENCE = Family(
+    "kl", ("logits", "target_logits"), _with_target_logits, exact_divergence, _OF_ENTROPIES, {"targets": "logits"}
+)
+RELATIVE_ENTROPY = Family(
+    "kl_probabilities", ("logits", "target_logits"), _with_rows, exact_divergence, _OF_ENTROPIES,
+    {"targets": "probabilities"},
+)  # fmt: skip
 MAPS = Family("softmax", ("x",), _alone, exact_softmax, _OF_SOFTMAX)
 SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _OF_SOFTMAX)
 LOG_SOFTMAX_GRAD = Family(
@@ -194,9 +210,11 @@ LOG_SOFTMAX_GRAD = Family(
 
 ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
 
-FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY]
+FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY, DIVERGENCE,
+            RELATIVE_ENTROPY]  # fmt: skip
 LOSSES = [family for family in FAMILIES if family.is_loss and "targets" in family.names]
 ONE_TERM = [INDEX, PROBABILITIES]
+DIVERGENCES = [DIVERGENCE, RELATIVE_ENTROPY]
 PRODUCTS = [SOFTMAX_GRAD, LOG_SOFTMAX_GRAD]
 
 
@@ -211,6 +229,9 @@ def _functions() -> Iterable[Function]:
         yield Function(name, MAPS, (result,), result, _OF_SOFTMAX | {"out"})
     yield Function("entropy", ENTROPY, ("loss",), None, _OF_ENTROPIES - {"upstream"})
     yield Function("entropy_with_grad", ENTROPY, ("loss", "grad"), "grad", _OF_ENTROPIES | {"out"})
+    for family in DIVERGENCES:
+        yield Function("kl_divergence", family, ("loss",), None, family.options - {"upstream"})
+        yield Function("kl_divergence_with_grad", family, ("loss", "grad"), "grad", family.options | {"out"})
     for family in PRODUCTS:
         yield Function(family.name, family, ("grad",), "grad", _OF_SOFTMAX | {"out"})
 

@@ -169,6 +169,7 @@ def exact(
         targets = _classes_last(targets, axis).reshape(-1, classes) if rows_of_targets else np.ravel(targets)
         q, rest, ignored, counts = _target_masses(targets, x.shape, weight, LD(label_smoothing), ignore_index)
         mass, counts = q.sum(axis=-1, keepdims=True), counts * sample
+        ignored = ignored | (sample == 0)
 
         m, tail, e, gap, top = _state(x, t)
         p, other_p = e / (1 + tail), (1 + tail - e) / (1 + tail)
@@ -372,7 +373,7 @@ def exact_binary(
         b = w * (1 - c)
         parts, size, extra, grad, grad_size, grad_extra = (_sigmoid_terms if sigmoid else _softmax_terms)(x, a, b)
         sample = LD(1) if sample_weight is None else np.asarray(sample_weight).astype(LD)[..., None]
-        parts, size, extra = parts * sample, size * sample, extra * sample
+        parts, size, extra = _product(sample, parts), size * sample, extra * sample
 
         if reduction == "mean":
             denominator = LD(parts.size) if sigmoid else (np.ones(parts.shape, LD) * sample).sum()
@@ -384,7 +385,7 @@ def exact_binary(
         if up.ndim:
             up = np.moveaxis(up, axis, -1) if sigmoid else up[..., None]
         scale = factor * up * sample
-        grad = grad * scale if factor else np.zeros_like(grad)
+        grad = np.where(sample == 0, 0, grad * scale) if factor else np.zeros_like(grad)
         heaviest = max(1.0, *(float(np.max(np.abs(v), initial=1)) for v in (a, b, sample, scale)))
         floor = 2 + 2 * heaviest * (1 if sigmoid else x.shape[-1])  # a step for each class that a sum runs over
         ulps = CONTRACT_ULPS if sigmoid else TWO_TERM_ULPS

@@ -64,6 +64,8 @@ def _functions() -> Iterator[Function]:
         yield function(name, "product", upstream=LOGITS, y=PROBABILITIES)
     for name in ("entropy", "entropy_with_grad"):
         yield function(name, "entropy", logits=LOGITS)
+    for name in ("kl_divergence", "kl_divergence_with_grad"):
+        yield function(name, "divergence", logits=LOGITS, target_logits=PROBABILITIES)
     yield function("evaluate", "evaluate", logits=LOGITS, labels=LABELS)
     yield function("predict", "predict", logits=LOGITS)
 
@@ -71,7 +73,7 @@ def _functions() -> Iterator[Function]:
 FUNCTIONS = {function.name: function for function in _functions()}
 KINDS = frozenset(function.kind for function in FUNCTIONS.values())
 TWO_TERM = frozenset(["sigmoid", "softmax"])
-LOSSES = TWO_TERM | {"one term", "entropy"}
+LOSSES = TWO_TERM | {"one term", "entropy", "divergence"}
 Entry = tuple[str, dict[str, Any], Any, str]  # what is wrong, arguments, the error, what its message says
 
 

@@ -26,6 +26,14 @@
 #define ADD_NOW(sum) __asm__("" : "+x"(sum))
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmp)(a, b, _CMP_EQ_OQ)))
 
+#define TIMES_FROM(least, s, factor) MM(and)(MM(cmp)(s, least, _CMP_GE_OQ), (s) * (factor))
+#define FLUSHED(v, below) FN(flushed)(v, below)
+CE_INLINE VEC FN(flushed)(VEC v, VEC below)
+{
+    const VEC sign = SET1((T)-0.0), keep = MM(cmp)(MM(andnot)(sign, v), below, _CMP_NLT_UQ);
+    return MM(and)(v, MM(or)(keep, sign));
+}
+
 #if CE_F32
 #define WIDE __m256d
 #define WIDEN_LOW(v) _mm256_cvtps_pd(_mm256_castps256_ps128(v))

@@ -6,6 +6,8 @@
 #define MM(name) _mm512_##name##_ps
 #define EQUAL(a, b) _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
 #define UNEQUAL(a, b) _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ)
+#define LESS(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
+#define LESS_EQUAL(a, b) _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ)
 #define ALIGN_FROM 96
 #else
 #define VEC __m512d
@@ -14,6 +16,8 @@
 #define MM(name) _mm512_##name##_pd
 #define EQUAL(a, b) _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)
 #define UNEQUAL(a, b) _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ)
+#define LESS(a, b) _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ)
+#define LESS_EQUAL(a, b) _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ)
 #define ALIGN_FROM 48
 #endif
 #define LOW_BITS(n) ((MASK)((1u << (n)) - 1u))
@@ -44,6 +48,13 @@
     } while (0)
 #define COUNTED(ones) (ones)
 #define EQ_BITS(a, b) ((unsigned)EQUAL(a, b))
+#define TIMES_FROM(least, s, factor) MM(maskz_mul)(LESS_EQUAL(least, s), s, factor)
+#define FLUSHED(v, below) FN(flushed)(v, below)
+CE_INLINE VEC FN(flushed)(VEC v, VEC below)
+{
+    const VEC sign = SET1((T)-0.0);
+    return MM(mask_and)(v, LESS(MM(andnot)(sign, v), below), v, sign);
+}
 #define LARGEST(v) MM(reduce_max)(v)
 #define TOTAL(v) MM(reduce_add)(v)
 

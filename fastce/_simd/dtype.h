@@ -16,6 +16,7 @@ CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector is LANES numbers of memory
 #include "argmax.h"
 #include "entropy.h"
 #include "copies.h"
+#include "divergence.h"
 
 static const ce_primitives FN(table) = {
     EXP_ONE,

@@ -12,6 +12,13 @@ static void FN(row_affine)(const void *c_, const void *weight_, Py_ssize_t n, do
     }
 }
 
+static void FN(flush_small)(void *x_, Py_ssize_t n, double below)
+{
+    T *x = x_;
+    for (Py_ssize_t i = 0; i < n; i += LANES)
+        FN(store_upto)(x + i, FLUSHED(FN(load_upto)(x + i, n - i), SET1((T)below)), n - i);
+}
+
 /* Adds the losses of `turns` vectors, or of one vector's first n < LANES numbers, to acc.
  *
  * From z to its loss, each operation waits for the one before. The work is therefore done in stages, each with a short

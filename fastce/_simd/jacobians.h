@@ -10,11 +10,16 @@ CE_INLINE VEC FN(add_jacobian_term)(VEC y, VEC u, VEC sum, const int of_log)
 }
 
 /* scale times the product, from minus the sum of the terms. */
-CE_INLINE VEC FN(jacobian)(VEC y, VEC u, VEC minus_sum, VEC scale, const int of_log)
+CE_INLINE VEC FN(jacobian)(VEC y, VEC u, VEC minus_sum, VEC scale, const int of_log, const int flush, VEC below)
 {
+    VEC product;
     if (of_log)
-        return scale * FMA(minus_sum, FN(exp)(y) * SET1(EXP_UNSCALE), u);
-    return scale * (y * (u + minus_sum));
+        product = scale * FMA(minus_sum, FN(exp)(y) * SET1(EXP_UNSCALE), u);
+    else
+        product = scale * (y * (u + minus_sum));
+    if (flush)
+        product = FLUSHED(product, below);
+    return product;
 }
 
 /* ----- Vectors along the classes ----- */
@@ -48,18 +53,19 @@ CE_INLINE double FN(row_jacobian_sum)(const T *y, const T *u, Py_ssize_t n, cons
     return ACC_SUM(acc);
 }
 
-CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, T scale_, const int of_log)
+CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, T scale_, const int of_log,
+                                const int flush, T below_)
 {
-    const VEC scale = SET1(scale_);
+    const VEC scale = SET1(scale_), below = SET1(below_);
     if (n < LANES) {
         const VEC y_part = LOAD_PART(y, n, 0), u_part = LOAD_PART(u, n, 0);
         ACC acc = ACC_ZERO;
         ACC_ADD(acc, FN(add_jacobian_term)(y_part, u_part, SET1(0), of_log));
-        STORE_PART(grad, FN(jacobian)(y_part, u_part, SET1((T)-ACC_SUM(acc)), scale, of_log), n);
+        STORE_PART(grad, FN(jacobian)(y_part, u_part, SET1((T)-ACC_SUM(acc)), scale, of_log, flush, below), n);
         return;
     }
     const VEC minus_sum = SET1((T)-FN(row_jacobian_sum)(y, u, n, of_log));
-#define PRODUCT(i) FN(jacobian)(LOAD(y + (i)), LOAD(u + (i)), minus_sum, scale, of_log)
+#define PRODUCT(i) FN(jacobian)(LOAD(y + (i)), LOAD(u + (i)), minus_sum, scale, of_log, flush, below)
     /* The first and last vector overlap the aligned ones and are stored after them. They are computed now, because grad
      * may be y or u. */
     const Py_ssize_t head = FN(to_aligned)(grad, n), rest = (n - head) % LANES;
@@ -75,12 +81,17 @@ CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, T
 
 static void FN(rows_jacobian)(const void *y_, Py_ssize_t y_row_stride, const void *u_, Py_ssize_t u_row_stride,
                               void *grad_, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n, int of_log,
-                              double scale)
+                              double scale, double below)
 {
     for (Py_ssize_t r = 0; r < rows; r++) {
         const T *y = ce_at(y_, r * y_row_stride), *u = ce_at(u_, r * u_row_stride);
         T *grad = ce_at(grad_, r * grad_row_stride);
-        of_log ? FN(row_jacobian)(y, u, grad, n, (T)scale, 1) : FN(row_jacobian)(y, u, grad, n, (T)scale, 0);
+#define ROW(of_log, flush) FN(row_jacobian)(y, u, grad, n, (T)scale, of_log, flush, (T)below)
+        if (of_log)
+            below > 0 ? ROW(1, 1) : ROW(1, 0);
+        else
+            below > 0 ? ROW(0, 1) : ROW(0, 0);
+#undef ROW
     }
 }
 
@@ -144,11 +155,12 @@ static void FN(columns_jacobian_sum)(const void *y, Py_ssize_t y_class_stride, c
 }
 
 CE_INLINE void FN(column_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, const T *minus_sum, T scale_,
-                                   const int of_log, const int stream)
+                                   const int of_log, const int flush, T below_, const int stream)
 {
-    const VEC scale = SET1(scale_);
+    const VEC scale = SET1(scale_), below = SET1(below_);
 #define PRODUCT(m) \
-    FN(jacobian)(FN(load_upto)(y + r, m), FN(load_upto)(u + r, m), FN(load_upto)(minus_sum + r, m), scale, of_log)
+    FN(jacobian)(FN(load_upto)(y + r, m), FN(load_upto)(u + r, m), FN(load_upto)(minus_sum + r, m), scale, of_log, \
+                 flush, below)
     const Py_ssize_t head = stream ? FN(to_line)(grad, n) : 0;
     Py_ssize_t r = 0;
     if (head)
@@ -166,16 +178,19 @@ CE_INLINE void FN(column_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n
 
 static void FN(columns_jacobian)(const void *y_, Py_ssize_t y_class_stride, const void *u_, Py_ssize_t u_class_stride,
                                  void *grad_, Py_ssize_t grad_class_stride, Py_ssize_t classes, Py_ssize_t n,
-                                 int of_log, const void *minus_sum, double scale, int stream)
+                                 int of_log, const void *minus_sum, double scale, double below, int stream)
 {
     for (Py_ssize_t j = 0; j < classes; j++) {
         const T *y = ce_at(y_, j * y_class_stride), *u = ce_at(u_, j * u_class_stride);
         T *grad = ce_at(grad_, j * grad_class_stride);
-#define COLUMN(of_log, stream) FN(column_jacobian)(y, u, grad, n, minus_sum, (T)scale, of_log, stream)
+#define COLUMN(of_log, flush, stream) \
+    FN(column_jacobian)(y, u, grad, n, minus_sum, (T)scale, of_log, flush, (T)below, stream)
+#define COLUMN_BY_FLUSH(of_log, stream) (below > 0 ? COLUMN(of_log, 1, stream) : COLUMN(of_log, 0, stream))
         if (of_log)
-            stream ? COLUMN(1, 1) : COLUMN(1, 0);
+            stream ? COLUMN_BY_FLUSH(1, 1) : COLUMN_BY_FLUSH(1, 0);
         else
-            stream ? COLUMN(0, 1) : COLUMN(0, 0);
+            stream ? COLUMN_BY_FLUSH(0, 1) : COLUMN_BY_FLUSH(0, 0);
+#undef COLUMN_BY_FLUSH
 #undef COLUMN
     }
 }

@@ -17,6 +17,19 @@
 #define MAX(x, m) MM(vmaxnmq)(x, m)
 #define SELECT_EQ(a, b, x, y) MM(vbslq)(MM(vceqq)(a, b), x, y)
 
+#define TIMES_FROM(least, s, factor) MM(vbslq)(MM(vcgeq)(s, least), (s) * (factor), SET1(0))
+#define FLUSHED(v, below) FN(flushed)(v, below)
+CE_INLINE VEC FN(flushed)(VEC v, VEC below)
+{
+#if CE_F32
+    const uint32x4_t size = vandq_u32(vcaltq_f32(v, below), vdupq_n_u32(0x7fffffffu));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), size));
+#else
+    const uint64x2_t size = vandq_u64(vcaltq_f64(v, below), vdupq_n_u64(0x7fffffffffffffffu));
+    return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(v), size));
+#endif
+}
+
 #define EXP_STEPS 1
 #if CE_F32
 static const uint32_t FN(lane_bits)[LANES] = {1, 2, 4, 8};

@@ -2,6 +2,10 @@
 #ifndef FASTCE_PRIMITIVES_H
 #define FASTCE_PRIMITIVES_H
 
+/* Sums of gaps, row_max - x, are in this unit: a gap of a number that stands for -inf, or their sum, may be more than
+ * the dtype holds, though its part of the loss is not. */
+#define CE_GAP_UNIT 0x1p-40
+
 enum { CE_MAX_LANES = 16 }; /* of the widest vector; every vector's lanes divide it */
 
 /* How `base` is laid out: all ones, one number for each class, or one for each element. */
@@ -60,7 +64,37 @@ typedef struct {
     double factor[CE_TWO_TERM_ROWS], sample[CE_TWO_TERM_ROWS]; /* of the gradient, of the loss */
     double tail[CE_TWO_TERM_ROWS];                             /* scaled; NaN if the row has no result */
     double loss[CE_TWO_TERM_ROWS];
+    double below; /* gradients smaller than this become 0; 0: none */
 } ce_two_term;
+
+/* KL(q || p) with p = softmax(x / temperature): some rows, and a block of their classes. What is scaled is multiplied
+ * by CE_ODDS_ONE. */
+enum { CE_DIVERGENCE_ROWS = 112 }; /* that are worked on at a time, at most */
+typedef struct {
+    Py_ssize_t rows;
+    int along;     /* the classes of a row are contiguous, else the rows of a class, padded to whole vectors */
+    int of_logits; /* q = softmax(t / temperature), else t is temperature * log(e_t) and q = e_t / mass */
+    double temperature;
+    /* Of the dtype, one number for each element. Steps are bytes from row to row if `along`, else from class to class.
+     * grad is NULL if it is not wanted, and may be one of the others. */
+    const void *x, *t;
+    const void *e_x, *e_t; /* stored exponentials, NULL to compute them; or e_t are the targets */
+    void *grad;
+    Py_ssize_t x_step, t_step, e_x_step, e_t_step, grad_step;
+    /* For each row, of the dtype; u is ((x - x_shift) - (t - t_shift) - gap) / temperature - offset: */
+    void *x_shift, *t_shift, *gap, *offset;
+    void *x_top, *t_top;       /* x_max and t_max */
+    void *p_factor, *q_factor; /* scaled p and q are these times e_x and e_t */
+    void *scale;               /* of the gradient */
+    /* For each row, in float64: */
+    double x_max[CE_DIVERGENCE_ROWS], x_tail[CE_DIVERGENCE_ROWS]; /* of the logits */
+    double t_max[CE_DIVERGENCE_ROWS], t_tail[CE_DIVERGENCE_ROWS]; /* of the target logits, else 0 and mass - 1 */
+    double mass[CE_DIVERGENCE_ROWS], mass_lost[CE_DIVERGENCE_ROWS]; /* sum of targets that are no logits, two words */
+    double factor[CE_DIVERGENCE_ROWS];                            /* of the gradient, without mass */
+    double loss[CE_DIVERGENCE_ROWS];
+    ce_row_sums sum; /* of q * (exp(u) - 1 - u) with u = log(p) - log(q), scaled */
+} ce_divergence;
+
 /* What numbers can be converted from: the dtypes of _request.pxd, in that order. */
 enum {
     CE_FROM_I8 = 1, CE_FROM_I16, CE_FROM_I32, CE_FROM_I64, CE_FROM_U8, CE_FROM_U16, CE_FROM_U32, CE_FROM_U64,

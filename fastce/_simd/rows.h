@@ -185,16 +185,17 @@ CE_INLINE VEC FN(affine)(const int on, VEC slope, VEC v, VEC offset)
 CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T slope_, T offset_, double *linear,
                             double *rest, double *top)
 {
-    const VEC shift = SET1(shift_), slope = SET1(slope_), offset = SET1(offset_), zero = SET1(0);
+    const VEC shift = SET1(shift_), scaled = SET1(shift_ * (T)CE_GAP_UNIT), zero = SET1(0);
+    const VEC slope = SET1(slope_), offset = SET1(offset_);
     VEC gap[2] = {zero, zero}, others[2] = {zero, zero}, at_shift[2] = {zero, zero};
     ACC linear_acc = ACC_ZERO, rest_acc = ACC_ZERO, top_acc = ACC_ZERO;
 #define TERM(k, load, load_base)                                            \
     do {                                                                    \
-        const VEC d = shift - (load), c = (load_base);                      \
+        const VEC v = (load), c = (load_base);                              \
         if (linear)                                                         \
-            gap[k] = gap[k] + FN(gap_term)(c, d);                           \
+            gap[k] = gap[k] + FN(gap_term)(c, FN(gap)(v, scaled));          \
         if (rest)                                                           \
-            ADD_BY_EQ(d, zero, c, at_shift[k], c, others[k]);               \
+            ADD_BY_EQ(v, shift, c, at_shift[k], c, others[k]);              \
     } while (0)
 #define AFFINE(load) FN(affine)(rest != NULL, slope, load, offset)
 #define WHOLE(k, i)                                                         \
@@ -202,7 +203,7 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T
         if (base)                                                           \
             TERM(k, LOAD(x + (i)), AFFINE(LOAD(base + (i))));               \
         else                                                                \
-            gap[k] = gap[k] + (shift - LOAD(x + (i)));                      \
+            gap[k] = gap[k] + FN(gap)(LOAD(x + (i)), scaled);               \
     } while (0)
 #define ADD_TERMS()                                                         \
     do {                                                                    \
@@ -276,32 +277,47 @@ static void FN(rows_base)(const void *x, Py_ssize_t x_row_stride, const void *ba
 #undef ROW_BASE
 }
 
-/* a*e - b, with e made of s as `form` says. */
-CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC a, VEC b)
+/* a*e - b, with e made of s as `form` says. Exponentials are multiplied by `unscale`. */
+CE_INLINE VEC FN(grad)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC unscale, VEC a, VEC b,
+                       const int flush, VEC least)
 {
+    if (form != CE_STORED)
+        s = FN(cooled)(s - shift, inverse);
     if (form == CE_EXP)
-        return FMSUB(a, FN(exp)(FN(cooled)(s - shift, inverse)) * SET1(EXP_UNSCALE), b);
+        s = FN(exp)(s);
     if (form == CE_DIFFERENCE)
-        return FMSUB(a, FN(cooled)(s - shift, inverse), b);
-    return FMSUB(a, s * SET1(EXP_UNSCALE), b);
+        return FMSUB(a, s, b);
+    if (flush == FN(flush_exponentials)) /* What is NaN becomes 0. Then a is NaN, or the row is ignored. */
+        return FMSUB(a, TIMES_FROM(least, s, unscale), b);
+    return FMSUB(a, s * unscale, b);
 }
 
-/* The same, plus factor * base; or `exact` where s == at. */
-CE_INLINE VEC FN(grad_by_element)(VEC s, const int form, VEC shift, const FN(inverse) * inverse, VEC a, VEC b,
-                                  VEC factor, VEC base, VEC at, VEC exact)
+/* The same with base, which is a factor of b, or by element `factor * base` in addition, and `exact` where s == at. */
+CE_INLINE VEC FN(row_grad_at)(VEC s, VEC base, const int form, VEC shift, const FN(inverse) * inverse, VEC unscale,
+                              VEC a, VEC b, const int by_element, VEC factor, VEC at, VEC exact, const int flush,
+                              VEC below, VEC least)
 {
-    return SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, inverse, a, b)));
+    VEC t;
+    if (by_element)
+        t = SELECT_EQ(s, at, exact, FMA(factor, base, FN(grad)(s, form, shift, inverse, unscale, a, b, flush, least)));
+    else
+        t = FN(grad)(s, form, shift, inverse, unscale, a, b * base, flush, least);
+    if (flush == FN(flush_gradients))
+        t = FLUSHED(t, below);
+    return t;
 }
 
+/* A row of rows_grad, or of rows_grad_by_element. */
 CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form, T shift_, const FN(inverse) * inverse,
                             T a_, T b_, const T *base, Py_ssize_t exact_class, const int by_element, T slope_,
-                            T offset_, T exact_src, T exact_grad, const int stream)
+                            T offset_, T exact_src, T exact_grad, const int flush, double below_, const int stream)
 {
-    const VEC shift = SET1(shift_), a = SET1(a_), b = SET1(by_element ? b_ * offset_ : b_), exact = SET1(exact_grad);
-    const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src);
-#define GRAD(load, load_base)                                                                         \
-    (by_element ? FN(grad_by_element)(load, form, shift, inverse, a, b, factor, load_base, at, exact) \
-                : FN(grad)(load, form, shift, inverse, a, b * (base ? (load_base) : SET1(1))))
+    const VEC shift = SET1(shift_), b = SET1(by_element ? b_ * offset_ : b_), exact = SET1(exact_grad);
+    const VEC factor = SET1(-b_ * slope_), at = SET1(exact_src), below = SET1((T)below_);
+    const VEC least = flush == FN(flush_exponentials) ? FN(least)(SET1(a_), below_) : shift;
+    VEC a = SET1(a_), unscale = form == CE_DIFFERENCE ? a : FN(unscale)(&a);
+#define GRAD(load, load_base) FN(row_grad_at)(load, base ? (load_base) : SET1(1), form, shift, inverse, unscale, a, b, \
+                                              by_element, factor, at, exact, flush, below, least)
     if (stream || n < LANES) {
         Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
         const int in_head = exact_class < i;
@@ -339,33 +355,51 @@ CE_INLINE void FN(row_grad)(const T *src, T *grad, Py_ssize_t n, const int form,
 CE_INLINE void FN(rows_grad_)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
                               Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
                               const FN(inverse) * inverse, const double *a, const double *b, const void *base,
-                              const Py_ssize_t *exact_class, const double *exact_grad, const int stream)
+                              const Py_ssize_t *exact_class, const double *exact_grad, const int flush,
+                              double below, const int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++)
         FN(row_grad)(ce_at(src, r * src_row_stride), ce_at(grad, r * grad_row_stride), n, form, (T)shift[r], inverse,
                      (T)a[r], (T)b[r], base, exact_class ? exact_class[r] : -1, 0, 0, 0, 0,
-                     exact_class ? (T)exact_grad[r] : 0, stream);
+                     exact_class ? (T)exact_grad[r] : 0, flush, below, stream);
 }
 
 static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad, Py_ssize_t grad_row_stride,
                           Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, double temperature,
                           const double *a, const double *b, const void *base, const Py_ssize_t *exact_class,
-                          const double *exact_grad, int stream)
+                          const double *exact_grad, double below, int stream)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
-#define GRADS(form, inverse, base, stream)                                                                            \
+    double smallest_b = INFINITY, largest_b = 0;
+    for (Py_ssize_t r = 0; below > 0 && r < rows; r++) {
+        const double size = fabs(b[r]);
+        smallest_b = size < smallest_b ? size : smallest_b;
+        largest_b = size > largest_b ? size : largest_b;
+    }
+    const int flush = FN(way_to_flush)(below, base ? 1 : largest_b, base ? 0 : smallest_b);
+#define GRADS(form, inverse, base, flush, stream)                                                                     \
     FN(rows_grad_)(src, src_row_stride, grad, grad_row_stride, rows, n, form, shift, inverse, a, b, base, exact_class, \
-                   exact_grad, stream)
-#define GRADS_BY_BASE(form, inverse)                                                                        \
-    (base ? stream ? GRADS(form, inverse, base, 1) : GRADS(form, inverse, base, 0)                          \
-          : stream ? GRADS(form, inverse, NULL, 1) : GRADS(form, inverse, NULL, 0))
+                   exact_grad, flush, below, stream)
+#define GRADS_BY_FLUSH(form, inverse, base, stream)                                                        \
+    (flush == FN(keep_all) ? GRADS(form, inverse, base, FN(keep_all), stream)                              \
+                           : GRADS(form, inverse, base, FN(flush_gradients), stream))
+#define GRADS_BY_BASE(form, inverse, stream)                                                               \
+    (base                            ? GRADS_BY_FLUSH(form, inverse, base, stream)                         \
+     : flush == FN(flush_exponentials) ? GRADS(form, inverse, NULL, FN(flush_exponentials), stream)        \
+                                     : GRADS_BY_FLUSH(form, inverse, NULL, stream))
+#define GRADS_BY_STREAM(form, inverse) \
+    (stream ? GRADS_BY_BASE(form, inverse, 1) : GRADS_BY_BASE(form, inverse, 0))
     if (form == CE_STORED)
-        GRADS_BY_BASE(CE_STORED, NULL);
+        GRADS_BY_BASE(CE_STORED, NULL, 0); /* for rows that are so short that they are not streamed */
     else if (form == CE_EXP)
-        inverse ? GRADS_BY_BASE(CE_EXP, &cool) : GRADS_BY_BASE(CE_EXP, NULL);
+        inverse ? GRADS_BY_STREAM(CE_EXP, &cool) : GRADS_BY_STREAM(CE_EXP, NULL);
+    else if (inverse)
+        stream ? GRADS(CE_DIFFERENCE, &cool, NULL, FN(keep_all), 1) : GRADS(CE_DIFFERENCE, &cool, NULL, FN(keep_all), 0);
     else
-        inverse ? GRADS_BY_BASE(CE_DIFFERENCE, &cool) : GRADS_BY_BASE(CE_DIFFERENCE, NULL);
+        stream ? GRADS(CE_DIFFERENCE, NULL, NULL, FN(keep_all), 1) : GRADS(CE_DIFFERENCE, NULL, NULL, FN(keep_all), 0);
+#undef GRADS_BY_STREAM
 #undef GRADS_BY_BASE
+#undef GRADS_BY_FLUSH
 #undef GRADS
 }
 
@@ -374,29 +408,33 @@ CE_INLINE void FN(rows_grad_by_element_)(const void *src, Py_ssize_t src_row_str
                                          Py_ssize_t rows, Py_ssize_t n, const int form, const double *shift,
                                          const FN(inverse) * inverse, const double *a, const double *b, double slope,
                                          double offset, const double *exact_src, const double *exact_grad,
-                                         const int stream)
+                                         const int flush, double below, const int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++)
         FN(row_grad)(ce_at(src, r * src_row_stride), ce_at(grad, r * grad_row_stride), n, form, (T)shift[r], inverse,
                      (T)a[r], (T)b[r], ce_at(base, r * base_row_stride), -1, 1, (T)slope, (T)offset, (T)exact_src[r],
-                     (T)exact_grad[r], stream);
+                     (T)exact_grad[r], flush, below, stream);
 }
 
 static void FN(rows_grad_by_element)(const void *src, Py_ssize_t src_row_stride, const void *base,
                                      Py_ssize_t base_row_stride, void *grad, Py_ssize_t grad_row_stride,
                                      Py_ssize_t rows, Py_ssize_t n, int form, const double *shift, double temperature,
                                      const double *a, const double *b, double slope, double offset,
-                                     const double *exact_src, const double *exact_grad, int stream)
+                                     const double *exact_src, const double *exact_grad, double below, int stream)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
-#define GRADS(form, inverse, stream)                                                                              \
+#define GRADS(form, inverse, flush, stream)                                                                       \
     FN(rows_grad_by_element_)(src, src_row_stride, base, base_row_stride, grad, grad_row_stride, rows, n, form,    \
-                              shift, inverse, a, b, slope, offset, exact_src, exact_grad, stream)
+                              shift, inverse, a, b, slope, offset, exact_src, exact_grad, flush, below, stream)
+#define GRADS_BY_FLUSH(form, inverse, stream)                                \
+    (below > 0 ? GRADS(form, inverse, FN(flush_gradients), stream)           \
+               : GRADS(form, inverse, FN(keep_all), stream))
     if (form == CE_STORED)
-        GRADS(CE_STORED, NULL, 0); /* for rows that are so short that they are not streamed */
+        GRADS_BY_FLUSH(CE_STORED, NULL, 0); /* as in rows_grad */
     else if (inverse)
-        stream ? GRADS(CE_EXP, &cool, 1) : GRADS(CE_EXP, &cool, 0);
+        stream ? GRADS_BY_FLUSH(CE_EXP, &cool, 1) : GRADS_BY_FLUSH(CE_EXP, &cool, 0);
     else
-        stream ? GRADS(CE_EXP, NULL, 1) : GRADS(CE_EXP, NULL, 0);
+        stream ? GRADS_BY_FLUSH(CE_EXP, NULL, 1) : GRADS_BY_FLUSH(CE_EXP, NULL, 0);
+#undef GRADS_BY_FLUSH
 #undef GRADS
 }

@@ -25,6 +25,8 @@
 #define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y)) /* in each lane */
 #define EQ_BITS(a, b) ((unsigned)((a) == (b))) /* bit k: lane k */
+#define FLUSHED(v, below) (fabs(v) < (below) ? copysign((T)0, v) : (v)) /* 0 with its sign where |v| < below */
+#define TIMES_FROM(least, s, factor) ((s) >= (least) ? (s) * (factor) : 0) /* s * factor where s >= least, else 0 */
 
 #define EXP_STEPS 1 /* a power of 2 for which vector_math.h has a polynomial */
 

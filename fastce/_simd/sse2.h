@@ -17,6 +17,13 @@
 #define MAX(x, m) MM(max)(x, m)
 #define SELECT_EQ(a, b, x, y) FN(select_eq)(a, b, x, y)
 #define EQ_BITS(a, b) ((unsigned)MM(movemask)(MM(cmpeq)(a, b)))
+#define TIMES_FROM(least, s, factor) MM(and)(MM(cmpge)(s, least), (s) * (factor))
+#define FLUSHED(v, below) FN(flushed)(v, below)
+CE_INLINE VEC FN(flushed)(VEC v, VEC below)
+{
+    const VEC sign = SET1((T)-0.0), keep = MM(cmpnlt)(MM(andnot)(sign, v), below);
+    return MM(and)(v, MM(or)(keep, sign));
+}
 CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
 {
     const VEC equal = MM(cmpeq)(a, b);

@@ -7,27 +7,27 @@ static void FN(add_compensated)(double *restrict total, double *restrict lost, c
         CE_ADD_COMPENSATED(double, total[r], lost[r], term[r]);
 }
 
-/* log(1 + t) for t >= 0, with an error below 1.5 ulp; and *share = 1 / (1 + t).
+/* log(u + rest) for u >= 2^-1022 and a rest that is at most half of u's last place, with an error below 1.5 ulp; and
+ * *share = 1 / u.
  *
- * u = 1 + t is 2^k * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), and c is the rounding error of u. Then
- * log(1 + t) = k*ln(2) + log(1 + f) + c/u, where log(1 + f) is computed as in FreeBSD's e_log.c. */
-CE_INLINE double FN(log1p)(double t, double *share)
+ * u is 2^k * (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). Then log(u + rest) = k*ln(2) + log(1 + f) + rest/u, where
+ * log(1 + f) is computed as in FreeBSD's e_log.c. */
+CE_INLINE double FN(log)(double u, double rest, double *share)
 {
-    const uint64_t sqrt_half = 0x3fe6a09e667f3bcdu, two52 = 0x4330000000000000u;
-    const double u = 1.0 + t;
+    const uint64_t sqrt_half = 0x3fe6a09e667f3bcdu, two52 = 0x4330000000000000u, bias = (uint64_t)1024 << 52;
     uint64_t bits, k, mantissa;
     double kd, f;
     memcpy(&bits, &u, sizeof bits);
-    k = (bits - sqrt_half) >> 52;
-    mantissa = bits - (k << 52);
+    k = (bits - sqrt_half + bias) >> 52; /* 1024 more than k, so that it is not negative */
+    mantissa = bits + bias - (k << 52);
     k |= two52; /* the bits of the float64 number 2^52 + k */
     memcpy(&f, &mantissa, sizeof f);
     memcpy(&kd, &k, sizeof kd);
-    kd -= 0x1p52;
+    kd -= 0x1p52 + 1024;
     f -= 1.0;
     /* One division serves all quotients: r = 1/(d*u), so about = d*r is 1/u and u*r is 1/d. */
     const double d = 2.0 + f, r = 1.0 / (d * u), about = d * r;
-    const double c = (t - (u - 1.0)) * about;
+    const double c = rest * about;
     const double s = f * (u * r), z = s * s, w = z * z, half = 0.5 * f * f;
     const double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
     const double odd = z * (6.666666666666735130e-01 +
@@ -36,6 +36,13 @@ CE_INLINE double FN(log1p)(double t, double *share)
     *share = about + about * (1.0 - u * about);
     return kd * 6.93147180369123816490e-01 -
            ((half - (s * (half + (even + odd)) + (kd * 1.90821492927058770002e-10 + c))) - f);
+}
+
+/* log(1 + t) for t >= 0, with an error below 1.5 ulp; and *share = 1 / (1 + t). */
+CE_INLINE double FN(log1p)(double t, double *share)
+{
+    const double u = 1.0 + t;
+    return FN(log)(u, t - (u - 1.0), share);
 }
 
 CE_INLINE double FN(loss)(double log_total, double row_max, double mass, double linear, double inverse, double z_loss)
@@ -120,6 +127,17 @@ static void FN(add_labels)(Py_ssize_t n, const double *weight, const double *d, 
         FN(add_labels_)(n, weight, d, hot, uniform, smoothing_mass, mass, linear, q, rest, rest_at_max);
     else
         FN(add_labels_)(n, weight, d, hot, uniform, smoothing_mass, mass, linear, q, rest, NULL);
+}
+
+static void FN(logarithms)(const double *restrict c, Py_ssize_t n, double factor, double *restrict logs)
+{
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const int subnormal = c[i] < DBL_MIN;
+        double unused, t = FN(log)(subnormal ? c[i] * 0x1p54 : c[i], 0, &unused);
+        t = subnormal ? t - 54 * 6.93147180559945309417e-01 : t;
+        t = c[i] > 0 ? t : c[i] == 0 ? -INFINITY : NAN;
+        logs[i] = factor * t;
+    }
 }
 
 static void FN(zero_ignored)(const int64_t *restrict labels, Py_ssize_t n, double *restrict values)

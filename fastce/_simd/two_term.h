@@ -69,7 +69,7 @@ CE_INLINE void FN(two_term_sums_)(ce_two_term *t, Py_ssize_t classes, const int 
     T *ratio = t->ratio;
     for (Py_ssize_t r = 0; r < t->rows; r += FN(rows_in_vector)(along)) {
         const VEC row_max = FN(of_row)(row_max_, r, along), second = FN(of_row)(second_, r, along);
-        const VEC shift = SELECT_EQ(second, SET1((T)-INFINITY), zero, second);
+        const VEC shift = SELECT_EQ(second, SET1((T)-INFINITY), zero, second), scaled = row_max * SET1((T)CE_GAP_UNIT);
         const T *c_ = (const T *)t->c + FN(first_vector)(t, r, along);
         T *x_ = (T *)t->x + FN(first_vector)(t, r, along);
         ACC exp = ACC_ZERO, a_sum = ACC_ZERO, gap = ACC_ZERO;
@@ -85,7 +85,7 @@ CE_INLINE void FN(two_term_sums_)(ce_two_term *t, Py_ssize_t classes, const int 
                     STORE(x_ + k * step, f);
                 some_exp = some_exp + f;
                 some_a = some_a + a;
-                some_gap = some_gap + FN(gap_term)(a, row_max - x);
+                some_gap = some_gap + FN(gap_term)(a, FN(gap)(x, scaled));
             }
             ACC_ADD(exp, some_exp);
             ACC_ADD(a_sum, some_a);
@@ -216,30 +216,38 @@ static void FN(two_term_finish)(ce_two_term *t)
         const double log_1 = CE_FN(log1p, CE_ISA, shared)(confident ? more : 1 / tail_1, &unused);
         const double log_odds = confident ? log_total_1 + (gap - log_1) : log_1;
         const double b_loss = b == 0 ? 0 : b * log_odds, b_share = b == 0 ? 0 : f_sum > 0 ? b / f_sum : (double)NAN;
-        t->loss[r] = (log_sum + gap_sum + (a_sum + a) * log_total + one * b_loss) * unscale * t->sample[r];
+        const double loss = log_sum * unscale + gap_sum * (unscale / CE_GAP_UNIT) + (a_sum + a) * log_total * unscale;
+        t->loss[r] = t->sample[r] == 0 ? 0 : (loss + b_loss) * t->sample[r];
         scale_[r] = (T)scale;
         slope[r] = (T)(scale * share * (ratio[r] * (h_sum * unscale - a)) * unscale + scale * share * b_share);
         t->grad_max[r] = scale * share * (one * b - a * tail - h_sum + 0 * b_share) * unscale;
     }
 }
 
-CE_INLINE void FN(two_term_grad_)(ce_two_term *t, Py_ssize_t classes, const int along)
+CE_INLINE void FN(two_term_grad_)(ce_two_term *t, Py_ssize_t classes, const int along, const int flush)
 {
     const Py_ssize_t step = FN(next_vector)(t, along), n = FN(vectors)(classes, along);
     const VEC unscale = SET1((T)(1.0 / CE_ODDS_ONE)), unit = SET1((T)(EXP_UNSCALE * CE_ODDS_ONE));
+    const VEC below = SET1((T)t->below);
     const T *scale_ = t->scale, *slope_ = t->slope;
     for (Py_ssize_t r = 0; r < t->rows; r += FN(rows_in_vector)(along)) {
         const VEC scale = FN(of_row)(scale_, r, along), slope = FN(of_row)(slope_, r, along);
         const T *f = (const T *)t->x + FN(first_vector)(t, r, along);
         T *h = (T *)t->h + FN(first_vector)(t, r, along);
         for (Py_ssize_t k = 0; k < n; k++) {
-            const VEC g = FMSUB(scale, LOAD(h + k * step), slope * (unit * LOAD(f + k * step)));
-            STORE(h + k * step, g * unscale);
+            const VEC scaled = FMSUB(scale, LOAD(h + k * step), slope * (unit * LOAD(f + k * step)));
+            VEC g = scaled * unscale;
+            if (flush)
+                g = FLUSHED(g, below);
+            STORE(h + k * step, g);
         }
     }
 }
 
 static void FN(two_term_grad)(ce_two_term *t, Py_ssize_t classes)
 {
-    t->along ? FN(two_term_grad_)(t, classes, 1) : FN(two_term_grad_)(t, classes, 0);
+    if (t->along)
+        t->below > 0 ? FN(two_term_grad_)(t, classes, 1, 1) : FN(two_term_grad_)(t, classes, 1, 0);
+    else
+        t->below > 0 ? FN(two_term_grad_)(t, classes, 0, 1) : FN(two_term_grad_)(t, classes, 0, 0);
 }

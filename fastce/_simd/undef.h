@@ -23,7 +23,12 @@
 #undef SELECT_EQ
 #undef ADD_BY_EQ
 #undef EQ_BITS
+#undef FLUSHED
+#undef LESS
+#undef LESS_EQUAL
+#undef TIMES_FROM
 #undef LARGEST
+#undef EPSILON
 #undef TOTAL
 #undef SQUARE
 #undef ALIGN_FROM

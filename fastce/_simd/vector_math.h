@@ -128,7 +128,6 @@ CE_INLINE VEC FN(cooled)(VEC d, const FN(inverse) * inverse)
     return d;
 }
 
-#undef EPSILON
 #undef LN2
 #undef LN2_ERROR
 #undef LOG2E
@@ -156,6 +155,61 @@ CE_INLINE VEC FN(log1p_scaled)(VEC s, VEC z)
     q = FMA(z, q, SET1(0x1.5555555555535p-2));
 #endif
     return SET1(2) * FMA(s * z, q, s);
+}
+
+/* Stored exponentials are multiplied by EXP_UNSCALE, which may round them to subnormal numbers, and by a. Where a is
+ * more than 1, which would multiply the rounding error, it is multiplied by EXP_UNSCALE instead. Returns what the
+ * exponentials are multiplied by. */
+CE_INLINE VEC FN(unscale)(VEC *a)
+{
+    const VEC one = SET1(1), factor = SET1(EXP_UNSCALE), size = MAX(*a, SET1(0) - *a), large = MAX(size, one);
+    *a = *a * SELECT_EQ(large, size, factor, one);
+    return SELECT_EQ(large, size, one, factor);
+}
+
+/* How gradients a*e - b*base that are smaller than `below` are found. */
+enum {
+    FN(keep_all),
+    FN(flush_exponentials), /* b is 0: the exponentials e are compared, which are not negative, with below/|a| */
+    FN(flush_gradients)
+};
+
+/* Of rows with the same base for all classes. Where b is large, no difference from it is small, unless it is 0. */
+CE_INLINE int FN(way_to_flush)(double below, double largest_b, double smallest_b)
+{
+    if (!(below > 0) || smallest_b * (EPSILON * EPSILON / 8) >= below)
+        return FN(keep_all);
+    return largest_b == 0 ? FN(flush_exponentials) : FN(flush_gradients);
+}
+
+/* The smallest stored exponential that is not flushed: rounded up. */
+CE_INLINE VEC FN(least)(VEC a, double below)
+{
+    return SET1((T)(below * EXP_ONE * (1 + 4 * EPSILON))) / MAX(a, SET1(0) - a);
+}
+
+/* The gap between x and its row's maximum, in CE_GAP_UNIT. The maximum is multiplied by that already. */
+CE_INLINE VEC FN(gap)(VEC x, VEC scaled_max) { return FMA(x, SET1((T)-CE_GAP_UNIT), scaled_max); }
+
+/* exp(u) - 1 - u for |u| <= 1/2, with square = u^2, computed as u^2*Q(u) with a nearly minimax polynomial Q. */
+CE_INLINE VEC FN(excess)(VEC u, VEC square)
+{
+#if CE_F32 /* error 0.253 eps (python bench/minimax.py) */
+    const VEC c[] = {SET1(0x1.a0a99p-13f), SET1(0x1.6e5934p-10f), SET1(0x1.11121ep-7f),
+                     SET1(0x1.5553f2p-5f), SET1(0x1.555554p-3f),  SET1(0x1p-1f)};
+#else /* error 0.016 eps */
+    const VEC c[] = {SET1(0x1.61d899702cf23p-33), SET1(0x1.20113ecca526dp-29), SET1(0x1.ae643e6c6dea2p-26),
+                     SET1(0x1.27e4602c23a49p-22), SET1(0x1.71de3a52fe7c7p-19), SET1(0x1.a01a01e9ffce5p-16),
+                     SET1(0x1.a01a01a00f5a4p-13), SET1(0x1.6c16c16c07e21p-10), SET1(0x1.1111111111195p-7),
+                     SET1(0x1.5555555555572p-5),  SET1(0x1.5555555555555p-3),  SET1(0x1p-1)};
+#endif
+    enum { COUNT = sizeof c / sizeof *c };
+    VEC odd = c[0], even = c[1];
+    for (int j = 2; j < COUNT; j += 2) {
+        odd = FMA(square, odd, c[j]);
+        even = FMA(square, even, c[j + 1]);
+    }
+    return square * FMA(u, odd, even);
 }
 
 /* base * gap, where 0 * inf is 0. */

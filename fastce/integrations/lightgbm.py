@@ -3,6 +3,9 @@
 LightGBM hands over scores as Fortran-ordered float64 of shape (rows, classes), and labels as floats; it gets both
 arrays back in the same layout. The hessian has the factor classes/(classes - 1) of LightGBM's own "multiclass", so that
 models with ``boost_from_average=False`` are the same.
+
+With a custom objective, LightGBM does not know what the scores mean, so predictions are raw scores. `fastce.softmax`
+makes probabilities of them.
 """
 
 from __future__ import annotations
@@ -39,14 +42,21 @@ def multiclass(preds: Any, train_data: Any) -> Any:
     ``grad = w*(p - onehot(label))`` and ``hess = classes/(classes - 1)*w*p*(1 - p)``, the diagonal. Friedman (2001),
     "Greedy function approximation: a gradient boosting machine"; the factor is that of the library's own objective.
 
+    With this objective, ``predict`` returns the raw scores, of shape (rows, classes), with or without
+    ``raw_score=True``. Probabilities are ``fastce.softmax(scores)``, classes ``fastce.predict(scores)``.
+
     Examples
     --------
-    >>> import lightgbm, numpy as np
+    >>> import fastce, lightgbm, numpy as np
     >>> from fastce.integrations.lightgbm import multiclass
     >>> x, y = np.linspace(0, 1, 90)[:, None], np.repeat([0, 1, 2], 30)
     >>> params = {"objective": multiclass, "num_class": 3, "num_threads": 1, "verbosity": -1}
     >>> model = lightgbm.train(params, lightgbm.Dataset(x, y), num_boost_round=5)
-    >>> bool(np.mean(model.predict(x).argmax(axis=1) == y) > 0.9)
+    >>> scores = model.predict(x)
+    >>> bool(np.mean(fastce.predict(scores) == y) > 0.9)
+    True
+    >>> probabilities = fastce.softmax(scores)
+    >>> bool(np.allclose(probabilities.sum(axis=1), 1))
     True
     """
     return sklearn_multiclass(train_data.get_label(), preds, train_data.get_weight())
@@ -78,6 +88,10 @@ def sklearn_multiclass(y_true: Any, y_pred: Any, weight: Any) -> Any:
     -----
     ``grad = w*(p - onehot(label))`` and ``hess = classes/(classes - 1)*w*p*(1 - p)``, the diagonal. Friedman (2001),
     "Greedy function approximation: a gradient boosting machine"; the factor is that of the library's own objective.
+
+    With this objective, the classifier's ``predict`` and ``predict_proba`` warn, and both return the raw scores, of
+    shape (rows, classes). Probabilities are ``fastce.softmax(scores)``, and ``fastce.predict(scores)`` is the index of
+    the class in ``classes_``. With ``raw_score=True`` there is no warning.
 
     Examples
     --------

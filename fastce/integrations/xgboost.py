@@ -2,6 +2,9 @@
 
 XGBoost hands over scores as float32 of shape (rows, classes), and labels as floats. The hessian has the factor 2 of
 XGBoost's own "multi:softprob", so that models with ``base_score=0.5`` are the same but for rounding.
+
+With a custom objective, ``predict(..., output_margin=True)`` returns raw scores. `fastce.softmax` makes probabilities
+of them.
 """
 
 from __future__ import annotations
@@ -38,15 +41,22 @@ def multiclass(predt: Any, dtrain: Any) -> Any:
     ``grad = w*(p - onehot(label))`` and ``hess = 2*w*p*(1 - p)``, the diagonal. Friedman (2001),
     "Greedy function approximation: a gradient boosting machine"; the factor is that of the library's own objective.
 
+    With this objective, ``predict(data, output_margin=True)`` returns the raw scores, of shape (rows, classes).
+    Probabilities are ``fastce.softmax(scores)``, classes ``fastce.predict(scores)``. Without `output_margin`, XGBoost 3
+    returns the classes, as floats of shape (rows,), and no probabilities.
+
     Examples
     --------
-    >>> import numpy as np, xgboost
+    >>> import fastce, numpy as np, xgboost
     >>> from fastce.integrations.xgboost import multiclass
     >>> x, y = np.linspace(0, 1, 90)[:, None], np.repeat([0, 1, 2], 30)
     >>> params = {"num_class": 3, "nthread": 1, "disable_default_eval_metric": True}
     >>> model = xgboost.train(params, xgboost.DMatrix(x, y), num_boost_round=5, obj=multiclass)
     >>> scores = model.predict(xgboost.DMatrix(x), output_margin=True)
-    >>> bool(np.mean(scores.argmax(axis=1) == y) > 0.9)
+    >>> bool(np.mean(fastce.predict(scores) == y) > 0.9)
+    True
+    >>> probabilities = fastce.softmax(scores)
+    >>> bool(np.allclose(probabilities.sum(axis=1), 1))
     True
     """
     return sklearn_multiclass(dtrain.get_label(), predt, dtrain.get_weight())
@@ -78,6 +88,9 @@ def sklearn_multiclass(y_true: Any, y_pred: Any, sample_weight: Any = None) -> A
     -----
     ``grad = w*(p - onehot(label))`` and ``hess = 2*w*p*(1 - p)``, the diagonal. Friedman (2001),
     "Greedy function approximation: a gradient boosting machine"; the factor is that of the library's own objective.
+
+    With this objective, the classifier's ``predict`` returns classes, and ``predict_proba`` probabilities in XGBoost 3.
+    ``fastce.softmax(model.predict(data, output_margin=True))`` are the same probabilities.
 
     Examples
     --------

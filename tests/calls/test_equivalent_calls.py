@@ -49,6 +49,8 @@ NEUTRAL: list[tuple[str, Callable[[Case, dict[str, Any]], Any], bool]] = [
     ("z_loss", lambda case, a: np.float32(0), True),
     ("temperature", lambda case, a: float("1"), True),
     ("temperature", lambda case, a: np.int8(1), True),
+    ("subnormals", lambda case, a: "".join(["k", "eep"]), True),
+    ("subnormals", lambda case, a: "flush", True),  # nothing is small here
     ("axis", lambda case, a: 1, True),
     ("axis", lambda case, a: np.int8(-1), True),
     ("ignore_index", lambda case, a: np.int64(-100), True),

@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "temperature": (
-        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate"},
+        ONE_TERM | {"map", "rows", "product", "entropy", "evaluate", "divergence"},
         [
             ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-30, 1e30\]"),
             ("negative", {"temperature": -1.0}, ValueError, r"^temperature is -1\.0"),
@@ -80,6 +80,14 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("None", {"temperature": None}, TypeError, "^temperature is None, expected a number"),
             ("a text", {"temperature": "1"}, TypeError, "^temperature .*('1'|str|<U)"),
             ("an array", {"temperature": PER_CLASS}, ValueError, r"^temperature .*\(10,\)"),
+        ],
+    ),
+    "subnormals": (
+        LOSSES | {"map", "product"},
+        [
+            ("unknown", {"subnormals": "zero"}, ValueError, "^subnormals is 'zero', expected 'keep' or 'flush'"),
+            ("None", {"subnormals": None}, ValueError, "^subnormals is None"),
+            ("a bool", {"subnormals": True}, ValueError, "^subnormals is True"),
         ],
     ),
     "reduction": (
@@ -133,8 +141,14 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("a float", {"axis": 1.0}, TypeError, r"^axis .*(1\.0|float)"),
             ("the default as a float", {"axis": -1.0}, TypeError, r"^axis .*(-1\.0|float)"),
             ("an array", {"axis": np.array([0, 1])}, TypeError, "^axis "),
-            ("None", {"axis": None}, TypeError, "^axis .*None"),
             ("a bool", {"axis": True}, TypeError, "^axis .*True"),
+            ("a list", {"axis": [1]}, TypeError, r"^axis .*(\[1\]|list)"),
+        ],
+    ),
+    "several axes": (  # calls/test_scipy_habits.py has those of the other functions
+        KINDS - {"map", "rows", "product"},
+        [
+            ("None", {"axis": None}, TypeError, "^axis .*None"),
             ("a tuple", {"axis": (1,)}, TypeError, r"^axis .*(\(1,\)|tuple)"),
         ],
     ),
@@ -149,9 +163,10 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
 
 
 def test_every_option_has_wrong_values() -> None:
-    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats and
-    return_rows have none."""
-    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats", "return_rows"}
+    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats, return_rows and
+    keepdims have none."""
+    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out"}
+    elsewhere |= {"return_stats", "return_rows", "keepdims"}
     options = {name for function in FUNCTIONS.values() for name in function.options}
     assert sorted(options - elsewhere - WRONG.keys()) == []
 
@@ -223,7 +238,7 @@ def test_options_are_keywords_only_and_unknown_ones_are_refused(function: Functi
         function.call(*positional, None)
     with pytest.raises(TypeError, match="wieght"):
         function.call(*positional, wieght=None)
-    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "targets|labels|y"):
+    with pytest.raises(TypeError, match=list(function.right)[-1] if len(positional) == 1 else "target|labels|y"):
         function.call(*positional[:-1])
 
 

@@ -27,6 +27,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "axis": {"axis": 0},
     "dtype": {"dtype": np.int8},
     "ignore_index": {"ignore_index": 2},
+    "keepdims": {"keepdims": True},
     "label_smoothing": {"label_smoothing": 0.3},
     "normalizer": {"normalizer": 7.0},
     "out": {"out": None},  # made for each call
@@ -36,7 +37,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
+    "targets": {"targets": "probabilities"},
     "temperature": {"temperature": 2.0},
+    "subnormals": {"subnormals": "flush"},  # where numbers are small
     "top_k": {"top_k": 2},
     "upstream": {"upstream": 3.0},
     "weight": {"weight": [1.0, 2.0, 3.0]},
@@ -44,6 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 ARGUMENTS: dict[str, Any] = {
     "logits": X, "x": X, "y": P, "targets": LABELS, "upstream": X[::-1].copy(), "labels": LABELS, "num_classes": 3,
+    "target_logits": P,
 }  # fmt: skip
 FUNCTIONS = [getattr(fastce, name) for name in fastce.__all__ if inspect.isroutine(getattr(fastce, name))]
 FUNCTIONS.remove(fastce.show_config)
@@ -58,11 +62,11 @@ OPTIONS = [
 @pytest.mark.parametrize("name", sorted({row.name for family in FAMILIES for row in family.functions}))
 def test_the_families_have_each_option(name: str) -> None:
     """So the tests that compare with exact values are given it. That num_threads and stats change nothing, and what
-    return_stats returns, is tested apart."""
+    return_stats, keepdims and subnormals do, is tested apart."""
     rows = [(family, row) for family in FAMILIES for row in family.functions if row.name == name]
     in_families = {option for family, row in rows for option in row.options | set(family.fixed)}
     options = {option for function, option in OPTIONS if function.__name__ == name}
-    assert in_families == options - {"num_threads", "stats", "return_stats"}
+    assert in_families == options - {"num_threads", "stats", "return_stats", "keepdims", "subnormals"}
 
 
 def test_a_signature_with_an_option_that_has_no_rule_is_refused() -> None:
@@ -96,7 +100,7 @@ def returned(function: Callable[..., Any], **options: Any) -> list[np.ndarray]:
     for key in ("targets", "labels") if "axis" in options and function is not fastce.one_hot else ():
         if arguments.get(key) is LABELS:
             arguments[key] = LABELS[:3]
-    result = function(**arguments, **options)
+    result = function(**(arguments | options))
     flat = result if isinstance(result, tuple) else (result,)
     parts = [part for item in flat for part in (item if isinstance(item, tuple) else (item,))]
     return [np.asarray(repr(part) if isinstance(part, fastce.Evaluation) else part) for part in parts]
@@ -110,6 +114,9 @@ def test_each_option_changes_something(function: Callable[..., Any], name: str) 
         return
     # Where a sigmoid is of each element, the axis matters only to the shape of weights.
     others = {"activation": "softmax"} if name == "axis" and "binary" in function.__name__ else {}
+    if name == "subnormals":
+        parameters = inspect.signature(function).parameters
+        others = {"x": 300 * X} if "x" in parameters else {"upstream": 1e-300 * (X if "y" in parameters else 1)}
     usual = returned(function, **others)
     if name == "out":
         out = np.empty_like(usual[-1])

@@ -87,6 +87,9 @@ total: np.float64 = layer(x64, labels)
 assert_type(fastce.binary_cross_entropy(x32, x32, pos_weight=[1, 2, 3], activation="sigmoid"), np.float32)
 assert_type(fastce.binary_cross_entropy(x64, x64, reduction="none"), NDArray[np.float64])
 assert_type(fastce.binary_cross_entropy([0.0], [1]), np.floating[Any])
+assert_type(fastce.kl_divergence(x32, x64, temperature=2.0), np.float32)
+assert_type(fastce.kl_divergence(x64, x32, targets="probabilities", reduction="none"), NDArray[np.float64])
+assert_type(fastce.kl_divergence_with_grad(x32, x32), tuple[np.float32, NDArray[np.float32]])
 assert_type(
     fastce.binary_cross_entropy_with_grad(x32, x32, activation="softmax", out=x32),
     tuple[np.float32, NDArray[np.float32]],
@@ -104,6 +107,10 @@ assert_type(fastce.log_softmax_grad(x64, x32), NDArray[np.float32])
 assert_type(fastce.logsumexp(x32), NDArray[np.float32] | Any)
 assert_type(fastce.logsumexp([0, 1]), NDArray[np.floating[Any]] | Any)
 assert_type(fastce.logsumexp(x32, axis=0, out=x32[0, :]), NDArray[np.float32])
+assert_type(fastce.logsumexp(x32, axis=None, keepdims=True), NDArray[np.float32])
+assert_type(fastce.logsumexp([0, 1], keepdims=True), NDArray[np.floating[Any]])
+assert_type(fastce.softmax(x32, axis=None), NDArray[np.float32])
+assert_type(fastce.log_softmax_grad(x64, x32, axis=(0, -1)), NDArray[np.float32])
 assert_type(fastce.predict(x64, axis=0, num_threads=2), NDArray[np.intp] | Any)
 assert_type(fastce.one_hot(labels, 3, dtype=np.float64), NDArray[Any])
 x64 - fastce.logsumexp(x64)[:, None]
@@ -135,10 +142,14 @@ layer(x32, labels).median()  # type: ignore[union-attr]
 fastce.binary_cross_entropy(x32, x32, reduction="avg")  # type: ignore[call-overload]
 fastce.binary_cross_entropy(x32, x32, activation="tanh")  # type: ignore[call-overload]
 fastce.binary_cross_entropy(x32, x32, label_smoothing=0.1)  # type: ignore[call-overload]
+fastce.kl_divergence(x32, x32, targets="logit")  # type: ignore[call-overload]
 fastce.binary_cross_entropy_with_grad(x32, x32, reduction="avg")  # type: ignore[call-overload]
 fastce.binary_cross_entropy_with_grad(x32, x32, activation="tanh")  # type: ignore[call-overload]
 fastce.softmax(x32, dim=0)  # type: ignore[call-overload]
-fastce.logsumexp(x32, keepdims=True)  # type: ignore[call-overload]
+fastce.softmax(x32, keepdims=True)  # type: ignore[call-overload]
+fastce.softmax(x32, axis=[0, 1])  # type: ignore[call-overload]
+fastce.predict(x32, axis=None)  # type: ignore[arg-type]
+fastce.entropy(x32, axis=None)  # type: ignore[call-overload]
 fastce.logsumexp(x32).median()  # type: ignore[union-attr]
 fastce.predict(x32).median()  # type: ignore[union-attr]
 fastce.show_config(mode="json")  # type: ignore[call-overload]

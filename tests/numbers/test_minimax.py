@@ -21,6 +21,8 @@ def test_every_polynomial_is_read():
         "exp f64 1": 10,
         "log1p f32": 4,
         "log1p f64": 10,
+        "excess f32": 6,
+        "excess f64": 12,
     }
 
 
@@ -31,7 +33,7 @@ def test_error_is_at_most_what_the_header_states(polynomial):
     assert error <= polynomial.claimed, f"at {minimax.argument(polynomial.function, where)}"
 
 
-@pytest.mark.parametrize("name", ["exp f32 8", "log1p f32"])
+@pytest.mark.parametrize("name", ["exp f32 8", "log1p f32", "excess f32"])
 def test_what_is_found_is_about_as_good_as_what_is_used(name):
     for polynomial in POLYNOMIALS:
         if polynomial.name == name:

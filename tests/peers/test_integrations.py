@@ -1,5 +1,6 @@
 """fastce.integrations: each module where its library is installed, against the library's own loss, its gradient check
-or its own objective. The gradient and hessian of the boosting libraries against exact ones."""
+or its own objective. The gradient and hessian of the boosting libraries against exact ones. PyTorch's and JAX's are in
+files of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import peak_bytes
 from oracle import LD, needs_longdouble
 
 import fastce
@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {"reduction": "sum", "ignore_index": 1},
     "none": {"reduction": "none", "label_smoothing": 0.1},
     "weighted": {"weight": np.array([1.0, 0.5, 2.0, 0.25]), "sample_weight": np.linspace(0.5, 2, 6)},
-    "normalizer": {"normalizer": 3.5, "z_loss": 0.01},
+    "normalizer": {"normalizer": 3.5, "z_loss": 0.01, "temperature": 2.5},
 }
 
 
@@ -57,6 +57,54 @@ def test_examples_run(name: str) -> None:
             runner.run(test, out=failures.append)
     assert runner.tries > 0
     assert not failures, "".join(failures)
+
+
+# --- what is differentiated without an integration --------------------------------------------------------------------
+
+
+def differentiated(library: str, function: Any) -> None:
+    """Let a library differentiate, or trace, a function of one array."""
+    pytest.importorskip(library.partition(".")[0], reason=f"{library} is not installed")
+    x = np.zeros((2, 3))
+    if library == "autograd":
+        import autograd
+
+        autograd.grad(function)(x)
+    elif library == "torch":
+        import torch
+
+        function(torch.from_numpy(x).requires_grad_())
+    else:
+        import jax
+
+        {"jax": jax.grad, "jax.jit": jax.jit, "jax.vmap": jax.vmap}[library](function)(x)
+
+
+@pytest.mark.parametrize("library", ["autograd", "jax", "jax.jit", "jax.vmap", "torch"])
+def test_a_constant_in_place_of_a_derivative_is_refused(library: str) -> None:
+    """The function that NumPy's arrays are for would cut it off from what is differentiated."""
+    calls: list[tuple[str, Any]] = [
+        ("logits", lambda x: fastce.cross_entropy(x, [0, 1])),
+        ("targets", lambda x: fastce.cross_entropy(np.ones((2, 3)), x)),
+        ("weight", lambda x: fastce.cross_entropy(np.ones((2, 3)), [0, 1], weight=x[0])),
+        ("z_loss", lambda x: fastce.cross_entropy(np.ones((2, 3)), [0, 1], z_loss=x.sum())),
+        ("x", lambda x: fastce.softmax(x)),
+        ("upstream", lambda x: fastce.softmax_grad(x, np.ones((2, 3)))),
+    ]
+    for name, function in calls:
+        if library == "jax.vmap" and name in ("weight", "z_loss"):
+            continue  # vmap maps the rows
+        with pytest.raises(TypeError, match=f"{name} (is|requires) .*: use .*integrations.{library.partition('.')[0]}"):
+            differentiated(library, function)
+
+
+def test_tensors_are_arrays_where_torch_records_nothing() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = torch.nn.Parameter(torch.zeros(2, 3))
+    with torch.no_grad():
+        assert fastce.cross_entropy(x, [0, 1]) == fastce.cross_entropy(x.detach(), [0, 1])
+    with pytest.raises(TypeError, match=r"or pass logits\.detach\(\)"):
+        fastce.cross_entropy(x, [0, 1])
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------------
@@ -105,122 +153,6 @@ def test_autograd_takes_its_arguments_by_name() -> None:
 
     grad = autograd.grad(lambda x: cross_entropy(logits=x, targets=np.array([0])))(np.zeros((1, 2)))
     np.testing.assert_array_equal(grad, [[-0.5, 0.5]])
-
-
-# --- PyTorch ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("probabilities", [False, True], ids=["index", "probabilities"])
-def test_torch_passes_gradcheck(options: dict[str, Any], probabilities: bool, rng: np.random.Generator) -> None:
-    cross_entropy = integration("torch").cross_entropy
-    import torch
-
-    logits = torch.from_numpy(rng.standard_normal((6, 4))).requires_grad_()
-    targets = torch.from_numpy(rng.dirichlet(np.ones(4), 6) if probabilities else rng.integers(0, 4, 6))
-    options = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in options.items()}
-    assert torch.autograd.gradcheck(lambda x: cross_entropy(x, targets, **options), (logits,))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_torch_gives_what_torchs_own_loss_gives(reduction: str, dtype: str, rng: np.random.Generator) -> None:
-    loss_of = integration("torch").CrossEntropyLoss(
-        axis=1, reduction=reduction, weight=np.arange(1.0, 6.0), label_smoothing=0.2, ignore_index=3
-    )
-    import torch
-
-    logits = torch.from_numpy(rng.standard_normal((2, 5, 3, 4)).astype(dtype))
-    targets = torch.from_numpy(rng.integers(0, 5, (2, 3, 4)))
-    results = []
-    theirs = torch.nn.CrossEntropyLoss(
-        weight=torch.arange(1, 6, dtype=logits.dtype), ignore_index=3, label_smoothing=0.2, reduction=reduction
-    )
-    for function in (loss_of, theirs):
-        x = logits.clone().requires_grad_()
-        loss = function(x, targets)
-        (3 * loss.sin().sum()).backward()  # an upstream gradient that is not 1
-        results.append((loss, x.grad))
-    for mine, wanted in zip(*results, strict=True):
-        assert (mine.dtype, mine.shape) == (wanted.dtype, wanted.shape)
-        torch.testing.assert_close(mine, wanted)
-    assert repr(loss_of).startswith("CrossEntropyLoss(axis=1, reduction=")
-
-
-@pytest.mark.parametrize("probabilities", [False, True], ids=["index", "probabilities"])
-def test_torch_tensors_are_not_copied(probabilities: bool, rng: np.random.Generator) -> None:
-    module = integration("torch")
-    import torch
-
-    whole = torch.from_numpy(rng.standard_normal((700, 1200)))
-    logits = whole[:, ::2].t().detach().requires_grad_()  # strided both ways
-    targets = torch.from_numpy(rng.random((600, 700)) if probabilities else rng.integers(0, 700, 600))
-    module.cross_entropy(logits, targets).backward()
-    logits.grad = None
-    results: list[Any] = []
-
-    def forward_and_backward() -> None:
-        loss = module.cross_entropy(logits, targets)
-        results.append(torch.autograd.grad(loss, logits)[0])
-
-    # NumPy allocates the gradient, and little else. A tensor that PyTorch had allocated could be resized.
-    gradient_bytes = logits.numel() * logits.element_size()
-    assert gradient_bytes <= peak_bytes(forward_and_backward) < 1.2 * gradient_bytes
-    (grad,) = results
-    assert not grad.untyped_storage().resizable()
-    torch.testing.assert_close(grad, torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), logits)[0])
-
-
-def test_torch_backward_can_run_again_and_notices_a_change_of_the_logits() -> None:
-    cross_entropy = integration("torch").cross_entropy
-    import torch
-
-    leaf = torch.zeros(2, 2, requires_grad=True)
-    logits = leaf * 1
-    loss = cross_entropy(logits, torch.tensor([0, 1]))
-    for times in (1, 2):
-        (2 * loss).backward(retain_graph=True)
-        assert leaf.grad.tolist() == [[-0.5 * times, 0.5 * times], [0.5 * times, -0.5 * times]]
-    logits += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@pytest.mark.parametrize("name", ["weight", "sample_weight"])
-def test_torch_backward_notices_a_change_of_weights(name: str) -> None:
-    cross_entropy = integration("torch").cross_entropy
-    import torch
-
-    logits, weights = torch.zeros(2, 2, requires_grad=True), torch.ones(2)
-    loss = cross_entropy(logits, torch.tensor([0, 1]), **{name: weights})
-    weights[0] = 5
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-    with pytest.raises(TypeError, match=f"{name} has dtype torch.bfloat16"):
-        cross_entropy(logits, torch.tensor([0, 1]), **{name: weights.bfloat16()})
-
-
-def test_torch_refuses_what_it_cannot_differentiate() -> None:
-    cross_entropy = integration("torch").cross_entropy
-    import torch
-
-    logits = torch.zeros(2, 2, requires_grad=True)
-    labels = torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"targets requires grad.*pass targets\.detach\(\)"):
-        cross_entropy(logits, torch.full((2, 2), 0.5, requires_grad=True))
-    with pytest.raises(ValueError, match="weight requires grad"):
-        cross_entropy(logits, labels, weight=torch.ones(2, requires_grad=True))
-    with pytest.raises(TypeError, match="return_stats is not an option"):
-        cross_entropy(logits, labels, return_stats=True)
-    for logits_of_another_kind in (logits.half(), logits.bfloat16()):
-        with pytest.raises(TypeError, match=r"logits has dtype torch.b?float16, expected float32 or float64"):
-            cross_entropy(logits_of_another_kind, labels)
-    with pytest.raises(TypeError, match="targets is ndarray, expected a torch.Tensor"):
-        cross_entropy(logits, labels.numpy())
-    with pytest.raises(TypeError, match="no option 'axes'; it has axis"):
-        integration("torch").CrossEntropyLoss(axes=1)
-    with pytest.raises(RuntimeError, match="no second derivatives"):
-        torch.autograd.grad(cross_entropy(logits, labels), logits, create_graph=True)
 
 
 # --- SciPy ------------------------------------------------------------------------------------------------------------
@@ -407,6 +339,29 @@ def test_lightgbm_trains_the_model_of_its_own_objective(weighted: bool, data: An
     np.testing.assert_allclose(model.predict(x, raw_score=True), theirs, rtol=1e-9, atol=1e-9)
 
 
+def test_lightgbm_predicts_raw_scores(data: Any) -> None:
+    """As the docstring says, and `fastce.softmax` gives the probabilities of LightGBM's own objective."""
+    module = integration("lightgbm")
+    import lightgbm
+
+    x, labels, _ = data
+    params = {"num_class": 3, "num_threads": 1, "verbosity": -1, "num_leaves": 7, "boost_from_average": False}
+    mine, theirs = (
+        lightgbm.train(params | {"objective": objective}, lightgbm.Dataset(x, labels), 10)
+        for objective in (module.multiclass, "multiclass")
+    )
+    scores = mine.predict(x)
+    np.testing.assert_array_equal(scores, mine.predict(x, raw_score=True))
+    np.testing.assert_allclose(fastce.softmax(scores), theirs.predict(x), rtol=1e-9, atol=1e-9)
+
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed, which the classifier needs")
+    model = lightgbm.LGBMClassifier(objective=module.sklearn_multiclass, n_estimators=10, n_jobs=1, verbosity=-1)
+    model.fit(x, labels)
+    for method in (model.predict, model.predict_proba):
+        with pytest.warns(UserWarning, match="raw scores"):
+            np.testing.assert_array_equal(method(x), model.predict(x, raw_score=True))
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_xgboost_trains_the_model_of_its_own_objective(weighted: bool, data: Any) -> None:
     module = integration("xgboost")
@@ -426,3 +381,26 @@ def test_xgboost_trains_the_model_of_its_own_objective(weighted: bool, data: Any
     model = xgboost.XGBClassifier(objective=module.sklearn_multiclass, n_estimators=10, max_depth=3, n_jobs=1)
     model.fit(x, labels, sample_weight=weight)
     assert (model.predict(x) == theirs.argmax(axis=1)).mean() > 0.98
+
+
+def test_xgboost_predicts_raw_scores_as_margins(data: Any) -> None:
+    """As the docstring says, and `fastce.softmax` gives the probabilities of XGBoost's own objective."""
+    module = integration("xgboost")
+    import xgboost
+
+    x, labels, _ = data
+    train = xgboost.DMatrix(x, labels)
+    params = {"num_class": 3, "nthread": 1, "max_depth": 3, "base_score": 0.5, "disable_default_eval_metric": True}
+    mine = xgboost.train(params, train, 10, obj=module.multiclass)
+    theirs = xgboost.train(params | {"objective": "multi:softprob"}, train, 10)
+    scores = mine.predict(train, output_margin=True)
+    np.testing.assert_allclose(fastce.softmax(scores), theirs.predict(train), rtol=1e-4, atol=1e-4)
+
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed, which the classifier needs")
+    model = xgboost.XGBClassifier(objective=module.sklearn_multiclass, n_estimators=10, max_depth=3, n_jobs=1)
+    model.fit(x, labels)
+    scores = model.predict(x, output_margin=True)
+    np.testing.assert_array_equal(model.predict(x), fastce.predict(scores))
+    np.testing.assert_allclose(model.predict_proba(x), fastce.softmax(scores), rtol=1e-5)
+    if int(xgboost.__version__.split(".")[0]) == 3:
+        np.testing.assert_array_equal(mine.predict(train), fastce.predict(mine.predict(train, output_margin=True)))
