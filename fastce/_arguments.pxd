@@ -14,7 +14,8 @@ from ._layout cimport (
 from ._request cimport CROSS_ENTROPY, EVALUATE, F32, F64, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request
 
 cdef enum:              # the arrays of a call
-    INPUT, TARGETS, INT64_LABELS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, OUT, RESULT, ARRAYS
+    INPUT, TARGETS, INT64_LABELS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, VECTORS, OUT, OUT_HESS, RESULT,
+    RESULT_HESS, ARRAYS
 
 cdef enum:              # reductions
     MEAN, SUM, NONE
@@ -26,6 +27,7 @@ cdef struct Arguments:
     PyObject *input_name            # "logits", "x" or "y"
     PyObject *targets_name          # "targets", "target_logits" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
+    bint with_hess                  # out is a pair
     bint integers                   # integer logits are not converted to float64
     Py_buffer view[ARRAYS]          # obj is NULL where there is no such array; view[INPUT] is the logits or y
     void *blocks[ARRAYS]            # offsets that the matrix of an array points to
@@ -179,6 +181,18 @@ cdef inline int set_upstream(Arguments *a, object value) except -1:
         dtype = take_converted(a, UPSTREAM, array, "upstream")
     return set_matrix(a, UPSTREAM, dtype, &a.request.upstream)
 
+
+cdef inline int set_vectors(Arguments *a, object value) except -1:
+    """What the Hessian is multiplied by: one number for each element."""
+    cdef int wanted = a.request.logits.dtype, dtype = take_real(a, VECTORS, value, "vectors")
+    cdef const Py_buffer *view = &a.view[VECTORS]
+    if not same_shape(view, &a.view[INPUT], -1):
+        raise checks(a).vectors_error(view.obj, a.view[INPUT].obj.shape)
+    if dtype != wanted:
+        array = checks(a).converted(view.obj, checks(a).F32 if wanted == F32 else checks(a).F64)
+        dtype = take_converted(a, VECTORS, array, "vectors")
+    return set_matrix(a, VECTORS, dtype, &a.request.vectors)
+
 # --- What follows from the arguments ---------------------------------------------------------------------------------
 
 
@@ -200,11 +214,11 @@ cdef inline int set_denominator(Arguments *a) except -1:
     return 0
 
 
-cdef inline bint out_overlaps(Arguments *a) noexcept:
+cdef inline bint out_overlaps(Arguments *a, int at) noexcept:
     """Whether `out` shares memory with an argument, except where each element is read before it is written."""
     cdef int k
     for k in range(OUT):
-        if <PyObject *>a.view[k].obj != NULL and overlap(&a.view[OUT], &a.view[k]):
-            if not ((k == INPUT or a.is_product) and same_memory(&a.view[OUT], &a.view[k])):
+        if <PyObject *>a.view[k].obj != NULL and overlap(&a.view[at], &a.view[k]):
+            if not ((k == INPUT or k == VECTORS or a.is_product) and same_memory(&a.view[at], &a.view[k])):
                 return True
     return False

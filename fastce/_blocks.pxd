@@ -113,21 +113,27 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
                                    scratch)
     return scratch
 
+cdef inline floating *place_of(const Matrix *a, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
+    """Where a block of row i of a result, from class j on, is computed: in its place, or in scratch."""
+    return <floating *>row_at(a, i) + j if a.class_stride == sizeof(floating) else scratch
+
+cdef inline void store_to(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
+                          const floating *src) noexcept nogil:
+    """a[i, j:j + n] = src, unless it is there already."""
+    cdef char *dst = row_at(a, i) + j*a.class_stride
+    cdef Py_ssize_t k
+    if <const char *>src != dst:
+        for k in range(n):
+            (<floating *>(dst + k*a.class_stride))[0] = src[k]
+
 cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
     """Where a block of row i of the gradient, from class j on, is computed: in its place, or in scratch."""
-    if job.request.grad.class_stride == sizeof(floating):
-        return <floating *>row_at(&job.request.grad, i) + j
-    return scratch
+    return place_of(&job.request.grad, i, j, scratch)
 
 cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                              const floating *src) noexcept nogil:
     """grad[i, j:j + n] = src, unless it is there already."""
-    cdef const Matrix *grad = &job.request.grad
-    cdef char *dst = row_at(grad, i) + j*grad.class_stride
-    cdef Py_ssize_t k
-    if <const char *>src != dst:
-        for k in range(n):
-            (<floating *>(dst + k*grad.class_stride))[0] = src[k]
+    store_to(&job.request.grad, i, j, n, src)
 
 # -- Tiles
 

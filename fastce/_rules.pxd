@@ -8,10 +8,10 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport INT64_MAX, INT64_MIN
 
 from ._arguments cimport (
-    INPUT, MEAN, NONE, OUT, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks, hold,
+    INPUT, MEAN, NONE, OUT, OUT_HESS, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks, hold,
     input_dtype, row_shape, set_upstream, take_real,
 )
-from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
+from ._layout cimport dtype_of, is_aligned, is_dense, overlap, same_shape
 from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
 
 
@@ -175,15 +175,13 @@ cdef inline int stats_rule(Arguments *a, object value) except -1:
     return 0
 
 
-cdef inline int out_rule(Arguments *a, object value) except -1:
-    cdef Py_buffer *view = &a.view[OUT]
+cdef inline int set_out(Arguments *a, int at, object value, str label) except -1:
+    cdef Py_buffer *view = &a.view[at]
     cdef int without = a.axes.class_axis if a.request.operation == LOGSUMEXP else -1
     cdef bint fits = False
-    if value is None:
-        return 0
     if type(value) is <object>a.ndarray:
         try:
-            hold(a, OUT, value, PyBUF_RECORDS)
+            hold(a, at, value, PyBUF_RECORDS)
             fits = (dtype_of(view) == input_dtype(a) and is_aligned(view) and is_dense(view)
                     and same_shape(view, &a.view[INPUT], without))
         except (BufferError, TypeError, ValueError):
@@ -191,8 +189,22 @@ cdef inline int out_rule(Arguments *a, object value) except -1:
     if not fits:
         name = <object>a.input_name
         checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a), a.view[INPUT].obj.dtype,
-                            name if without < 0 else f"{name} without its class axis")
-        hold(a, OUT, value, PyBUF_RECORDS)
+                            name if without < 0 else f"{name} without its class axis", label)
+        hold(a, at, value, PyBUF_RECORDS)
+    return 0
+
+
+cdef inline int out_rule(Arguments *a, object value) except -1:
+    if value is None:
+        return 0
+    if not a.with_hess:
+        return set_out(a, OUT, value, "out")
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"out is {type(value).__name__}, expected a tuple of two arrays: (grad, hess)")
+    set_out(a, OUT, value[0], "out[0]")
+    set_out(a, OUT_HESS, value[1], "out[1]")
+    if overlap(&a.view[OUT], &a.view[OUT_HESS]):
+        checks(a).check_apart(value)
     return 0
 
 
