@@ -88,6 +88,7 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "log_softmax, axis=0": (of("log_softmax", x0, axis=0, out=out0), "1.5"),
         "softmax": (of("softmax", x, out=out), "1"),
         "log_softmax": (of("log_softmax", x, out=out), "1"),
+        "softmax, two axes": (of("softmax", x[:, None], axis=(1, 2), out=out[:, None]), "1"),
         "weight": (of(both, x, labels, weight=weight, out=out), "1.3"),
         "label_smoothing": (of(both, x, labels, label_smoothing=0.1, out=out), "1.3"),
         "temperature": (of(both, x, labels, temperature=0.7, out=out), "1.1"),

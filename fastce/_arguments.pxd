@@ -11,7 +11,7 @@ from ._blocks cimport counted_labels, mean_weight
 from ._layout cimport (
     Axes, as_matrix, axes_of, dtype_of, is_aligned, is_c_contiguous, overlap, rows_of, same_memory, same_shape,
 )
-from ._request cimport CROSS_ENTROPY, EVALUATE, F32, F64, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request
+from ._request cimport CROSS_ENTROPY, EVALUATE, F32, F64, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request
 
 cdef enum:              # the arrays of a call
     INPUT, TARGETS, INT64_LABELS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, VECTORS, OUT, OUT_HESS, RESULT,
@@ -135,7 +135,7 @@ cdef inline int set_input(Arguments *a, object value, PyObject *axis) except -1:
     if view.ndim == 0:
         raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
     at = view.ndim - 1 if axis == NULL else checks(a).as_axis(<object>axis, view.ndim)
-    if view.shape[at] == 0:
+    if view.shape[at] == 0 and r.operation != LOGSUMEXP:       # the logarithm of an empty sum is -inf
         raise ValueError(f"{name} has shape {value.shape}: no classes on axis {at}")
     r.classes, r.rows, a.axes = view.shape[at], rows_of(view, at), axes_of(view, at)
     set_matrix(a, INPUT, dtype, &r.y if a.is_product else &r.logits)

@@ -142,6 +142,16 @@ def as_axis(axis: Any, ndim: int) -> int:
     return at % ndim
 
 
+def as_axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes that a tuple of ints, an int or None, which means all of them, stands for; counted from the first."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = tuple(as_axis(one, ndim) for one in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}, which names an axis more than once")
+    return axes
+
+
 def as_index(name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):  # an int to Python, but a slip here

@@ -13,9 +13,6 @@ from . import _checks
 from ._kernels import function
 from ._stats import Array
 
-BINS = 15
-ROWS_AT_A_TIME = 8192
-
 
 class EvaluatedRows(NamedTuple):
     """What each row is evaluated by. All arrays have the shape of the labels.
@@ -178,32 +175,8 @@ def _evaluated(
     return_rows: bool = False,
     num_threads: int | None = None,
 ) -> Any:
-    """The number of labels that are not ignored, the sum of the losses, and by row the loss, the rank of the label, the
-    predicted class (None without `return_rows`), the entropy and the confidence."""
-
-
-def _bins(confidence: Array, right: Array) -> Array:
-    """`Evaluation.bins` of some rows."""
-    at = np.ceil(confidence * BINS).astype(np.intp) - 1
-    counts = np.bincount(at + BINS * right, minlength=2 * BINS).reshape(2, BINS)
-    return np.stack([counts.sum(0), counts[1], np.bincount(at, confidence, BINS)])
-
-
-def _added(counted: int, loss: float, rank: Array, entropy: Array, confidence: Array, ks: list[int]) -> Evaluation:
-    """The evaluation of all rows. A few of them at a time need little memory."""
-    sums = {"loss": loss, "entropy": float(entropy.sum(dtype=np.float64))}
-    sums["confidence"] = float(confidence.sum(dtype=np.float64))
-    hits, bins = dict.fromkeys([*ks, 1], 0), np.zeros((3, BINS))
-    all_rank, all_p = rank.ravel("K"), confidence.ravel("K")
-    for at in range(0, rank.size, ROWS_AT_A_TIME):
-        place, p = all_rank[at : at + ROWS_AT_A_TIME], all_p[at : at + ROWS_AT_A_TIME].astype(np.float64)
-        if counted < rank.size or math.isnan(loss):
-            ranked = place >= 0
-            place, p = place[ranked], p[ranked]
-        for k in hits:
-            hits[k] += int(np.count_nonzero(place < k))
-        bins += _bins(p, place == 0)
-    return Evaluation(counted, sums, {k: hits[k] for k in ks}, hits[1], bins)
+    """The number of labels that are not ignored, the sums and bins of `Evaluation`, and by row the loss, the rank of
+    the label, the predicted class (None without `return_rows`), the entropy and the confidence."""
 
 
 def _as_top_k(top_k: Any) -> list[int]:
@@ -275,7 +248,7 @@ def evaluate(
     2.513158
     """
     ks = _as_top_k(top_k)
-    counted, loss, losses, rank, predicted, entropy, confidence = _evaluated(
+    counted, sums, bins, (losses, rank, predicted, entropy, confidence) = _evaluated(
         logits,
         labels,
         temperature=temperature,
@@ -284,7 +257,9 @@ def evaluate(
         return_rows=return_rows,
         num_threads=num_threads,
     )
-    evaluation = _added(counted, loss, rank, entropy, confidence, ks)
+    without = rank.size - int(bins[0].sum())  # ranks of -1
+    hits = {k: int(np.count_nonzero(rank < k)) - without for k in ks}
+    evaluation = Evaluation(counted, sums, hits, int(bins[1].sum()), bins)
     if not return_rows:
         return evaluation
     rows = (part[()] for part in (0 - losses, rank, predicted, entropy, confidence))  # scalars for logits of one row

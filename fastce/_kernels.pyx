@@ -12,7 +12,7 @@ from cpython.buffer cimport (
     PyBUF_RECORDS_RO, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.object cimport PyObject
-from libc.math cimport NAN
+from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
@@ -20,7 +20,7 @@ import functools
 
 import numpy
 
-from . import _checks
+from . import _axes, _checks
 from ._stats import SoftmaxStats
 
 from ._arguments cimport (
@@ -28,6 +28,7 @@ from ._arguments cimport (
     row_axes, row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream, set_vectors, take,
 )
 from ._blocks cimport counted_labels, labels_at
+from ._evaluation cimport BINS, Tally, tally
 from ._layout cimport dtype_of, is_c_contiguous
 from ._primitives cimport (
     CE_COMPILER, CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version,
@@ -39,7 +40,7 @@ from ._request cimport (
     defaults, matrix,
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
-from ._rules cimport AXIS, MAX_RULES, Rule, add_rules
+from ._rules cimport AXIS, KEEPDIMS, MAX_RULES, Rule, add_rules
 from ._run cimport execute
 
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
@@ -69,6 +70,7 @@ add_rules(rules, rule_names)
 cdef class Function:
     """What the frame knows of a public function."""
     cdef object face            # the Python function that has its signature and docstring
+    cdef object public          # what users call
     cdef tuple arguments        # the names of its positional arguments,
     cdef int count              # and how many there are
     cdef dict options           # the number of the rule of each of its options
@@ -76,6 +78,7 @@ cdef class Function:
     cdef int returns            # LOSS, ARRAY or both; or ARRAY and HESS
     cdef int reduction          # the default: MEAN, or NONE for a function that has no such option
     cdef bint is_product        # of an upstream gradient and a Jacobian: its arguments are upstream and y
+    cdef bint folds             # it takes several class axes
 
 
 @cython.final
@@ -175,6 +178,8 @@ cdef class Call:
         if self.function.returns & LOSS:
             if a.reduction == NONE:
                 self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
+                if r.classes == 0:
+                    self.losses.fill(-INFINITY)
             else:
                 r.total = &self.total
         if r.operation == EVALUATE:
@@ -189,6 +194,19 @@ cdef class Call:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
 
+    cdef tuple evaluation(self):
+        """The sums of an evaluation, its bins, and the arrays by row."""
+        cdef Tally t
+        cdef Py_buffer view
+        tally(&self.a.request, &t)
+        bins = empty((3, BINS))
+        PyObject_GetBuffer(bins, &view, PyBUF_WRITABLE)
+        memcpy(view.buf, t.bins, sizeof(t.bins))
+        PyBuffer_Release(&view)
+        sums = {"loss": self.total, "entropy": t.entropy, "confidence": t.confidence}
+        rows = self.losses, self.ranks, self.classes, self.entropies, self.confidences
+        return self.a.request.counted, sums, bins, rows
+
     cdef object results(self):
         cdef Arguments *a = &self.a
         cdef double loss = self.total
@@ -196,7 +214,7 @@ cdef class Call:
         if self.function.operation == ARGMAX:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
         if self.function.operation == EVALUATE:
-            return a.request.counted, loss, value, self.ranks, self.classes, self.entropies, self.confidences
+            return self.evaluation()
         if self.out is not None and self.out is not result:
             result = self.out
             result[...] = value if self.grad is None else self.grad
@@ -222,6 +240,13 @@ cdef tuple present(object first, object second, object third):
     return tuple([value for value in (first, second, third) if value is not MISSING])
 
 
+cdef inline bint is_folded(PyObject **given):
+    """Whether the class axes are not one int, or are kept."""
+    if given[KEEPDIMS] != NULL and <object>given[KEEPDIMS]:
+        return True
+    return given[AXIS] != NULL and (<object>given[AXIS] is None or isinstance(<object>given[AXIS], tuple))
+
+
 cdef object run_call(Function function, object first, object second, object third, dict options):
     cdef Call call
     cdef PyObject *given[MAX_RULES]
@@ -235,6 +260,9 @@ cdef object run_call(Function function, object first, object second, object thir
         if number is None:
             function.face(*present(first, second, third), **options)    # raises what Python raises for an unknown option
         given[<int>number] = <PyObject *>value
+    if function.folds and is_folded(given):
+        return _axes.call_folded(function.public, function.arguments[function.is_product],
+                                 function.operation == LOGSUMEXP, present(first, second, third), **options)
     call = Call.__new__(Call)
     call.function = function
     call.take_arguments(first, second, third, given)
@@ -244,7 +272,7 @@ cdef object run_call(Function function, object first, object second, object thir
     if call.a.request.rows*call.a.request.classes > BRIEF:
         with nogil:
             status = run(&call.a.request)
-    elif call.a.request.rows > 0:
+    elif call.a.request.rows > 0 and call.a.request.classes > 0:
         status = run(&call.a.request)
     if status != 0:
         raise MemoryError(f"no memory to work on {call.a.request.rows} rows of {call.a.request.classes} classes")
@@ -273,6 +301,7 @@ def function(str operation, *returns):
         f.count = len(f.arguments)
         f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns) | HESS*("hess" in returns)
         f.is_product = f.operation == SOFTMAX_GRAD or f.operation == LOG_SOFTMAX_GRAD
+        f.folds = f.is_product or f.operation in (SOFTMAX, LOG_SOFTMAX, LOGSUMEXP)
         f.options = {}
         for name in face.__kwdefaults__:
             if name not in rule_names:
@@ -286,7 +315,8 @@ def function(str operation, *returns):
         def call_with_three(first=MISSING, second=MISSING, third=MISSING, /, **options):
             return run_call(f, first, second, third, options)
 
-        return functools.update_wrapper(call_with_three if f.count == 3 else call, face)
+        f.public = functools.update_wrapper(call_with_three if f.count == 3 else call, face)
+        return f.public
     return bind
 
 

@@ -58,6 +58,10 @@ cdef inline int axis_rule(Arguments *a, object value) except -1:
     return 0            # `set_input` reads it: the rules of other options need the shape of a row
 
 
+cdef inline int keepdims_rule(Arguments *a, object value) except -1:
+    return 0            # `run_call` reads it
+
+
 cdef inline int activation_rule(Arguments *a, object value) except -1:
     if not isinstance(value, str) or value not in ("sigmoid", "softmax"):
         raise ValueError(f"activation is {value!r}, expected 'sigmoid' or 'softmax'")
@@ -219,7 +223,7 @@ cdef inline int return_rows_rule(Arguments *a, object value) except -1:
 ctypedef int (*Rule)(Arguments *a, object value) except -1
 
 cdef enum:
-    AXIS = 0, MAX_RULES = 32
+    AXIS = 0, KEEPDIMS = 1, MAX_RULES = 32
 
 
 cdef inline int add_rule(Rule *rules, list names, str name, Rule rule) except -1:
@@ -229,8 +233,10 @@ cdef inline int add_rule(Rule *rules, list names, str name, Rule rule) except -1
 
 
 cdef inline int add_rules(Rule *rules, list names) except -1:
-    """The rules and the names of their options, in the order in which they run. The first is AXIS."""
+    """The rules and the names of their options, in the order in which they run. The first are AXIS and
+    KEEPDIMS."""
     add_rule(rules, names, "axis", axis_rule)
+    add_rule(rules, names, "keepdims", keepdims_rule)
     add_rule(rules, names, "activation", activation_rule)
     add_rule(rules, names, "targets", targets_rule)
     add_rule(rules, names, "reduction", reduction_rule)

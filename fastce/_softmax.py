@@ -11,6 +11,7 @@ from . import _checks
 from ._kernels import function, set_ones
 from ._stats import Array
 
+Axis = int | tuple[int, ...] | None
 ONE = np.ones((), np.float32)
 
 
@@ -19,7 +20,7 @@ def softmax(
     x: Any,
     *,
     temperature: float = 1.0,
-    axis: int = -1,
+    axis: Axis = -1,
     subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
@@ -33,8 +34,9 @@ def softmax(
         integers and bools as float64. -inf gives 0. A row that contains NaN or +inf, or only -inf, gives NaN.
     temperature : float, default 1.0
         What the logits are divided by, in [1e-30, 1e30]: the probabilities are those of ``x/temperature``.
-    axis : int, default -1
-        The axis of the classes.
+    axis : int, tuple of ints or None, default -1
+        The axis of the classes. The elements of several axes together, or of the whole array for None, are the classes
+        of one row. The default of SciPy is None.
     subnormals : {"keep", "flush"}, default "keep"
         "flush" makes probabilities smaller than 2**-100 (float64: 2**-900) 0; see `cross_entropy_with_grad`.
     out : ndarray, optional
@@ -51,10 +53,11 @@ def softmax(
     Raises
     ------
     TypeError
-        `x` is None or a masked array, or its dtype is not accepted; `axis` is not an int; `out` is not an ndarray.
+        `x` is None or a masked array, or its dtype is not accepted; `axis` is none of what is named above; `out` is not
+        an ndarray.
     ValueError
-        `x` is a scalar or has no classes; `axis` is out of range; `out` or `num_threads` does not fit. Nothing has
-        been written then.
+        `x` has no classes, or it is a scalar and `axis` an int; `axis` is out of range or names an axis twice; `out` or
+        `num_threads` does not fit. Nothing has been written then.
 
     See Also
     --------
@@ -71,6 +74,9 @@ def softmax(
     >>> import numpy as np, fastce
     >>> fastce.softmax(np.log([1.0, 3.0])).round(6)
     array([0.25, 0.75])
+    >>> fastce.softmax(np.log([[1.0, 2.0], [3.0, 4.0]]), axis=None).round(6)  # as scipy.special.softmax without `axis`
+    array([[0.1, 0.2],
+           [0.3, 0.4]])
     >>> fastce.softmax(np.log([1.0, 9.0]), temperature=2.0).round(6)  # the square roots, divided by their sum
     array([0.25, 0.75])
     """
@@ -78,7 +84,7 @@ def softmax(
 
 @function("log_softmax", "array")
 def log_softmax(
-    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any, *, temperature: float = 1.0, axis: Axis = -1, out: Array | None = None, num_threads: int | None = None
 ) -> Any:
     """Log-probabilities ``x - logsumexp(x)``, which are not rounded to 0 where a row is confident.
 
@@ -88,8 +94,8 @@ def log_softmax(
         Logits, as in `softmax`; but -inf gives -inf.
     temperature : float, default 1.0
         As in `softmax`.
-    axis : int, default -1
-        The axis of the classes.
+    axis : int, tuple of ints or None, default -1
+        The axis of the classes, as in `softmax`.
     out : ndarray, optional
         As in `softmax`.
     num_threads : int, optional
@@ -125,28 +131,37 @@ def log_softmax(
 
 @function("logsumexp", "loss")
 def logsumexp(
-    x: Any, *, temperature: float = 1.0, axis: int = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any,
+    *,
+    temperature: float = 1.0,
+    axis: Axis = -1,
+    keepdims: bool = False,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """``log(sum(exp(x)))``.
 
     Parameters
     ----------
     x : array_like
-        Logits, as in `softmax`; but a row of only -inf gives -inf, and +inf without NaN gives +inf.
+        Logits, as in `softmax`; but a row of only -inf, or without classes, gives -inf, and +inf without NaN
+        gives +inf.
     temperature : float, default 1.0
         As in `softmax`: ``log(sum(exp(x/temperature)))``.
-    axis : int, default -1
-        The axis of the classes.
+    axis : int, tuple of ints or None, default -1
+        The axis of the classes, as in `softmax`.
+    keepdims : bool, default False
+        The axes of the classes stay, with length 1, so that the result can be subtracted from `x`.
     out : ndarray, optional
-        Buffer of the shape of `x` without `axis` and the dtype of the result; otherwise as in `softmax`.
+        Buffer of the shape and dtype of the result; otherwise as in `softmax`.
     num_threads : int, optional
         As in `cross_entropy`.
 
     Returns
     -------
     lse : scalar or ndarray
-        In nats. Of the shape of `x` without `axis`, a scalar if no dimension is left; in the dtype of `x` (float64 for
-        integers and bools). `out` if it is given.
+        In nats. Of the shape of `x` without `axis`, or with length 1 there; a scalar if no dimension is left; in the
+        dtype of `x` (float64 for integers and bools). `out` if it is given.
 
     Raises
     ------
@@ -163,6 +178,9 @@ def logsumexp(
     >>> import numpy as np, fastce
     >>> round(float(fastce.logsumexp(np.array([1e6, 1e6]))), 6)  # 1e6 + log(2)
     1000000.693147
+    >>> x = np.log([[1.0, 2.0], [3.0, 4.0]])
+    >>> fastce.logsumexp(x, axis=(0, 1), keepdims=True).round(6)  # log(10)
+    array([[2.302585]])
     """
 
 
@@ -172,7 +190,7 @@ def softmax_grad(
     y: Any,
     *,
     temperature: float = 1.0,
-    axis: int = -1,
+    axis: Axis = -1,
     subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
@@ -187,8 +205,8 @@ def softmax_grad(
         What `softmax` returned; dtypes as in `softmax`. Whether these are probabilities is not checked.
     temperature : float, default 1.0
         That of the `softmax` that returned `y`; the result is divided by it.
-    axis : int, default -1
-        The axis of the classes.
+    axis : int, tuple of ints or None, default -1
+        The axis of the classes, as in `softmax`.
     subnormals : {"keep", "flush"}, default "keep"
         As in `cross_entropy_with_grad`.
     out : ndarray, optional
@@ -225,7 +243,7 @@ def log_softmax_grad(
     y: Any,
     *,
     temperature: float = 1.0,
-    axis: int = -1,
+    axis: Axis = -1,
     subnormals: str = "keep",
     out: Array | None = None,
     num_threads: int | None = None,
@@ -240,8 +258,8 @@ def log_softmax_grad(
         What `log_softmax` returned, as in `softmax_grad`.
     temperature : float, default 1.0
         That of the `log_softmax` that returned `y`; the result is divided by it.
-    axis : int, default -1
-        The axis of the classes.
+    axis : int, tuple of ints or None, default -1
+        The axis of the classes, as in `softmax`.
     subnormals : {"keep", "flush"}, default "keep"
         As in `cross_entropy_with_grad`.
     out : ndarray, optional

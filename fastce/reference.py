@@ -196,12 +196,17 @@ def _plain(x, t, reduction, upstream, out, with_grad):
     return g.dtype.type(total / denominator), g, None
 
 
-def _classes_last(logits, out, axis):
-    """Logits and gradient with the classes on the last axis, and the gradient in the shape of the logits."""
-    x = np.asarray(logits)
+def _arrays(x, out):
+    """`x` as floating-point numbers, and `out` or a new array of its shape."""
+    x = np.asarray(x)
     if x.dtype.kind != "f":
         x = x.astype(np.float64)
-    grad = np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
+    return x, np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
+
+
+def _classes_last(logits, out, axis):
+    """Logits and gradient with the classes on the last axis, and the gradient in the shape of the logits."""
+    x, grad = _arrays(logits, out)
     return (x, grad, grad) if axis == -1 else (np.moveaxis(x, axis, -1), np.moveaxis(grad, axis, -1), grad)
 
 
@@ -367,13 +372,13 @@ def softmax(x, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     >>> softmax(np.log([1.0, 3.0]))
     array([0.25, 0.75])
     """
-    x, y, result = _classes_last(x, out, axis)
+    x, y = _arrays(x, out)
     with np.errstate(all="ignore"):
-        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
+        _shifted(x, np.maximum.reduce(x, axis=axis, keepdims=True), temperature, y)
         np.exp(y, out=y)
-        y /= np.add.reduce(y, axis=-1, keepdims=True)
+        y /= np.add.reduce(y, axis=axis, keepdims=True)
         _flush(y, subnormals)
-    return result
+    return y
 
 
 def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
@@ -384,14 +389,14 @@ def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
     >>> np.exp(log_softmax(np.log([1.0, 3.0])))
     array([0.25, 0.75])
     """
-    x, y, result = _classes_last(x, out, axis)
+    x, y = _arrays(x, out)
     with np.errstate(all="ignore"):
-        _shifted(x, np.maximum.reduce(x, axis=-1, keepdims=True), temperature, y)
-        y -= np.log(np.add.reduce(np.exp(y), axis=-1, keepdims=True))
-    return result
+        _shifted(x, np.maximum.reduce(x, axis=axis, keepdims=True), temperature, y)
+        y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
+    return y
 
 
-def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
+def logsumexp(x, *, temperature=1.0, axis=-1, keepdims=False, out=None):
     """``log(sum(exp(x)))`` of ``x / temperature``; see `fastce.logsumexp`.
 
     Examples
@@ -399,13 +404,18 @@ def logsumexp(x, *, temperature=1.0, axis=-1, out=None):
     >>> float(logsumexp(np.zeros(4)))  # log(4)
     1.3862943611198906
     """
-    x, e, _ = _classes_last(x, None, axis)
+    x, e = _arrays(x, None)
     with np.errstate(all="ignore"):
-        m = np.maximum.reduce(x, axis=-1, keepdims=True)
-        m[~np.isfinite(m)] = 0  # then the sum is 0, inf or NaN
+        m = np.maximum.reduce(x, axis=axis, keepdims=True, initial=-np.inf)
+        m = np.where(np.isfinite(m), m, e.dtype.type(0))  # then the sum is 0, inf or NaN
         _shifted(x, m, temperature, e)
         np.exp(e, out=e)
-        return np.add(m[..., 0] / e.dtype.type(temperature), np.log(np.add.reduce(e, axis=-1)), out=out)
+        lse = m / e.dtype.type(temperature) + np.log(np.add.reduce(e, axis=axis, keepdims=True))
+    lse = (lse if keepdims else np.squeeze(lse, axis))[()]
+    if out is None:
+        return lse
+    out[...] = lse
+    return out
 
 
 def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
@@ -416,13 +426,13 @@ def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", ou
     >>> softmax_grad(np.array([1.0, 0.0]), np.array([0.25, 0.75]))
     array([ 0.1875, -0.1875])
     """
-    y, g, grad = _classes_last(y, out, axis)
-    u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
+    y, g = _arrays(y, out)
+    u = np.asarray(upstream, g.dtype)
     with np.errstate(all="ignore"):
-        np.multiply(y, u - np.einsum("...j,...j->...", u, y)[..., None], out=g)
+        np.multiply(y, u - np.add.reduce(u * y, axis=axis, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
         _flush(g, subnormals)
-    return grad
+    return g
 
 
 def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
@@ -433,13 +443,13 @@ def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep"
     >>> log_softmax_grad(np.array([1.0, 0.0]), np.log([0.25, 0.75]))
     array([ 0.75, -0.75])
     """
-    y, g, grad = _classes_last(y, out, axis)
-    u = np.moveaxis(np.asarray(upstream, g.dtype), axis, -1)
+    y, g = _arrays(y, out)
+    u = np.asarray(upstream, g.dtype)
     with np.errstate(all="ignore"):
-        np.subtract(u, np.exp(y) * np.add.reduce(u, axis=-1, keepdims=True), out=g)
+        np.subtract(u, np.exp(y) * np.add.reduce(u, axis=axis, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
         _flush(g, subnormals)
-    return grad
+    return g
 
 
 def one_hot(labels, num_classes, *, dtype=np.float32, axis=-1):

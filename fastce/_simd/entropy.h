@@ -44,33 +44,44 @@ CE_INLINE void FN(row_entropy)(const T *x, T *e, Py_ssize_t n, T shift_, const F
         sum[0] = sum[1] = zero;                   \
         gaps[0] = gaps[1] = zero;                 \
     } while (0)
+#define ADD_TWO(i)                                                          \
+    do {                                                                    \
+        const VEC d[2] = {FN(cooled)(LOAD(x + (i)) - shift, inverse),       \
+                          FN(cooled)(LOAD(x + (i) + LANES) - shift, inverse)}; \
+        VEC v[2];                                                           \
+        FN(two_exps)(d, v);                                                 \
+        if (e) {                                                            \
+            STORE(e + (i), v[0]);                                           \
+            STORE(e + (i) + LANES, v[1]);                                   \
+        }                                                                   \
+        ADD(0, d[0], v[0]);                                                 \
+        ADD(1, d[1], v[1]);                                                 \
+    } while (0)
+#define ADD_UPTO(k, m, load)                                                \
+    do {                                                                    \
+        const VEC d = FN(cooled)((load) - shift, inverse), v = FN(exp)(d);  \
+        if (e)                                                              \
+            FN(store_upto)(e + i, v, m);                                    \
+        ADD(k, d, v);                                                       \
+        i += (m);                                                           \
+    } while (0)
     for (; i + 8 * LANES <= n; i += 8 * LANES) {
         for (int k = 0; k < 8 * LANES; k += CE_CACHE_LINE / sizeof(T))
             CE_PREFETCH(next + i + k);
-        for (int k = 0; k < 8 * LANES; k += 2 * LANES) {
-            const VEC d[2] = {FN(cooled)(LOAD(x + i + k) - shift, inverse),
-                              FN(cooled)(LOAD(x + i + k + LANES) - shift, inverse)};
-            VEC v[2];
-            FN(two_exps)(d, v);
-            if (e) {
-                STORE(e + i + k, v[0]);
-                STORE(e + i + k + LANES, v[1]);
-            }
-            ADD(0, d[0], v[0]);
-            ADD(1, d[1], v[1]);
-        }
+        for (int k = 0; k < 8 * LANES; k += 2 * LANES)
+            ADD_TWO(i + k);
         FLUSH(); /* each has at most four terms */
     }
-    for (; i < n; i += LANES) {
-        const Py_ssize_t m = n - i;
-        const VEC part = m >= LANES ? LOAD(x + i) : LOAD_PART(x + i, m, (T)-INFINITY);
-        const VEC d = FN(cooled)(part - shift, inverse), v = FN(exp)(d);
-        if (e)
-            FN(store_upto)(e + i, v, m);
-        ADD(0, d, v);
-        FLUSH();
-    }
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        ADD_TWO(i);
+    if (i + LANES <= n)
+        ADD_UPTO(0, LANES, LOAD(x + i));
+    if (i < n)
+        ADD_UPTO(1, n - i, LOAD_PART(x + i, n - i, (T)-INFINITY));
+    FLUSH();
 #undef ADD
+#undef ADD_TWO
+#undef ADD_UPTO
 #undef FLUSH
     *tail = ACC_SUM(acc) * EXP_UNSCALE + (COUNTED(ones) - excluded);
     *gap_dot = -ACC_SUM(gap_acc) * EXP_UNSCALE;

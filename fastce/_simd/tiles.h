@@ -18,14 +18,16 @@ CE_INLINE VEC FN(tile_shift)(const T *row_max)
     return SELECT_EQ(LOAD(row_max), SET1((T)-INFINITY), SET1(0), LOAD(row_max));
 }
 
-CE_INLINE void FN(widen_vec)(double *dst, VEC v)
+/* dst[k] = v[k] - w[k], in float64. */
+CE_INLINE void FN(widen_difference)(double *dst, VEC v, VEC w)
 {
 #if CE_F32
     ACC acc = ACC_ZERO;
     ACC_ADD(acc, v);
+    ACC_ADD(acc, SET1(0) - w);
     ACC_STORE(dst, acc);
 #else
-    STORE(dst, v);
+    STORE(dst, v - w);
 #endif
 }
 
@@ -42,7 +44,7 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         VEC x_at = shift, e_at = SET1(EXP_ONE), jv = zero;
         ACC acc = ACC_ZERO;
         double part[LANES];
-        T count[LANES], subtracted[LANES];
+        T count[LANES];
         Py_ssize_t j = 0;
         while (j < classes) {
             VEC even = zero, odd = zero; /* at most four terms each before they are added to acc */
@@ -80,13 +82,10 @@ CE_INLINE void FN(tile_exp_sum_)(const T *x, T *e, Py_ssize_t classes, Py_ssize_
         for (int k = 0; k < LANES; k++)
             sum[r + k] = part[k] * EXP_UNSCALE + count[k];
         if (labelled) {
-            FN(widen_vec)(d_label + r, x_at);
-            FN(widen_vec)(e_label + r, e_at);
-            STORE(subtracted, shift);
-            for (int k = 0; k < LANES; k++) {
-                d_label[r + k] -= subtracted[k];
+            FN(widen_difference)(d_label + r, x_at, shift);
+            FN(widen_difference)(e_label + r, e_at, zero);
+            for (int k = 0; k < LANES; k++)
                 e_label[r + k] *= EXP_UNSCALE;
-            }
         }
     }
 }
@@ -221,7 +220,7 @@ CE_INLINE VEC FN(tile_base)(const T *base, const int base_kind, Py_ssize_t j, Py
 CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssize_t width, const int form,
                               const T *row_max, const FN(inverse) * inverse, const T *a_, const T *b_, const T *base,
                               const int base_kind, const T *label_, const T *label_grad_, const T *maximum_,
-                              const T *max_grad_, const int flush, double below_)
+                              const T *max_grad_, const int flush, double below_, int any_large)
 {
     const int labelled = base_kind != CE_BY_ELEMENT, cancels = base_kind != CE_ONES;
     const VEC zero = SET1(0), below = SET1((T)below_);
@@ -230,7 +229,9 @@ CE_INLINE void FN(tile_grad_)(const T *src, T *grad, Py_ssize_t classes, Py_ssiz
         const VEC label = labelled ? LOAD(label_ + r) : zero, label_grad = labelled ? LOAD(label_grad_ + r) : zero;
         const VEC maximum = cancels ? LOAD(maximum_ + r) : zero, max_grad = cancels ? LOAD(max_grad_ + r) : zero;
         const VEC least = flush == FN(flush_exponentials) ? FN(least)(LOAD(a_ + r), below_) : zero;
-        VEC a = LOAD(a_ + r), unscale = form == CE_DIFFERENCE ? a : FN(unscale)(&a), jv = zero;
+        VEC a = LOAD(a_ + r), unscale = SET1(EXP_UNSCALE), jv = zero;
+        if (any_large)
+            unscale = FN(unscale)(&a);
         for (Py_ssize_t j = 0; j < classes; j++) {
             const Py_ssize_t at = j * width + r;
             const VEC s = LOAD(src + at), minus = b * FN(tile_base)(base, base_kind, j, at);
@@ -265,7 +266,12 @@ static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ss
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
     const VEC zero = SET1(0), infinity = SET1((T)INFINITY);
-    VEC largest_b = zero, minus_smallest_b = zero - infinity;
+    VEC largest_a = zero, largest_b = zero, minus_smallest_b = zero - infinity;
+    for (Py_ssize_t r = 0; r < width; r += LANES) {
+        const VEC a_r = LOAD((const T *)a + r);
+        largest_a = MAX(MAX(a_r, zero - a_r), largest_a);
+    }
+    const int any_large = form != CE_DIFFERENCE && LARGEST(largest_a) > 1; /* see FN(unscale) */
     int flush = below > 0 ? FN(flush_gradients) : FN(keep_all);
     if (below > 0 && base_kind == CE_ONES) {
         for (Py_ssize_t r = 0; r < width; r += LANES) {
@@ -278,7 +284,7 @@ static void FN(tile_grad)(const void *src, void *grad, Py_ssize_t classes, Py_ss
     }
 #define GRAD(form, kind, inverse, flush)                                                                        \
     FN(tile_grad_)(src, grad, classes, width, form, row_max, inverse, a, b, base, kind, label, label_grad, maximum, \
-                   max_grad, flush, below)
+                   max_grad, flush, below, any_large)
 #define GRAD_BY_FLUSH(form, kind, inverse)                                                               \
     (flush == FN(flush_exponentials) && kind == CE_ONES ? GRAD(form, CE_ONES, inverse, FN(flush_exponentials)) \
      : flush == FN(keep_all)                            ? GRAD(form, kind, inverse, FN(keep_all))              \

@@ -157,13 +157,12 @@ CE_INLINE VEC FN(log1p_scaled)(VEC s, VEC z)
     return SET1(2) * FMA(s * z, q, s);
 }
 
-/* Stored exponentials are multiplied by EXP_UNSCALE, which may leave subnormal numbers, and by a. Where a is large, it
- * is multiplied by EXP_UNSCALE instead, so that nothing is rounded before it is a result. Returns what the exponentials
- * are multiplied by. */
+/* Stored exponentials are multiplied by EXP_UNSCALE, which may round them to subnormal numbers, and by a. Where a is
+ * more than 1, which would multiply the rounding error, it is multiplied by EXP_UNSCALE instead. Returns what the
+ * exponentials are multiplied by. */
 CE_INLINE VEC FN(unscale)(VEC *a)
 {
-    const VEC one = SET1(1), factor = SET1(EXP_UNSCALE), size = MAX(*a, SET1(0) - *a);
-    const VEC large = MAX(size, SET1((T)0x1p-60));
+    const VEC one = SET1(1), factor = SET1(EXP_UNSCALE), size = MAX(*a, SET1(0) - *a), large = MAX(size, one);
     *a = *a * SELECT_EQ(large, size, factor, one);
     return SELECT_EQ(large, size, one, factor);
 }

@@ -141,8 +141,14 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("a float", {"axis": 1.0}, TypeError, r"^axis .*(1\.0|float)"),
             ("the default as a float", {"axis": -1.0}, TypeError, r"^axis .*(-1\.0|float)"),
             ("an array", {"axis": np.array([0, 1])}, TypeError, "^axis "),
-            ("None", {"axis": None}, TypeError, "^axis .*None"),
             ("a bool", {"axis": True}, TypeError, "^axis .*True"),
+            ("a list", {"axis": [1]}, TypeError, r"^axis .*(\[1\]|list)"),
+        ],
+    ),
+    "several axes": (  # calls/test_scipy_habits.py has those of the other functions
+        KINDS - {"map", "rows", "product"},
+        [
+            ("None", {"axis": None}, TypeError, "^axis .*None"),
             ("a tuple", {"axis": (1,)}, TypeError, r"^axis .*(\(1,\)|tuple)"),
         ],
     ),
@@ -157,9 +163,10 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
 
 
 def test_every_option_has_wrong_values() -> None:
-    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats and
-    return_rows have none."""
-    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out", "return_stats", "return_rows"}
+    """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats, return_rows and
+    keepdims have none."""
+    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out"}
+    elsewhere |= {"return_stats", "return_rows", "keepdims"}
     options = {name for function in FUNCTIONS.values() for name in function.options}
     assert sorted(options - elsewhere - WRONG.keys()) == []
 

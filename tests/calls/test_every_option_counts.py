@@ -27,6 +27,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "axis": {"axis": 0},
     "dtype": {"dtype": np.int8},
     "ignore_index": {"ignore_index": 2},
+    "keepdims": {"keepdims": True},
     "label_smoothing": {"label_smoothing": 0.3},
     "normalizer": {"normalizer": 7.0},
     "out": {"out": None},  # made for each call
@@ -61,11 +62,11 @@ OPTIONS = [
 @pytest.mark.parametrize("name", sorted({row.name for family in FAMILIES for row in family.functions}))
 def test_the_families_have_each_option(name: str) -> None:
     """So the tests that compare with exact values are given it. That num_threads and stats change nothing, and what
-    return_stats and subnormals do, is tested apart."""
+    return_stats, keepdims and subnormals do, is tested apart."""
     rows = [(family, row) for family in FAMILIES for row in family.functions if row.name == name]
     in_families = {option for family, row in rows for option in row.options | set(family.fixed)}
     options = {option for function, option in OPTIONS if function.__name__ == name}
-    assert in_families == options - {"num_threads", "stats", "return_stats", "subnormals"}
+    assert in_families == options - {"num_threads", "stats", "return_stats", "keepdims", "subnormals"}
 
 
 def test_a_signature_with_an_option_that_has_no_rule_is_refused() -> None:

@@ -107,6 +107,10 @@ assert_type(fastce.log_softmax_grad(x64, x32), NDArray[np.float32])
 assert_type(fastce.logsumexp(x32), NDArray[np.float32] | Any)
 assert_type(fastce.logsumexp([0, 1]), NDArray[np.floating[Any]] | Any)
 assert_type(fastce.logsumexp(x32, axis=0, out=x32[0, :]), NDArray[np.float32])
+assert_type(fastce.logsumexp(x32, axis=None, keepdims=True), NDArray[np.float32])
+assert_type(fastce.logsumexp([0, 1], keepdims=True), NDArray[np.floating[Any]])
+assert_type(fastce.softmax(x32, axis=None), NDArray[np.float32])
+assert_type(fastce.log_softmax_grad(x64, x32, axis=(0, -1)), NDArray[np.float32])
 assert_type(fastce.predict(x64, axis=0, num_threads=2), NDArray[np.intp] | Any)
 assert_type(fastce.one_hot(labels, 3, dtype=np.float64), NDArray[Any])
 x64 - fastce.logsumexp(x64)[:, None]
@@ -142,7 +146,10 @@ fastce.kl_divergence(x32, x32, targets="logit")  # type: ignore[call-overload]
 fastce.binary_cross_entropy_with_grad(x32, x32, reduction="avg")  # type: ignore[call-overload]
 fastce.binary_cross_entropy_with_grad(x32, x32, activation="tanh")  # type: ignore[call-overload]
 fastce.softmax(x32, dim=0)  # type: ignore[call-overload]
-fastce.logsumexp(x32, keepdims=True)  # type: ignore[call-overload]
+fastce.softmax(x32, keepdims=True)  # type: ignore[call-overload]
+fastce.softmax(x32, axis=[0, 1])  # type: ignore[call-overload]
+fastce.predict(x32, axis=None)  # type: ignore[arg-type]
+fastce.entropy(x32, axis=None)  # type: ignore[call-overload]
 fastce.logsumexp(x32).median()  # type: ignore[union-attr]
 fastce.predict(x32).median()  # type: ignore[union-attr]
 fastce.show_config(mode="json")  # type: ignore[call-overload]

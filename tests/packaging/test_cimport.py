@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 from installed import is_installed
-from scripts import TIME_LIMIT
 
 import fastce
 
@@ -42,56 +40,35 @@ for suffix, T in (("f32", "float"), ("f64", "double")):
         f"row_grad_{suffix}": f"void ({T} const *, Py_ssize_t, int64_t, double, double, double, {T} *)",
     }
 
-# _request.pxd, the fields in their order.
-OPERATIONS = [
-    "CROSS_ENTROPY", "SOFTMAX", "LOG_SOFTMAX", "LOGSUMEXP", "SOFTMAX_GRAD", "LOG_SOFTMAX_GRAD", "SIGMOID_TWO_TERM",
-    "SOFTMAX_TWO_TERM", "ARGMAX",
-]  # fmt: skip
-DTYPES = ["NO_DTYPE", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F32", "F64"]
+REQUEST = re.sub(r"#.*", "", (PACKAGE / "_request.pxd").read_text(encoding="utf-8"))
+TYPES = {
+    "int": ctypes.c_int,
+    "bint": ctypes.c_int,
+    "size_t": ctypes.c_size_t,
+    "Py_ssize_t": ctypes.c_ssize_t,
+    "int64_t": ctypes.c_int64,
+    "double": ctypes.c_double,
+}
 
 
-class Matrix(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("row_stride", ctypes.c_ssize_t),
-        ("class_stride", ctypes.c_ssize_t),
-        ("blocks", ctypes.c_void_p),
-        ("rows_per_block", ctypes.c_ssize_t),
-        ("dtype", ctypes.c_int),
-    ]
+def names_of(first: str) -> list[str]:
+    """The names of the enum that begins with this one."""
+    (body,) = re.findall(rf"^cdef enum:\s+({first}\b.*?)\n\n", REQUEST, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\w+", body)
 
 
-class Request(ctypes.Structure):
-    _fields_ = [
-        ("size", ctypes.c_size_t),
-        ("operation", ctypes.c_int),
-        ("rows", ctypes.c_ssize_t),
-        ("classes", ctypes.c_ssize_t),
-        ("logits", Matrix),
-        ("labels", Matrix),
-        ("targets", Matrix),
-        ("y", Matrix),
-        ("upstream", Matrix),
-        ("ignore_index", ctypes.c_int64),
-        ("has_ignore_index", ctypes.c_int),
-        ("counted", ctypes.c_ssize_t),
-        ("weight", ctypes.c_void_p),
-        ("pos_weight", ctypes.c_void_p),
-        ("sample_weight", ctypes.c_void_p),
-        ("label_smoothing", ctypes.c_double),
-        ("z_loss", ctypes.c_double),
-        ("temperature", ctypes.c_double),
-        ("scale", ctypes.c_double),
-        ("flush_below", ctypes.c_double),
-        ("stats_given", ctypes.c_int),
-        ("num_threads", ctypes.c_int),
-        ("grad", Matrix),
-        ("total", ctypes.c_void_p),
-        ("losses", ctypes.c_void_p),
-        ("row_max", ctypes.c_void_p),
-        ("tail", ctypes.c_void_p),
-        ("first_max", ctypes.c_void_p),
-    ]
+def struct(name: str) -> type[ctypes.Structure]:
+    """A struct of _request.pxd, as others compile it."""
+    (body,) = re.findall(rf"^cdef struct {name}:\n(.*?)\n\n", REQUEST, flags=re.MULTILINE | re.DOTALL)
+    declared = re.findall(r"^    (?:const )?(\w+) (\**)(\w+) *$", body, flags=re.MULTILINE)
+    assert len(declared) == len([line for line in body.splitlines() if line.strip()])
+    fields = [(field, ctypes.c_void_p if pointer else TYPES[kind]) for kind, pointer, field in declared]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+OPERATIONS, DTYPES = names_of("CROSS_ENTROPY"), names_of("NO_DTYPE")
+TYPES["Matrix"] = Matrix = struct("Matrix")
+Request = struct("Request")
 
 
 def exported() -> dict[str, str]:
@@ -110,27 +87,6 @@ def test_the_pxd_declares_what_is_exported_and_nothing_else() -> None:
     declared = re.findall(r"^cdef \w+ (\w+)\(", text, flags=re.MULTILINE)
     assert sorted(declared) == sorted(SIGNATURES)
     assert text.count("noexcept nogil") == len(declared), "errors are returned, and the GIL is not needed"
-
-
-def test_requests_are_laid_out_as_others_compiled_them() -> None:
-    text = (PACKAGE / "_request.pxd").read_text(encoding="utf-8")
-    for struct in (Matrix, Request):
-        body = re.search(rf"^cdef struct {struct.__name__}:\n(.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL)
-        assert body is not None
-        declared = re.findall(r"^    (?:const )?(\w+) (\**)(\w+)", re.sub(r"#.*", "", body[1]), flags=re.MULTILINE)
-        kinds = {
-            "int": ctypes.c_int,
-            "bint": ctypes.c_int,
-            "size_t": ctypes.c_size_t,
-            "Py_ssize_t": ctypes.c_ssize_t,
-            "int64_t": ctypes.c_int64,
-            "double": ctypes.c_double,
-            "Matrix": Matrix,
-        }
-        found = [(name, ctypes.c_void_p if pointer else kinds[kind]) for kind, pointer, name in declared]
-        assert found == struct._fields_
-    names = re.findall(r"\b[A-Z][A-Z0-9_]{1,}\b", re.sub(r"#.*", "", text.split("cdef struct")[0]))
-    assert names == OPERATIONS + DTYPES
 
 
 @pytest.fixture(scope="module")
@@ -277,22 +233,18 @@ def matrix(a: np.ndarray | None) -> Matrix:
     return Matrix(a.ctypes.data, a.strides[0], a.strides[1] if a.ndim > 1 else 0, None, 0, CODES[a.dtype])
 
 
-def request_of(**fields: Any) -> Request:
-    """A request with these fields, arrays by their addresses; the others are what `defaults` sets."""
+def run(**fields: Any) -> int:
+    """Runs a request with these fields, arrays by their addresses; the others are what `defaults` sets."""
     logits = fields["logits"] if "logits" in fields else fields["y"]
     request = Request(ctypes.sizeof(Request), 0, *logits.shape)
     request.ignore_index, request.has_ignore_index, request.counted = -100, 1, -1
-    request.scale, request.temperature = 1, 1
+    request.scale = request.temperature = 1
     for name, value in fields.items():
         is_matrix = isinstance(getattr(request, name), Matrix)
         if is_matrix or value is None or isinstance(value, np.ndarray):
             value = matrix(value) if is_matrix else address(value)
         setattr(request, name, value)
-    return request
-
-
-def run(**fields: Any) -> int:
-    return int(function("run")(ctypes.byref(request_of(**fields))))
+    return int(function("run")(ctypes.byref(request)))
 
 
 @pytest.mark.parametrize("classes", [5, 50, 300, 5000])
@@ -448,21 +400,3 @@ def test_what_cannot_be_computed_is_refused_and_nothing_is_written() -> None:
         assert (untouched == 7).all()
     assert run(**good, rows=0) == 0 and total == 0
     assert (grad == 7).all() and (losses == 7).all()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="pthread_timedjoin_np is Linux's")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_batches_need_no_gil(threads: int) -> None:
-    """A thread that Python does not know runs a batch while this thread, which holds the GIL, waits for it."""
-
-    class Time(ctypes.Structure):
-        _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
-
-    x, total = np.zeros((70_000, 2)), np.zeros(1)
-    request = request_of(logits=x, labels=np.zeros(len(x), np.int64), total=total, num_threads=threads)
-    start = ctypes.cast(function("run"), ctypes.c_void_p)  # it takes a pointer, as a thread's function does
-    library, thread = ctypes.PyDLL(None), ctypes.c_ulong()  # PyDLL keeps the GIL
-    assert library.pthread_create(ctypes.byref(thread), None, start, ctypes.byref(request)) == 0
-    limit = Time(int(time.time()) + TIME_LIMIT, 0)
-    assert library.pthread_timedjoin_np(thread, None, ctypes.byref(limit)) == 0
-    np.testing.assert_allclose(total, len(x) * np.log(2))
