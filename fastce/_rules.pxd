@@ -130,7 +130,7 @@ cdef inline int z_loss_rule(Arguments *a, object value) except -1:
 
 
 cdef inline int temperature_rule(Arguments *a, object value) except -1:
-    a.request.temperature = number(a, "temperature", value, 1e-30, 1e30, "a number in [1e-30, 1e30]")
+    a.request.temperature = number(a, "temperature", value, 1e-15, 1e15, "a number in [1e-15, 1e15]")
     return 0
 
 

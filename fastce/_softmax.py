@@ -33,7 +33,7 @@ def softmax(
         Logits of one or more dimensions, with the classes on `axis`; float32 and float64 in their own precision,
         integers and bools as float64. -inf gives 0. A row that contains NaN or +inf, or only -inf, gives NaN.
     temperature : float, default 1.0
-        What the logits are divided by, in [1e-30, 1e30]: the probabilities are those of ``x/temperature``.
+        What the logits are divided by, in [1e-15, 1e15]: the probabilities are those of ``x/temperature``.
     axis : int, tuple of ints or None, default -1
         The axis of the classes. The elements of several axes together, or of the whole array for None, are the classes
         of one row. The default of SciPy is None.

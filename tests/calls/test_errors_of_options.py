@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
     "temperature": (
         ONE_TERM | {"map", "rows", "product", "entropy", "evaluate", "divergence"},
         [
-            ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-30, 1e30\]"),
+            ("zero", {"temperature": 0}, ValueError, r"^temperature is 0\.0, expected a number in \[1e-15, 1e15\]"),
             ("negative", {"temperature": -1.0}, ValueError, r"^temperature is -1\.0"),
             ("too small", {"temperature": 1e-31}, ValueError, "^temperature is 1e-31"),
             ("too large", {"temperature": 1e31}, ValueError, r"^temperature is 1e\+31"),
