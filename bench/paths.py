@@ -55,6 +55,7 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
     probabilities = fastce.softmax(x[::-1])
     y, log_y = fastce.softmax(x), fastce.log_softmax(x)
     upstream = rng.standard_normal((rows, classes)).astype(dtype)
+    hess, vectors = np.zeros_like(x), np.ascontiguousarray(upstream[::-1])
     hot = labels[:, None] == np.arange(classes)
     weight, pos_weight = rng.random(classes) + 0.5, rng.random(classes) + 0.5
     out, scores = np.zeros_like(x), np.zeros(rows, dtype)
@@ -63,6 +64,7 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
 
     # Classes on axis 0 of (classes, rows), in C order: in memory these are the logits in Fortran order.
     x0, y0, log_y0, upstream0, out0 = (np.ascontiguousarray(a.T) for a in (x, y, log_y, upstream, out))
+    hess0, vectors0 = np.ascontiguousarray(hess.T), np.ascontiguousarray(vectors.T)
 
     def forward_and_backward() -> Any:
         layer(x, labels)
@@ -111,6 +113,13 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "probability targets": (of(both, x, probabilities, out=out), "1.4"),
         "probability targets, label_smoothing": (of(both, x, probabilities, label_smoothing=0.1, out=out), "1.4"),
         "bool one-hot targets": (of(both, x, hot, out=out), "1.4"),
+        "gradient and Hessian diagonal": (of("cross_entropy_grad_hess", x, labels, out=(out, hess)), "1.6"),
+        "gradient and Hessian diagonal, Fortran order": (
+            of("cross_entropy_grad_hess", x0.T, labels, out=(out0.T, hess0.T)),
+            "2",
+        ),
+        "Hessian times vectors": (of("cross_entropy_hvp", x, labels, vectors, out=out), "2"),
+        "Hessian times vectors, Fortran order": (of("cross_entropy_hvp", x0.T, labels, vectors0.T, out=out0.T), "2"),
         "forward": (of("cross_entropy", x, labels), "1"),
         "logsumexp": (of("logsumexp", x, out=scores), "1"),
         "evaluate": (of("evaluate", x, labels), "0.8"),

@@ -4,6 +4,7 @@ from . import reference
 from ._config import __version__ as __version__
 from ._config import show_config
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from ._divergence import kl_divergence, kl_divergence_with_grad
 from ._entropy import entropy, entropy_with_grad
 from ._evaluation import EvaluatedRows, Evaluation, evaluate
@@ -20,6 +21,8 @@ __all__ = [
     "binary_cross_entropy_with_grad",
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_grad_hess",
+    "cross_entropy_hvp",
     "cross_entropy_with_grad",
     "entropy",
     "entropy_with_grad",

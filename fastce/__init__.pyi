@@ -13,9 +13,10 @@ from . import reference as reference
 # fmt: off
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
-    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
-    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
-    "logsumexp", "one_hot", "predict", "reference", "show_config", "softmax", "softmax_grad",
+    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
+    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "kl_divergence",
+    "kl_divergence_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
+    "show_config", "softmax", "softmax_grad",
 ]
 __version__: Final[str]
 
@@ -146,6 +147,21 @@ def cross_entropy_grad(logits: NDArray[_F], targets: ArrayLike, *, upstream: Arr
 @overload
 def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
                        stats: SoftmaxStats | None = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
+
+@overload
+def cross_entropy_grad_hess(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0,
+                            out: tuple[NDArray[_F], NDArray[_F]] | None = None,
+                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+@overload
+def cross_entropy_grad_hess(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0,
+                            out: tuple[NDArray[Any], NDArray[Any]] | None = None,
+                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+@overload
+def cross_entropy_hvp(logits: NDArray[_F], targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
+                      out: _Buffer[_F] = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...
+@overload
+def cross_entropy_hvp(logits: ArrayLike, targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
+                      out: _Buffer[Any] = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
     def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,

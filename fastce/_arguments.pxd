@@ -17,7 +17,8 @@ from ._request cimport (
 )
 
 cdef enum:              # the arrays of a call
-    INPUT, TARGETS, INT64_LABELS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, OUT, RESULT, ARRAYS
+    INPUT, TARGETS, INT64_LABELS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, VECTORS, OUT, OUT_HESS, RESULT,
+    RESULT_HESS, ARRAYS
 
 cdef enum:              # reductions
     MEAN, SUM, NONE
@@ -29,10 +30,13 @@ cdef struct Arguments:
     PyObject *input_name            # "logits", "x" or "y"
     PyObject *targets_name          # "targets", "target_logits" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
+    bint with_hess                  # out is a pair
+    bint with_curvature             # second derivatives are computed, which are not of float16 and bfloat16
     bint integers                   # integer logits are not converted to float64
     bint converted                  # view[INPUT] is the caller's array in float32, and so is the result at first
     PyObject *dtype                 # of the result in the shape of the logits, or y
     PyObject *out                   # as it was given, or NULL
+    PyObject *out_hess              # the second one
     Py_buffer view[ARRAYS]          # obj is NULL where there is no such array; view[INPUT] is the logits or y
     void *blocks[ARRAYS]            # offsets that the matrix of an array points to
     Axes axes
@@ -162,7 +166,7 @@ cdef inline object set_input(Arguments *a, object value, PyObject *axis):
         if dtype != F16:
             value = checks(a).as_logits(name, value, a.integers)
             dtype = take_converted(a, INPUT, value, name)
-        a.converted = is_half(dtype) and not takes_half(r.operation)
+        a.converted = is_half(dtype) and (a.with_curvature or not takes_half(r.operation))
         if a.converted:
             dtype = take_converted(a, INPUT, checks(a).converted(value, checks(a).F32), name)
     if view.ndim == 0:
@@ -214,6 +218,18 @@ cdef inline int set_upstream(Arguments *a, object value) except -1:
         dtype = take_converted(a, UPSTREAM, array, "upstream")
     return set_matrix(a, UPSTREAM, dtype, &a.request.upstream)
 
+
+cdef inline int set_vectors(Arguments *a, object value) except -1:
+    """What the Hessian is multiplied by: one number for each element."""
+    cdef int wanted = a.request.logits.dtype, dtype = take_real(a, VECTORS, value, "vectors")
+    cdef const Py_buffer *view = &a.view[VECTORS]
+    if not same_shape(view, &a.view[INPUT], -1):
+        raise checks(a).vectors_error(view.obj, a.view[INPUT].obj.shape)
+    if dtype != wanted:
+        array = checks(a).converted(view.obj, checks(a).F32 if wanted == F32 else checks(a).F64)
+        dtype = take_converted(a, VECTORS, array, "vectors")
+    return set_matrix(a, VECTORS, dtype, &a.request.vectors)
+
 # --- What follows from the arguments ---------------------------------------------------------------------------------
 
 
@@ -235,11 +251,11 @@ cdef inline int set_denominator(Arguments *a) except -1:
     return 0
 
 
-cdef inline bint out_overlaps(Arguments *a) noexcept:
+cdef inline bint out_overlaps(Arguments *a, int at) noexcept:
     """Whether `out` shares memory with an argument, except where each element is read before it is written."""
     cdef int k
     for k in range(OUT):
-        if <PyObject *>a.view[k].obj != NULL and overlap(&a.view[OUT], &a.view[k]):
-            if not ((k == INPUT or a.is_product) and same_memory(&a.view[OUT], &a.view[k])):
+        if <PyObject *>a.view[k].obj != NULL and overlap(&a.view[at], &a.view[k]):
+            if not ((k == INPUT or k == VECTORS or a.is_product) and same_memory(&a.view[at], &a.view[k])):
                 return True
     return False

@@ -296,6 +296,10 @@ def upstream_error(upstream: Array, expected: tuple[int, ...], of_product: bool)
     return ValueError(f"upstream has shape {upstream.shape}, expected a scalar or {expected}")
 
 
+def vectors_error(vectors: Array, expected: tuple[int, ...]) -> ValueError:
+    return ValueError(f"vectors has shape {vectors.shape}, expected {expected} to match logits")
+
+
 def weight_shape_error(name: str, weight: Array, expected: tuple[int, ...], by_row: bool) -> ValueError:
     meaning = "one for each row" if by_row else "one for each class"
     return ValueError(f"{name} has shape {weight.shape}, expected {expected}: {meaning}")
@@ -316,22 +320,28 @@ def stats_error(
     return ValueError(f"{name} has dtype {array.dtype}, expected {dtype} to match logits")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> None:
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> None:
     """`out` can take a result of that shape and dtype, which are those of `what`."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out is {type(out).__name__}, expected numpy.ndarray")
+        raise TypeError(f"{name} is {type(out).__name__}, expected numpy.ndarray")
     if out.dtype != dtype:
-        raise ValueError(f"out has dtype {out.dtype}, expected {dtype} to match {what}")
+        raise ValueError(f"{name} has dtype {out.dtype}, expected {dtype} to match {what}")
     if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, expected {shape} to match {what}")
+        raise ValueError(f"{name} has shape {out.shape}, expected {shape} to match {what}")
     if not out.flags.writeable:
-        raise ValueError("out is read-only")
+        raise ValueError(f"{name} is read-only")
     if not out.dtype.isnative:
-        raise ValueError(f"out has dtype {out.dtype.str}, expected native byte order")
+        raise ValueError(f"{name} has dtype {out.dtype.str}, expected native byte order")
     if not out.flags.aligned:
-        raise ValueError("out is not aligned in memory")
+        raise ValueError(f"{name} is not aligned in memory")
     if overlaps_itself(out):
-        raise ValueError(f"out overlaps itself: its strides are {out.strides} for shape {out.shape}")
+        raise ValueError(f"{name} overlaps itself: its strides are {out.strides} for shape {out.shape}")
+
+
+def check_apart(out: tuple[Array, Array]) -> None:
+    """Two arrays share no memory. The ranges of their addresses overlap."""
+    if np.shares_memory(*out):
+        raise ValueError("out[0] and out[1] share memory")
 
 
 def overlaps_itself(array: Array) -> bool:

@@ -11,6 +11,8 @@
 #
 # q_j is base_scale*base_j, plus hot*weight_j where j is the row's label. base is nothing, ones, one number for each
 # class, or the target row. Where p_j - q_j may cancel (exact_class: the label or the maximum), another formula is used.
+#
+# With k = mass + 2*z_loss*lse, the Hessian is scale * (k*(diag(p) - p p^T) + 2*z_loss*p p^T) (_curvature.pxd).
 from cython cimport floating
 from libc.math cimport INFINITY, exp, isfinite
 from libc.stdint cimport int64_t
@@ -37,6 +39,8 @@ cdef struct Plan:
     bint with_labels
     bint with_loss
     bint with_grad
+    bint with_hess                  # and the diagonal of the Hessian
+    bint with_hvp                   # instead of the gradient, the Hessian times vectors
     int dtype                       # F32 or F64: what is computed in
     bint logits_ready               # they are used where they lie
     bint with_slopes                # it is multiplied by the derivatives of the softcap
@@ -87,6 +91,12 @@ cdef struct State:
     double exact_grad[GROUP]        # the gradient of exact_class
     double rest_at_max[GROUP]       # weighted_smoothing: mass - q of the maximum,
     double grad_at_max[GROUP]       # and its gradient, if it is the only maximum and not the label
+    # Second derivatives only; primitives.inc says what these are:
+    double hess_a[GROUP]
+    double hess_b[GROUP]
+    double hess_at_max[GROUP]
+    double v_at_max[GROUP]          # the vector's number at a maximum
+    double spread[GROUP]            # the sum of exp(x - row_max)*(v - v_at_max)
     # BY_ROWS only:
     Py_ssize_t exact_class[GROUP]   # where p - q may cancel: the label; -1: nowhere
     Py_ssize_t first_max[GROUP]     # the first class whose logit is row_max, if p - q may cancel there too; else -1

@@ -24,8 +24,9 @@ from . import _axes, _checks
 from ._stats import SoftmaxStats
 
 from ._arguments cimport (
-    INPUT, NONE, MEAN, OUT, RESULT, TARGETS, Arguments, hold, input_dtype, numbers_dtype, out_overlaps, release, row_axes,
-    row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream, stored_dtype, take,
+    INPUT, NONE, MEAN, OUT, OUT_HESS, RESULT, RESULT_HESS, TARGETS, Arguments, hold, input_dtype, numbers_dtype,
+    out_overlaps, release, row_axes, row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream,
+    set_vectors, stored_dtype, take,
 )
 from ._blocks cimport counted_labels, labels_at
 from ._evaluation cimport BINS, Tally, tally
@@ -52,7 +53,7 @@ cdef enum:
     BRIEF = 512             # so few logits take less time than to release the GIL and to take it again
 
 cdef enum:              # what a function returns
-    LOSS = 1, ARRAY = 2
+    LOSS = 1, ARRAY = 2, HESS = 4
 
 cdef dict OPERATIONS = {
     "cross_entropy": CROSS_ENTROPY, "two_term": SIGMOID_TWO_TERM, "softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX,
@@ -71,10 +72,11 @@ cdef class Function:
     """What the frame knows of a public function."""
     cdef object face            # the Python function that has its signature and docstring
     cdef object public          # what users call
-    cdef tuple arguments        # the names of its positional arguments
+    cdef tuple arguments        # the names of its positional arguments,
+    cdef int count              # and how many there are
     cdef dict options           # the number of the rule of each of its options
     cdef int operation
-    cdef int returns            # LOSS, ARRAY or both
+    cdef int returns            # LOSS, ARRAY or both; or ARRAY and HESS
     cdef int reduction          # the default: MEAN, or NONE for a function that has no such option
     cdef bint is_product        # of an upstream gradient and a Jacobian: its arguments are upstream and y
     cdef bint folds             # it takes several class axes
@@ -90,7 +92,9 @@ cdef class Call:
     cdef object input           # the logits, or y
     cdef object dtype           # of the result in their shape
     cdef object out             # the caller's buffer, or None
+    cdef object out_hess        # the second one
     cdef object grad            # what the kernels write to: `out`, or a new array
+    cdef object hess
     cdef object losses
     cdef object classes         # what `predict` returns
     cdef object ranks           # of `evaluate`, and the next two
@@ -102,13 +106,15 @@ cdef class Call:
     def __dealloc__(self):
         release(&self.a)
 
-    cdef int take_arguments(self, object first, object second, PyObject **given) except -1:
+    cdef int take_arguments(self, object first, object second, object third, PyObject **given) except -1:
         cdef Arguments *a = &self.a
         cdef int k
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
+        a.with_hess = self.function.returns & HESS
+        a.with_curvature = a.with_hess or self.function.count > 2
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
-        a.targets_name = <PyObject *>self.function.arguments[len(self.function.arguments) - 1]
+        a.targets_name = <PyObject *>self.function.arguments[self.function.count > 1]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
         self.input = set_input(a, second if a.is_product else first, given[AXIS])
@@ -118,11 +124,14 @@ cdef class Call:
             set_upstream(a, first)
         elif second is not MISSING:
             set_targets(a, second)
+            if third is not MISSING:
+                set_vectors(a, third)
         for k in range(AXIS + 1, <int>len(rule_names)):
             if given[k] != NULL:
                 rules[k](a, <object>given[k])
         set_denominator(a)
         self.out = <object>a.out if a.out != NULL else None
+        self.out_hess = <object>a.out_hess if a.out_hess != NULL else None
         return 0
 
     cdef object new_array(self):
@@ -155,21 +164,28 @@ cdef class Call:
         PyBuffer_Release(&view)
         return array
 
+    cdef object whole_result(self, object out, int out_at, int result_at, Matrix *m):
+        """What a result of the shape of the logits is written to: the caller's array, or a new one."""
+        cdef Arguments *a = &self.a
+        cdef int at = out_at
+        array = out
+        if out is None or a.converted or out_overlaps(a, out_at):
+            at, array = result_at, self.new_array()
+            hold(a, at, array, PyBUF_STRIDES | PyBUF_WRITABLE)
+        if a.denominator != 0:
+            set_matrix(a, at, stored_dtype(a), m)
+        else:
+            array.fill(0)
+        return array
+
     cdef int make_results(self) except -1:
         """The arrays that the kernels write to: the caller's, or new ones."""
         cdef Arguments *a = &self.a
         cdef Request *r = &a.request
-        cdef int at = OUT
         if self.function.returns & ARRAY:
-            if self.out is None or a.converted or out_overlaps(a):
-                at, self.grad = RESULT, self.new_array()
-                hold(a, RESULT, self.grad, PyBUF_STRIDES | PyBUF_WRITABLE)
-            else:
-                self.grad = self.out
-            if a.denominator != 0:
-                set_matrix(a, at, stored_dtype(a), &r.grad)
-            else:
-                self.grad.fill(0)
+            self.grad = self.whole_result(self.out, OUT, RESULT, &r.grad)
+        if self.function.returns & HESS:
+            self.hess = self.whole_result(self.out_hess, OUT_HESS, RESULT_HESS, &r.hess)
         if self.function.returns & LOSS:
             if a.reduction == NONE:
                 self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, numbers_dtype(a), &r.losses)
@@ -215,6 +231,13 @@ cdef class Call:
         if self.out is not None and self.out is not result:
             self.out[...] = value if result is None else result
             result = self.out
+        if self.function.returns & HESS:
+            if self.hess is not self.out_hess:
+                self.hess = self.stored(self.hess)
+            if self.out_hess is not None and self.out_hess is not self.hess:
+                self.out_hess[...] = self.hess
+                self.hess = self.out_hess
+            return result, self.hess
         if not self.function.returns & LOSS:
             return result
         if self.function.operation == LOGSUMEXP:
@@ -228,8 +251,8 @@ cdef class Call:
         return (value, self.stats) if a.return_stats else value
 
 
-cdef tuple present(object first, object second):
-    return tuple([value for value in (first, second) if value is not MISSING])
+cdef tuple present(object first, object second, object third):
+    return tuple([value for value in (first, second, third) if value is not MISSING])
 
 
 cdef inline bint is_folded(PyObject **given):
@@ -239,26 +262,25 @@ cdef inline bint is_folded(PyObject **given):
     return given[AXIS] != NULL and (<object>given[AXIS] is None or isinstance(<object>given[AXIS], tuple))
 
 
-cdef object run_call(Function function, object first, object second, dict options):
+cdef object run_call(Function function, object first, object second, object third, dict options):
     cdef Call call
     cdef PyObject *given[MAX_RULES]
     cdef int status = 0
-    if first is MISSING or (second is MISSING) != (len(function.arguments) == 1):
-        arguments, options = _checks.bound(function.face, function.arguments, present(first, second), options)
-        first = arguments[0]
-        second = arguments[1] if len(arguments) == 2 else MISSING
+    if (first is not MISSING) + (second is not MISSING) + (third is not MISSING) != function.count:
+        arguments, options = _checks.bound(function.face, function.arguments, present(first, second, third), options)
+        first, second, third = (arguments + (MISSING, MISSING))[:3]
     memset(given, 0, sizeof(given))
     for name, value in options.items():
         number = function.options.get(name)
         if number is None:
-            function.face(*present(first, second), **options)   # raises what Python raises for an unknown option
+            function.face(*present(first, second, third), **options)    # raises what Python raises for an unknown option
         given[<int>number] = <PyObject *>value
     if function.folds and is_folded(given):
         return _axes.call_folded(function.public, function.arguments[function.is_product],
-                                 function.operation == LOGSUMEXP, present(first, second), **options)
+                                 function.operation == LOGSUMEXP, present(first, second, third), **options)
     call = Call.__new__(Call)
     call.function = function
-    call.take_arguments(first, second, given)
+    call.take_arguments(first, second, third, given)
     if function.operation == ARGMAX and input_dtype(&call.a) < F32:     # integers are compared as they are
         return call.input.argmax(call.a.axes.class_axis)
     call.make_results()
@@ -280,7 +302,7 @@ def function(str operation, *returns):
     operation : str
         A key of OPERATIONS.
     *returns
-        "loss", "array" or both.
+        "loss", "array" or both; or "array" and "hess".
 
     Raises
     ------
@@ -291,7 +313,8 @@ def function(str operation, *returns):
         cdef Function f = Function.__new__(Function)
         f.face, f.operation = face, OPERATIONS[operation]
         f.arguments = face.__code__.co_varnames[:face.__code__.co_argcount]
-        f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns)
+        f.count = len(f.arguments)
+        f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns) | HESS*("hess" in returns)
         f.is_product = f.operation == SOFTMAX_GRAD or f.operation == LOG_SOFTMAX_GRAD
         f.folds = f.is_product or f.operation in (SOFTMAX, LOG_SOFTMAX, LOGSUMEXP)
         f.options = {}
@@ -302,9 +325,12 @@ def function(str operation, *returns):
         f.reduction = MEAN if "reduction" in f.options else NONE
 
         def call(first=MISSING, second=MISSING, /, **options):     # no *arguments: a call without a tuple is faster
-            return run_call(f, first, second, options)
+            return run_call(f, first, second, MISSING, options)
 
-        f.public = functools.update_wrapper(call, face)
+        def call_with_three(first=MISSING, second=MISSING, third=MISSING, /, **options):
+            return run_call(f, first, second, third, options)
+
+        f.public = functools.update_wrapper(call_with_three if f.count == 3 else call, face)
         return f.public
     return bind
 

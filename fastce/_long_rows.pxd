@@ -8,13 +8,16 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memset
 
-from ._blocks cimport base_block, grad_block, logit_of, logits_block, next_block, slope_block, store_block
+from ._blocks cimport (
+    base_block, grad_block, logit_of, logits_block, next_block, place_of, slope_block, store_block, store_to,
+)
+from ._curvature cimport begin_hess, block_exponentials, block_hess, row_hvp
 from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_exact_src,
     set_first_max, set_sum, shift_of, value,
 )
 from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite
-from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX
+from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef struct RowSums:
     # The state of the blocks of a row so far. The mass of base is rest + top.
@@ -138,7 +141,9 @@ cdef inline void row_state(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r,
 cdef inline void begin_grad(const Job *job, State *s, Py_ssize_t r, Py_ssize_t count) noexcept nogil:
     """What the gradients of rows are computed from, besides their logits."""
     coefficients(job, s, r, count)
-    set_exact_src(job, s, r, count, CE_EXP)
+    set_exact_src(job, s, r, count, CE_STORED if job.plan.with_hess else CE_EXP)
+    if job.plan.with_hess:
+        begin_hess(job, s, r, count)
 
 cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize_t r, Py_ssize_t start, Py_ssize_t stop,
                           floating *scratch) noexcept nogil:
@@ -149,12 +154,17 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
     cdef const floating *base
     cdef floating *dst
     cdef floating *slope = slope_block(job, scratch + 2*BLOCK)
-    cdef bint stream = job.plan.stream and job.plan.grad_ready
+    cdef floating *e = scratch + 3*BLOCK
+    cdef bint with_hess = job.plan.with_hess
+    cdef bint stream = job.plan.stream and job.plan.grad_ready and not with_hess
     cdef Py_ssize_t j, n, exact_class
-    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_EXP
+    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if with_hess else CE_EXP
     for j from start <= j < stop by job.plan.block:
         n = min(stop - j, job.plan.block)
         x = logits_block(job, i, j, n, scratch, slope)
+        if with_hess:
+            block_exponentials(job, x, n, s.row_max[r], e)
+            x = e
         base = base_block(job, i, j, n, scratch + BLOCK)
         dst = grad_block(job, i, j, scratch)
         if job.plan.base_kind == CE_BY_ELEMENT:
@@ -168,16 +178,33 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
         if j <= s.first_max[r] < j + n:
             dst[s.first_max[r] - j] = <floating>s.grad_at_max[r]
         store_block(job, i, j, n, dst, slope)
+        if with_hess:
+            block_hess(job, i, j, n, s, r, e)
+
+cdef inline void zero_row(const Matrix *a, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop,
+                          floating *scratch) noexcept nogil:
+    """a[i, start:stop] = 0."""
+    cdef floating *dst
+    cdef Py_ssize_t j, n
+    for j from start <= j < stop by BLOCK:
+        n = min(stop - j, BLOCK)
+        dst = place_of(a, i, j, scratch)
+        memset(dst, 0, n*sizeof(floating))
+        store_to(a, i, j, n, dst)
 
 cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop,
                                floating *scratch) noexcept nogil:
-    cdef floating *dst
-    cdef Py_ssize_t j, n
-    for j from start <= j < stop by job.plan.block:
-        n = min(stop - j, job.plan.block)
-        dst = grad_block(job, i, j, scratch)
-        memset(dst, 0, n*sizeof(floating))
-        store_block(job, i, j, n, dst, NULL)
+    zero_row(&job.request.grad, i, start, stop, scratch)
+    if job.plan.with_hess:
+        zero_row(&job.request.hess, i, start, stop, scratch)
+
+cdef inline void finish_row(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
+    """What is asked for of row i besides its loss, from its state."""
+    begin_grad(job, s, r, 1)
+    if job.plan.with_hvp:
+        row_hvp(job, i, first_maximum(job, i, s.row_max[r], scratch), s, r, scratch)
+    else:
+        row_grad(job, i, s, r, 0, job.request.classes, scratch)
 
 # -- Parts of few long rows
 
@@ -189,8 +216,8 @@ cdef inline bint is_skipped(const Job *job, const State *s, Py_ssize_t r) noexce
 cdef inline void part_sums(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t r = unit/job.plan.parts, start = unit % job.plan.parts*job.plan.part
     if not is_skipped(job, job.state, r):
-        sums_of(job, job.first_row + r, start, min(start + job.plan.part, job.request.classes), <RowSums *>job.sums + unit,
-                scratch)
+        sums_of(job, job.first_row + r, start, min(start + job.plan.part, job.request.classes),
+                <RowSums *>job.sums + unit, scratch)
 
 cdef inline void part_grad(const Job *job, Py_ssize_t unit, floating *scratch) noexcept nogil:
     cdef Py_ssize_t r = unit/job.plan.parts, start = unit % job.plan.parts*job.plan.part

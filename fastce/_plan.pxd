@@ -46,6 +46,12 @@ cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
         return &request.y
     return &request.logits
 
+cdef inline bint has_curvature(const Request *r) noexcept nogil:
+    """Whether a request may ask for second derivatives: their diagonal beside the gradient, or their products alone."""
+    return (r.operation == CROSS_ENTROPY and (r.hess.data == NULL or r.grad.data != NULL) and not r.stats_given
+            and (r.vectors.data == NULL
+                 or (r.hess.data == NULL and r.total == NULL and r.losses == NULL)))
+
 cdef inline bint takes_labels(int operation) noexcept nogil:
     return operation == CROSS_ENTROPY or operation == EVALUATE
 
@@ -65,6 +71,9 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= BF16)
+            and (r.hess.data == NULL or r.hess.dtype == dtype) and (r.vectors.data == NULL or r.vectors.dtype == dtype)
+            and (r.hess.data == NULL and r.vectors.data == NULL
+                 or (has_curvature(r) and not is_half(dtype) and r.softcap == 0))
             and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
 
 cdef inline void plan_base(const Request *request, Plan *p) noexcept nogil:
@@ -116,7 +125,7 @@ cdef inline int path_of(const Request *r, int base_kind) noexcept nogil:
         few_classes = TILES_BEAT_GIVEN
     if along_rows or r.classes <= few_classes:
         return BY_TILES
-    if is_divergence(r) or is_entropy(r.operation):
+    if is_divergence(r) or is_entropy(r.operation) or r.vectors.data != NULL:
         return BY_ROWS
     return BY_PARTS if r.rows <= FEW_ROWS and r.classes >= 2*PART else BY_ROWS
 
@@ -196,12 +205,12 @@ cdef inline Py_ssize_t scratch_of(const Request *request, const Plan *p) noexcep
         return 5*p.group
     if is_product(request) or request.operation == ARGMAX:
         return 2*TILE_SIZE + 5*GROUP if p.path == BY_TILES else 0
-    return tile_scratch(p) if p.path == BY_TILES else 3*BLOCK
+    return tile_scratch(p) if p.path == BY_TILES else 4*BLOCK
 
 cdef inline bint is_streamed(const Request *request, const Plan *p, Py_ssize_t bytes) noexcept nogil:
     """Whether the gradient, of so many bytes, is written past the caches. In place the lines are there already."""
     cdef const char *grad = request.grad.data
-    if grad == main_input(request).data:
+    if grad == main_input(request).data or grad == request.vectors.data:
         return False
     if is_product(request):             # y, upstream and the product together are as large
         return grad != request.upstream.data and 3*bytes >= STREAM_BYTES
@@ -219,6 +228,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.logits_ready = request.logits.dtype == p.dtype and request.logits.class_stride == size and request.softcap == 0
     p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
+    p.with_hess, p.with_hvp = request.hess.data != NULL, p.with_grad and request.vectors.data != NULL
     # Blocks that are converted share the first-level cache with what they are made of.
     p.block = BLOCK if request.logits.dtype == p.dtype and request.softcap == 0 else BLOCK/2
     p.with_slopes = p.with_grad and request.softcap != 0 and request.operation == CROSS_ENTROPY

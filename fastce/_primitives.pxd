@@ -118,6 +118,17 @@ cdef extern from * nogil:
         void (*tile_grad)(const void *, void *, Py_ssize_t, Py_ssize_t, int, const void *, double, const void *,
                           const void *, const void *, int, const void *, const void *, const void *, const void *,
                           double) noexcept nogil
+        void (*rows_hess)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+                          const double *, const double *, const double *) noexcept nogil
+        void (*tile_hess)(const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *, const void *,
+                          const void *) noexcept nogil
+        double (*row_spread)(const void *, const void *, Py_ssize_t, double, const void *) noexcept nogil
+        void (*tile_pick)(const void *, const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
+        void (*tile_spread)(const void *, const void *, Py_ssize_t, Py_ssize_t, const void *, double *) noexcept nogil
+        void (*rows_hvp)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                         const double *, const double *, const double *) noexcept nogil
+        void (*tile_hvp)(const void *, const void *, void *, Py_ssize_t, Py_ssize_t, const void *, const void *,
+                         const void *) noexcept nogil
         void (*two_term_maxima)(ce_two_term *, Py_ssize_t) noexcept nogil
         void (*two_term_sums)(ce_two_term *, Py_ssize_t, int) noexcept nogil
         void (*two_term_total)(ce_two_term *) noexcept nogil
@@ -168,6 +179,10 @@ cdef extern from * nogil:
         void (*coefficients)(Py_ssize_t, const double *, const double *, const double *, const double *, double, double,
                              const double *, const double *, const double *, const double *, double *, double *,
                              double *, double *, const double *, double *) noexcept nogil
+        void (*hess_coefficients)(Py_ssize_t, const double *, const double *, const double *, double, double, double *,
+                                  double *, double *) noexcept nogil
+        void (*hvp_coefficients)(Py_ssize_t, const double *, const double *, const double *, double, double,
+                                 const double *, const double *, double *, double *) noexcept nogil
         void (*add_labels)(Py_ssize_t, const double *, const double *, double, double, double, double *, double *,
                            double *, double *, double *) noexcept nogil
         void (*logarithms)(const double *, Py_ssize_t, double, double *) noexcept nogil

@@ -43,6 +43,7 @@ cdef struct Request:
     Matrix logits
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
+    Matrix vectors                  # CROSS_ENTROPY: grad becomes the Hessian times these, which have the logits' dtype
     Matrix y                        # *_GRAD: what the forward returned, in place of the logits
     # Gradient of the objective with respect to the result, NULL for ones: one F64 for each row, for SIGMOID_TWO_TERM
     # for each element. For *_GRAD, which need it, one number of the dtype of y for each element.
@@ -61,8 +62,9 @@ cdef struct Request:
     double flush_below              # what of grad is smaller than this becomes 0 with its sign; 0: nothing does
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
     int num_threads                 # 0: automatic
-    # Outputs; NULL where they are not wanted. All but grad are contiguous.
+    # Outputs; NULL where they are not wanted. All but grad and hess are contiguous.
     Matrix grad
+    Matrix hess                     # CROSS_ENTROPY with grad: the diagonal of the Hessian
     double *total                   # the sum of sample_weight*loss
     void *losses                    # sample_weight*loss by row (SIGMOID_TWO_TERM: by element)
     void *row_max                   # by row: max x

@@ -2,11 +2,14 @@
 # Rows: vectors along the classes. Short rows are computed several at a time.
 from cython cimport floating
 
-from ._blocks cimport base_block, evenly_spaced, logits_block, row_at, size_of, slope_block, store_block
+from ._blocks cimport (
+    base_block, block, evenly_spaced, logits_block, place_of, row_at, size_of, slope_block, store_block, store_to,
+)
+from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
     BLOCK, Job, State, add_label, cancels_at_maximum, coefficients, exponentials, set_exact_src, set_first_max,
 )
-from ._long_rows cimport begin_grad, row_grad, row_state, row_zero_grad
+from ._long_rows cimport finish_row, row_state, row_zero_grad
 from ._primitives cimport (
     CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite,
 )
@@ -28,6 +31,7 @@ cdef struct Rows:
     char *grad                      # where the gradient is computed, or NULL
     Py_ssize_t grad_step
     void *slope                     # the derivatives of the softcap, or NULL
+    void *spare                     # scratch for one block of numbers
     int form                        # the gradient is computed from x (CE_EXP), or from what was stored in its place
 
 cdef inline Py_ssize_t rows_on_end(const Job *job, const Matrix *a, Py_ssize_t count) noexcept nogil:
@@ -52,10 +56,11 @@ cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexce
         rows.base_step = n*size if rows.base == <char *>base else job.request.targets.row_stride
         for p in range(1, rows.count if rows.base == <char *>base else 0):
             base_block(job, rows.start + p, 0, n, base + p*n)
+    rows.spare = scratch + 3*BLOCK
     rows.grad, rows.grad_step = NULL, 0
     if job.plan.with_grad:
         rows.grad, rows.grad_step = <char *>x, n*size
-        if job.plan.grad_ready:
+        if job.plan.grad_ready and not job.plan.with_hvp:
             rows.grad, rows.grad_step = row_at(&job.request.grad, rows.start), job.request.grad.row_stride
     rows.form = CE_STORED
     if job.request.operation == LOG_SOFTMAX:
@@ -150,6 +155,53 @@ cdef inline void store_rows(const Job *job, const Rows *rows, const floating *dt
     for p from 0 <= p < (0 if job.plan.grad_ready else rows.count) by step:
         store_block(job, rows.start + p, 0, step*n, grad + p*n, slope + p*n if slope != NULL else NULL)
 
+cdef inline void hess_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
+                              const floating *dtype) noexcept nogil:
+    """The diagonal of the Hessian, from the exponentials that are stored in the gradient's place."""
+    cdef const Matrix *hess = &job.request.hess
+    cdef Py_ssize_t n = job.request.classes, step = hess.row_stride, p
+    cdef floating *dst = <floating *>row_at(hess, rows.start)
+    if hess.class_stride != sizeof(floating):
+        dst, step = <floating *>rows.spare, n*sizeof(floating)
+    begin_hess(job, s, r, rows.count)
+    set_exact_src(job, s, r, rows.count, CE_STORED)
+    job.plan.primitives.rows_hess(rows.grad, rows.grad_step, dst, step, rows.count, n, s.hess_a + r, s.hess_b + r,
+                                  s.exact_src + r, s.hess_at_max + r)
+    for p in range(rows.count):
+        dst = place_of(hess, rows.start + p, 0, <floating *>rows.spare + p*n)
+        flush_result(job, dst, n)
+        store_to(hess, rows.start + p, 0, n, dst)
+
+cdef inline void hvp_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
+                             const floating *dtype) noexcept nogil:
+    """The Hessian times the vectors, from the exponentials that are stored in scratch."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef const Matrix *grad = &job.request.grad
+    cdef const floating *v = <const floating *>row_at(&job.request.vectors, rows.start)
+    cdef floating *e = <floating *>rows.grad
+    cdef floating *dst = <floating *>row_at(grad, rows.start)
+    cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), p
+    cdef Py_ssize_t step = job.request.vectors.row_stride/size, dst_step = grad.row_stride, next = 0
+    coefficients(job, s, r, rows.count)
+    if job.request.vectors.class_stride != size:
+        v, step = <const floating *>rows.spare, n
+        for p in range(rows.count):
+            block(&job.request.vectors, rows.start + p, 0, n, <floating *>rows.spare + p*n)
+    elif rows.start + 2*rows.count <= job.request.rows:
+        next = rows.count*step
+    if grad.class_stride != size:
+        dst, dst_step = e, rows.grad_step
+    for p in range(rows.count):
+        s.v_at_max[r + p] = v[p*step + max(f.row_find(e + p*n, n, f.exp_one), 0)]
+        s.spread[r + p] = f.row_spread(e + p*n, v + p*step, n, s.v_at_max[r + p], v + p*step + next)
+    begin_hvp(job, s, r, rows.count)
+    f.rows_hvp(e, rows.grad_step, v, step*size, dst, dst_step, rows.count, n, s.v_at_max + r, s.hess_a + r,
+               s.hess_b + r)
+    for p in range(rows.count):
+        dst = place_of(grad, rows.start + p, 0, e + p*n)
+        flush_result(job, dst, n)
+        store_to(grad, rows.start + p, 0, n, dst)
+
 cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:
     """The gradient from the states from r on."""
@@ -160,6 +212,8 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
     cdef floating *dst
     cdef Py_ssize_t src_step = rows.x_step if rows.form == CE_EXP else rows.grad_step, n = job.request.classes, p
     coefficients(job, s, r, rows.count)
+    if job.plan.with_hess:
+        hess_of_rows(job, rows, s, r, dtype)
     if rows.form == CE_DIFFERENCE:
         shift, temperature = s.x_label, 1
         for p in range(r, r + rows.count):
@@ -187,6 +241,10 @@ cdef inline Py_ssize_t rows_together(const Job *job, Py_ssize_t i, Py_ssize_t n,
         n = evenly_spaced(&job.request.grad, i, n)
     if job.plan.base_kind == CE_BY_ELEMENT:
         n = evenly_spaced(&job.request.targets, i, n)
+    if job.plan.with_hess:
+        n = evenly_spaced(&job.request.hess, i, n)
+    if job.plan.with_hvp:
+        n = evenly_spaced(&job.request.vectors, i, n)
     if s.ignored == 0:
         return n
     while k < n and s.label[r + k] >= 0:
@@ -201,7 +259,9 @@ cdef inline Py_ssize_t short_rows(const Job *job, Py_ssize_t start, Py_ssize_t c
     rows.start, rows.count = start, rows_together(job, start, count, s, r)
     load_rows(job, &rows, scratch)
     state_of_rows(job, &rows, s, r, scratch)
-    if job.plan.with_grad:
+    if job.plan.with_hvp:
+        hvp_of_rows(job, &rows, s, r, scratch)
+    elif job.plan.with_grad:
         grad_of_rows(job, &rows, s, r, scratch)
     return rows.count
 
@@ -224,6 +284,5 @@ cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State 
         else:
             row_state(job, start + r, s, r, scratch)
             if job.plan.with_grad:
-                begin_grad(job, s, r, 1)
-                row_grad(job, start + r, s, r, 0, classes, scratch)
+                finish_row(job, start + r, s, r, scratch)
         r += 1

@@ -8,10 +8,10 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport INT64_MAX, INT64_MIN
 
 from ._arguments cimport (
-    INPUT, MEAN, NONE, OUT, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks, exported,
-    hold, input_dtype, numbers_dtype, row_shape, set_upstream, stored_dtype, take_real,
+    INPUT, MEAN, NONE, OUT, OUT_HESS, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks,
+    exported, hold, input_dtype, numbers_dtype, row_shape, set_upstream, stored_dtype, take_real,
 )
-from ._layout cimport dtype_of, is_aligned, is_dense, same_shape
+from ._layout cimport dtype_of, is_aligned, is_dense, overlap, same_shape
 from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
 
 
@@ -181,26 +181,42 @@ cdef inline int stats_rule(Arguments *a, object value) except -1:
     return 0
 
 
-cdef inline int out_rule(Arguments *a, object value) except -1:
-    cdef Py_buffer *view = &a.view[OUT]
+cdef inline int set_out(Arguments *a, int at, object value, str label) except -1:
+    cdef Py_buffer *view = &a.view[at]
     cdef int without = a.axes.class_axis if a.request.operation == LOGSUMEXP else -1
     cdef int dtype = stored_dtype(a) if without < 0 else input_dtype(a)
     cdef bint fits = False
-    if value is None:
-        return 0
-    a.out = <PyObject *>value
+    if at == OUT:
+        a.out = <PyObject *>value
+    else:
+        a.out_hess = <PyObject *>value
     if type(value) is <object>a.ndarray:
         try:
-            hold(a, OUT, value, PyBUF_RECORDS)
+            hold(a, at, value, PyBUF_RECORDS)
             fits = (dtype_of(view) == dtype and not a.converted and is_aligned(view) and is_dense(view)
                     and same_shape(view, &a.view[INPUT], without))
         except (BufferError, TypeError, ValueError):
             pass        # read-only, or a dtype that the buffer protocol does not know
     if not fits:
         name = <object>a.input_name
-        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a), <object>a.dtype if without < 0 else numbers_dtype(a),
-                            name if without < 0 else f"{name} without its class axis")
-        hold(a, OUT, exported(a, value), PyBUF_RECORDS)
+        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a),
+                            <object>a.dtype if without < 0 else numbers_dtype(a), name if without < 0 else
+                            f"{name} without its class axis", label)
+        hold(a, at, exported(a, value), PyBUF_RECORDS)
+    return 0
+
+
+cdef inline int out_rule(Arguments *a, object value) except -1:
+    if value is None:
+        return 0
+    if not a.with_hess:
+        return set_out(a, OUT, value, "out")
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"out is {type(value).__name__}, expected a tuple of two arrays: (grad, hess)")
+    set_out(a, OUT, value[0], "out[0]")
+    set_out(a, OUT_HESS, value[1], "out[1]")
+    if overlap(&a.view[OUT], &a.view[OUT_HESS]):
+        checks(a).check_apart(value)
     return 0
 
 

@@ -6,6 +6,7 @@ from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
 from ._blocks cimport base_block, load_tile, logit_of, row_at, store_tile, times_slope
+from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
 )
@@ -30,12 +31,14 @@ cdef struct Tile:
     bint one_block
     bint keep                       # tile_state leaves the only block and its base in scratch
     bint store_exp                  # and replaces its logits by their exponentials
+    bint from_exp                   # the gradient is computed from exponentials, in store_exp or later
     bint pick_labels                # the labels' logits and exponentials are picked from the only block
     # In scratch, of the logits' dtype:
     void *x                         # a block of logits
     void *base                      # and its targets
     void *slope                     # and the derivatives of the softcap, or NULL
     void *grad                      # a chunk of the gradient
+    void *other                     # and of the diagonal of the Hessian, or of the vectors
     void *row_max                   # these have one number for each row
     void *row_max_before            # of the blocks before
     void *a
@@ -44,6 +47,9 @@ cdef struct Tile:
     void *label_grad
     void *maximum                   # what is in x where the only maximum is
     void *max_grad
+    void *hess_a                    # second derivatives: their coefficients,
+    void *hess_b
+    void *v_at_max                  # the vector's number at the maximum, or the diagonal there
     void *max_others                # weighted_smoothing: other_q of the maximum
     TileSum tail
     TileSum mass
@@ -53,8 +59,9 @@ cdef struct Tile:
 
 cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
     """The numbers of the plan's dtype that `tiles` needs."""
-    cdef int tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + plan.with_slopes
-    return tiles*plan.tile + (max(plan.chunk, GROUP) if plan.chunk < plan.tile else 0) + 9*GROUP
+    cdef Py_ssize_t tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + plan.with_slopes
+    cdef Py_ssize_t chunks = (plan.chunk < plan.tile) + (plan.with_hess or plan.with_hvp)
+    return tiles*plan.tile + chunks*max(plan.chunk, GROUP) + 12*GROUP
 
 cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
     """Where the sums of the block that begins with class j are written before add_block."""
@@ -261,6 +268,13 @@ cdef inline void narrow_padded(const ce_primitives *f, const Tile *tile, const d
     for p in range(tile.count, tile.width):
         dst[p] = 0
 
+cdef inline void narrow_curvature(const ce_primitives *f, const Tile *tile, State *s, const double *at_max,
+                                  const floating *dtype) noexcept nogil:
+    """Fills hess_a, hess_b and v_at_max."""
+    narrow_padded(f, tile, s.hess_a, <floating *>tile.hess_a)
+    narrow_padded(f, tile, s.hess_b, <floating *>tile.hess_b)
+    narrow_padded(f, tile, at_max, <floating *>tile.v_at_max)
+
 cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, floating *label) noexcept nogil:
     """Fills a, b and, where they are used, label_grad, maximum and max_grad; and label if there are none."""
     cdef const ce_primitives *f = job.plan.primitives
@@ -276,16 +290,29 @@ cdef inline void begin_tile_grad(const Job *job, const Tile *tile, State *s, flo
     narrow_padded(f, tile, s.a, <floating *>tile.a)
     narrow_padded(f, tile, s.b, <floating *>tile.b)
     narrow_padded(f, tile, s.exact_grad, <floating *>tile.label_grad)
-    if job.plan.base_kind != CE_ONES:
+    if job.plan.base_kind != CE_ONES or job.plan.with_hess:
         # Two or more maxima have a tail of at least 1, and their gradient does not cancel.
         for p in range(tile.count):
-            value[p] = f.exp_one if tile.store_exp else s.row_max[p]
+            value[p] = f.exp_one if tile.from_exp else s.row_max[p]
             value[p] = value[p] if s.tail[p] < 1 else INFINITY
         narrow_padded(f, tile, value, <floating *>tile.maximum)
         narrow_padded(f, tile, &s.grad_at_max[0] if job.plan.with_labels else &s.exact_grad[0],
                       <floating *>tile.max_grad)
     for p in range(0 if job.plan.with_labels else tile.width):
         label[p] = -1                   # no class
+    if job.plan.with_hess:
+        begin_hess(job, s, 0, tile.count)
+        if s.ignored > 0:
+            f.zero_ignored(s.label, tile.count, s.hess_a)
+            f.zero_ignored(s.label, tile.count, s.hess_b)
+            f.zero_ignored(s.label, tile.count, s.hess_at_max)
+        narrow_curvature(f, tile, s, s.hess_at_max, label)
+
+cdef inline void tile_exponentials(const Job *job, const Tile *tile, Py_ssize_t n, floating *x) noexcept nogil:
+    """Replaces n classes of logits by their exponentials, where row_max is known."""
+    cdef double unused[GROUP]
+    job.plan.primitives.tile_exp_sum(x, x, n, tile.width, tile.row_max, tile.row_max, job.request.temperature, NULL,
+                                     unused, NULL, NULL, x, 0, x, 0)
 
 cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
     """The gradient of a tile's rows, from the exponentials that tile_state stored or from the logits."""
@@ -293,7 +320,7 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
     cdef const floating *base = <const floating *>tile.base
     cdef floating *src = x
     cdef floating *grad
-    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if tile.store_exp else CE_EXP
+    cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if tile.from_exp else CE_EXP
     cdef Py_ssize_t width = tile.width, j, n
     begin_tile_grad(job, tile, s, <floating *>tile.label)
     for j from 0 <= j < job.request.classes by tile.chunk:
@@ -302,6 +329,13 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
             src = x + j*width
         else:
             load_logits(job, tile, j, n, 0, src)
+            if tile.from_exp:
+                tile_exponentials(job, tile, n, src)
+        if job.plan.with_hess:
+            f.tile_hess(src, tile.other, n, width, tile.hess_a, tile.hess_b, tile.maximum, tile.v_at_max)
+            flush_result(job, <floating *>tile.other, n*width)
+            store_tile(f, &job.request.hess, tile.start, tile.count, j, n, width, <const floating *>tile.other,
+                       job.plan.stream)
         if job.plan.base_kind != CE_BY_ELEMENT:
             base = base_block(job, 0, j, n, <floating *>tile.base)
         elif tile.keep:
@@ -318,6 +352,47 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
             times_slope(job, grad, <floating *>tile.slope + (j*width if tile.keep else 0), n*width, grad)
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
+cdef inline void tile_hvp(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
+    """The Hessian times the vectors: of each vector the number at the maximum, the sum of its differences from that, and
+    the product. The vectors are loaded for each of them, unless all classes are in one chunk."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef floating *e = x
+    cdef floating *v = <floating *>tile.other
+    cdef floating *dst
+    cdef Py_ssize_t width = tile.width, j, n, p, k
+    cdef int step
+    coefficients(job, s, 0, tile.count)
+    memset(tile.v_at_max, 0, width*sizeof(floating))
+    memset(tile.linear.lost, 0, width*sizeof(double))
+    tile.linear.total = s.spread
+    for step in range(3):
+        if step == 2:
+            f.widen(tile.v_at_max, tile.count, s.v_at_max)
+            begin_hvp(job, s, 0, tile.count)
+            narrow_curvature(f, tile, s, s.v_at_max, x)
+        for j from 0 <= j < job.request.classes by tile.chunk:
+            n = min(job.request.classes - j, tile.chunk)
+            if tile.keep:
+                e = x + j*width
+            else:
+                load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, e)
+                tile_exponentials(job, tile, n, e)
+            if step == 0 or job.request.classes > tile.chunk:
+                load_tile(f, &job.request.vectors, tile.start, tile.count, j, n, width, v)
+            if step == 0:
+                f.tile_pick(e, v, n, width, tile.v_at_max)
+            elif step == 1:
+                f.tile_spread(e, v, n, width, tile.v_at_max, to_add(&tile.linear, j))
+                add_block(f, &tile.linear, j, width)
+            else:
+                dst = e if tile.grad == NULL else <floating *>tile.grad
+                f.tile_hvp(e, v, dst, n, width, tile.v_at_max, tile.hess_a, tile.hess_b)
+                flush_result(job, dst, n*width)
+                for p in range(tile.count if s.ignored > 0 else 0):
+                    for k in range(n if s.label[p] < 0 else 0):
+                        dst[k*width + p] = 0
+                store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, dst, job.plan.stream)
+
 cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, floating *scratch) noexcept nogil:
     """State and gradient of a group."""
     cdef bint given = job.request.stats_given
@@ -331,11 +406,16 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
     tile.read_blocks = not given or tile.pick_labels or job.plan.base_kind != CE_ONES
     tile.keep = tile.one_block and tile.read_blocks
     tile.store_exp = tile.keep and not given and job.plan.with_grad and job.request.operation != LOG_SOFTMAX
+    tile.from_exp = tile.store_exp or job.plan.with_hess
     tile.row_max, tile.row_max_before, tile.a, tile.b = scratch, scratch + GROUP, scratch + 2*GROUP, scratch + 3*GROUP
     tile.label, tile.label_grad, scratch = scratch + 4*GROUP, scratch + 5*GROUP, scratch + 6*GROUP
     tile.maximum, tile.max_grad, tile.max_others = scratch, scratch + GROUP, scratch + 2*GROUP
     scratch += 3*GROUP
-    tile.grad = NULL
+    tile.hess_a, tile.hess_b, tile.v_at_max = scratch, scratch + GROUP, scratch + 2*GROUP
+    scratch += 3*GROUP
+    tile.grad, tile.other = NULL, NULL
+    if job.plan.with_hess or job.plan.with_hvp:
+        tile.other, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
     if job.plan.chunk < job.plan.tile:
         tile.grad, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
     tile.x, tile.base, scratch = scratch, scratch + job.plan.tile, scratch + job.plan.tile
@@ -343,5 +423,7 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
         scratch += job.plan.tile
     tile.slope = scratch if job.plan.with_slopes else NULL
     tile_state(job, &tile, s, <floating *>tile.x)
-    if job.plan.with_grad:
+    if job.plan.with_hvp:
+        tile_hvp(job, &tile, s, <floating *>tile.x)
+    elif job.plan.with_grad:
         tile_grad(job, &tile, s, <floating *>tile.x)

@@ -22,9 +22,10 @@ import numpy as np
 
 __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
-    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy",
-    "entropy_with_grad", "evaluate", "kl_divergence", "kl_divergence_with_grad", "log_softmax", "log_softmax_grad",
-    "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
+    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "kl_divergence",
+    "kl_divergence_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
+    "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -312,6 +313,77 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
     if not denominator:
         return dtype(np.nan), None
     return dtype(np.add.reduce(loss, axis=None, dtype=np.float64) / denominator), scale / dtype(denominator)
+
+
+# Second derivatives. With factor = mass + 2 * z_loss * lse, the Hessian of a row's loss with respect to x / temperature
+# is factor * (diag(p) - p p^T) + 2 * z_loss * p p^T.
+
+
+def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
+                            z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                            subnormals="keep", out=None):  # fmt: skip
+    """Gradient and the diagonal of the Hessian; see `fastce.cross_entropy_grad_hess`.
+
+    Examples
+    --------
+    >>> cross_entropy_grad_hess(np.zeros((1, 2)), np.array([1]))
+    (array([[ 0.5, -0.5]]), array([[0.25, 0.25]]))
+    """
+    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis,
+               upstream)  # fmt: skip
+    grad = _run(logits, targets, *options, subnormals)[1]
+    p, factor, scale, ignored = _curvature(logits, targets, *options)
+    with np.errstate(all="ignore"):
+        hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, subnormals, axis)
+    if out is None:
+        return grad, hess
+    for array, result in zip(out, (grad, hess), strict=True):
+        array[...] = result
+    return out
+
+
+def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=None, ignore_index=-100,
+                      label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
+                      upstream=1.0, subnormals="keep", out=None):  # fmt: skip
+    """The Hessian times vectors; see `fastce.cross_entropy_hvp`.
+
+    Examples
+    --------
+    >>> cross_entropy_hvp(np.zeros((1, 2)), np.array([1]), np.array([[1.0, 0.0]]))
+    array([[ 0.25, -0.25]])
+    """
+    p, factor, scale, ignored = _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing,
+                                           z_loss, temperature, reduction, normalizer, axis, upstream)  # fmt: skip
+    with np.errstate(all="ignore"):
+        v = np.moveaxis(np.asarray(vectors).astype(p.dtype), axis, -1)
+        mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
+        product = factor * _times(p, v - mean) + 2 * z_loss * p * mean
+        product = _finished(product, scale, ignored, temperature, subnormals, axis)
+    if out is None:
+        return product
+    out[...] = product
+    return out
+
+
+def _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
+               normalizer, axis, upstream):  # fmt: skip
+    """Probabilities, the factor of ``diag(p) - p p^T``, that of the results and the ignored rows."""
+    x, p, _ = _classes_last(logits, None, axis)
+    _, _, _, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, p)
+    if sample_weight is not None:
+        ignored = ignored | (np.asarray(sample_weight) == 0)
+    softmax(x, temperature=temperature, out=p)
+    with np.errstate(all="ignore"):
+        factor = mass + 2 * z_loss * logsumexp(x, temperature=temperature)[..., None] if z_loss else mass
+        _, scale = _reduce(np.zeros_like(share, p.dtype), share, sample_weight, reduction, normalizer, upstream, axis)
+    return p, factor, scale, ignored
+
+
+def _finished(result, scale, ignored, temperature, subnormals, axis):
+    result = np.zeros_like(result) if scale is None else result * (scale / result.dtype.type(temperature**2))
+    result[ignored] = 0
+    _flush(result, subnormals)
+    return np.moveaxis(result, -1, axis)
 
 
 # Softmax, one-hot rows and prediction. A class is masked if its logit is -inf.

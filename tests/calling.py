@@ -97,16 +97,15 @@ class Case:
             values = np.clip(rng.uniform(low, high, own_shape), 0, 1)
             if self.options.get("activation") == "softmax" and shape[axis] == 1:
                 values = np.ones(own_shape)  # of the only class: the loss would be infinite otherwise
-        elif name == "upstream":
+        elif name in ("upstream", "vectors"):
             values = rng.uniform(-2, 2, own_shape)
         else:
             values = rng.uniform(0.5, 2, own_shape)
         return np.array(values).astype(dtype)
 
     def __call__(self, arguments: dict[str, Any], **options: Any) -> dict[str, Any]:
-        positional = [
-            name for name in ("logits", "targets", "target_logits", "x", "upstream", "y") if name in arguments
-        ]
+        order = ("logits", "targets", "target_logits", "vectors", "x", "upstream", "y")
+        positional = [name for name in order if name in arguments]
         if self.main != "y":
             positional = [name for name in positional if name != "upstream"]
         keywords = {name: value for name, value in arguments.items() if name not in positional}
@@ -149,6 +148,18 @@ def layer(logits: Any, targets: Any, *, upstream: Any = 1.0, out: Any = None, **
     return loss, ce.backward(upstream, out=out)
 
 
+def grad_hess(logits: Any, targets: Any, *, out: Any = None, **options: Any) -> Any:
+    """With one array as `out`, for the first result."""
+    pair = None if out is None else (out, np.empty_like(out))
+    return fastce.cross_entropy_grad_hess(logits, targets, out=pair, **options)
+
+
+def hess_grad(logits: Any, targets: Any, *, out: Any = None, **options: Any) -> Any:
+    """With one array as `out`, for the diagonal, which is the first result here."""
+    pair = None if out is None else (np.empty_like(out), out)
+    return fastce.cross_entropy_grad_hess(logits, targets, out=pair, **options)[::-1]
+
+
 def evaluated_rows(logits: Any, targets: Any, **options: Any) -> Any:
     return fastce.evaluate(logits, targets, **options, return_rows=True)[1]
 
@@ -179,6 +190,16 @@ def _cases() -> Iterator[Case]:
         yield Case(f"cross_entropy_with_grad, {kind}, smoothing", fused, given, both, options=smoothing, **rest)
         results = {"loss": "row", "grad": "whole"}
         yield Case(f"cross_entropy_with_grad, {kind}, options", fused, every, results, options=none | smoothing, **rest)
+        second = none | smoothing | {"temperature": 0.9}
+        results = {"grad": "whole", "second": "whole"}
+        rest["loose"] = frozenset(["grad", "second"])
+        yield Case(f"cross_entropy_grad_hess, {kind}", grad_hess, given, results, **rest)
+        yield Case(f"cross_entropy_grad_hess, {kind}, options", hess_grad, every, results, options=second, **rest)
+        rest["loose"] = frozenset(["grad"])
+        hvp, vectors_too = fastce.cross_entropy_hvp, {"vectors": "whole"}
+        yield Case(f"cross_entropy_hvp, {kind}", hvp, given | vectors_too, {"grad": "whole"}, **rest)
+        every = every | vectors_too
+        yield Case(f"cross_entropy_hvp, {kind}, options", hvp, every, {"grad": "whole"}, options=second, **rest)
 
     bce, fused = fastce.binary_cross_entropy, fastce.binary_cross_entropy_with_grad
     given = whole | {"targets": "whole"}

@@ -30,6 +30,7 @@ from oracle import (
     exact_softmax,
     exact_softmax_grad,
 )
+from oracle_curvature import exact_grad_hess, exact_hvp
 from oracle_divergence import exact_divergence
 from oracle_entropy import exact_entropy
 
@@ -113,6 +114,13 @@ def _with_upstream(log: bool) -> Callable[..., tuple[np.ndarray, ...]]:
     return make
 
 
+def _with_vectors(make: Callable[..., tuple[np.ndarray, ...]]) -> Callable[..., tuple[np.ndarray, ...]]:
+    def with_vectors(x: np.ndarray, labels: Any, axis: int, seed: int) -> tuple[np.ndarray, ...]:
+        return *make(x, labels, axis, seed), numbers(x.shape, x.dtype, seed + 1)
+
+    return with_vectors
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,7 +140,7 @@ class Family:
         return self.make(x, labels, axis, seed)
 
     def exact(self, *arrays: np.ndarray, **options: Any) -> Any:
-        if "reduction" in self.options:
+        if self.is_reduced:
             options = {"reduction": "none"} | options
         return self.oracle(*arrays, **self.fixed, **options)
 
@@ -147,7 +155,17 @@ class Family:
 
     @property
     def is_loss(self) -> bool:
+        return self.is_reduced and self not in CURVATURE
+
+    @property
+    def is_reduced(self) -> bool:
+        """It has the options of losses."""
         return "reduction" in self.options
+
+    @property
+    def has_labels(self) -> bool:
+        """Its targets are class indices."""
+        return "ignore_index" in self.options
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,8 @@ class Function:
 
 
 _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
-_OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature", "softcap"}
+_OF_CURVATURE = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
+_OF_ONE_TERM = _OF_CURVATURE | {"softcap"}
 _OF_PRODUCTS = frozenset({"axis", "temperature"})
 _OF_SOFTMAX = _OF_PRODUCTS | {"softcap"}
 _OF_ENTROPIES = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
@@ -212,8 +231,16 @@ LOG_SOFTMAX_GRAD = Family(
 
 ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
 
+_AND_VECTORS = ("logits", "targets", "vectors")
+CURVATURE = [
+    Family("hess_index", ("logits", "targets"), _with_labels, exact_grad_hess, _OF_CURVATURE | {"ignore_index"}),
+    Family("hess_probabilities", ("logits", "targets"), _with_rows, exact_grad_hess, _OF_CURVATURE),
+    Family("hvp_index", _AND_VECTORS, _with_vectors(_with_labels), exact_hvp, _OF_CURVATURE | {"ignore_index"}),
+    Family("hvp_probabilities", _AND_VECTORS, _with_vectors(_with_rows), exact_hvp, _OF_CURVATURE),
+]
+
 FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY, DIVERGENCE,
-            RELATIVE_ENTROPY]  # fmt: skip
+            RELATIVE_ENTROPY, *CURVATURE]  # fmt: skip
 LOSSES = [family for family in FAMILIES if family.is_loss and "targets" in family.names]
 ONE_TERM = [INDEX, PROBABILITIES]
 DIVERGENCES = [DIVERGENCE, RELATIVE_ENTROPY]
@@ -236,6 +263,11 @@ def _functions() -> Iterable[Function]:
         yield Function("kl_divergence_with_grad", family, ("loss", "grad"), "grad", family.options | {"out"})
     for family in PRODUCTS:
         yield Function(family.name, family, ("grad",), "grad", _OF_PRODUCTS | {"out"})
+    for family in CURVATURE:
+        if "vectors" in family.names:
+            yield Function("cross_entropy_hvp", family, ("hvp",), "hvp", family.options | {"out"})
+        else:  # its `out` is a pair, which test_curvature.py tests
+            yield Function("cross_entropy_grad_hess", family, ("grad", "hess"), None, family.options | {"out"})
 
 
 FUNCTIONS = list(_functions())

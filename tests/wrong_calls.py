@@ -44,14 +44,24 @@ def layer(logits: Any, targets: Any, **options: Any) -> Any:
     return fastce.CrossEntropyLoss(**options)(logits, targets)
 
 
+def hvp(logits: Any, targets: Any, **options: Any) -> Any:
+    """With vectors that fit the logits, whatever these are."""
+    return fastce.cross_entropy_hvp(logits, targets, logits, **options)
+
+
 def _functions() -> Iterator[Function]:
-    def function(name: str, kind: str, call: Callable[..., Any] | None = None, **right: Any) -> Function:
+    def function(
+        name: str, kind: str, call: Callable[..., Any] | None = None, *, without: str = "", **right: Any
+    ) -> Function:
         source = fastce.cross_entropy if name == "CrossEntropyLoss" else getattr(fastce, name.split(",")[0])
-        options = set(inspect.signature(source).parameters) - set(right)
+        options = set(inspect.signature(source).parameters) - set(right) - {without}
         return Function(name, kind, call or source, right, frozenset(options))
 
     for name in ("cross_entropy", "cross_entropy_with_grad", "cross_entropy_grad"):
         yield function(name, "one term", logits=LOGITS, targets=LABELS)
+    # Its `out` is a pair, and the vectors of the other too are tested in numbers/test_curvature.py.
+    yield function("cross_entropy_grad_hess", "one term", without="out", logits=LOGITS, targets=LABELS)
+    yield function("cross_entropy_hvp", "one term", hvp, without="vectors", logits=LOGITS, targets=LABELS)
     yield function("CrossEntropyLoss", "one term", layer, logits=LOGITS, targets=LABELS)
     for name in ("binary_cross_entropy", "binary_cross_entropy_with_grad"):
         for activation in ("sigmoid", "softmax"):

@@ -10,6 +10,7 @@ CE_ASSERT(sizeof(VEC) == LANES * sizeof(T), "a vector is LANES numbers of memory
 #include "vector_math.h"
 #include "rows.h"
 #include "tiles.h"
+#include "curvature.h"
 #include "two_term.h"
 #include "elements.h"
 #include "jacobians.h"

@@ -387,6 +387,7 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
     (base                            ? GRADS_BY_FLUSH(form, inverse, base, stream)                         \
      : flush == FN(flush_exponentials) ? GRADS(form, inverse, NULL, FN(flush_exponentials), stream)        \
                                      : GRADS_BY_FLUSH(form, inverse, NULL, stream))
+#define DIFFERENCES(inverse, stream) GRADS(CE_DIFFERENCE, inverse, NULL, FN(keep_all), stream)
 #define GRADS_BY_STREAM(form, inverse) \
     (stream ? GRADS_BY_BASE(form, inverse, 1) : GRADS_BY_BASE(form, inverse, 0))
     if (form == CE_STORED)
@@ -394,9 +395,10 @@ static void FN(rows_grad)(const void *src, Py_ssize_t src_row_stride, void *grad
     else if (form == CE_EXP)
         inverse ? GRADS_BY_STREAM(CE_EXP, &cool) : GRADS_BY_STREAM(CE_EXP, NULL);
     else if (inverse)
-        stream ? GRADS(CE_DIFFERENCE, &cool, NULL, FN(keep_all), 1) : GRADS(CE_DIFFERENCE, &cool, NULL, FN(keep_all), 0);
+        stream ? DIFFERENCES(&cool, 1) : DIFFERENCES(&cool, 0);
     else
-        stream ? GRADS(CE_DIFFERENCE, NULL, NULL, FN(keep_all), 1) : GRADS(CE_DIFFERENCE, NULL, NULL, FN(keep_all), 0);
+        stream ? DIFFERENCES(NULL, 1) : DIFFERENCES(NULL, 0);
+#undef DIFFERENCES
 #undef GRADS_BY_STREAM
 #undef GRADS_BY_BASE
 #undef GRADS_BY_FLUSH

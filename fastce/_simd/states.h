@@ -110,6 +110,33 @@ static void FN(coefficients)(Py_ssize_t n, const double *row_max, const double *
 #undef COEFFICIENTS
 }
 
+static void FN(hess_coefficients)(Py_ssize_t n, const double *restrict tail, const double *restrict scale,
+                                  const double *restrict gradient_a, double temperature, double z_loss,
+                                  double *restrict a, double *restrict b, double *restrict hess_at_max)
+{
+    const double inverse = 1 / temperature;
+    for (Py_ssize_t r = 0; r < n; r++) {
+        const double share = 1 / (1 + tail[r]), of_lse = z_loss ? 2 * z_loss * scale[r] * share : 0;
+        a[r] = gradient_a[r] * inverse;
+        b[r] = (gradient_a[r] - of_lse) * (share * inverse);
+        hess_at_max[r] = (gradient_a[r] * tail[r] + of_lse) * (share * inverse);
+    }
+}
+
+static void FN(hvp_coefficients)(Py_ssize_t n, const double *restrict tail, const double *restrict scale,
+                                 const double *restrict gradient_a, double temperature, double z_loss,
+                                 const double *restrict v_at_max, const double *restrict spread, double *restrict a,
+                                 double *restrict b)
+{
+    const double inverse = 1 / temperature;
+    for (Py_ssize_t r = 0; r < n; r++) {
+        const double share = 1 / (1 + tail[r]), of_lse = z_loss ? 2 * z_loss * scale[r] * share : 0;
+        const double mean = spread[r] * share; /* of v - v_at_max */
+        a[r] = gradient_a[r] * inverse;
+        b[r] = (z_loss ? of_lse * inverse * (v_at_max[r] + mean) : 0) - a[r] * mean;
+    }
+}
+
 CE_INLINE void FN(add_labels_)(Py_ssize_t n, const double *restrict weight, const double *restrict d, double hot,
                                double uniform, double smoothing_mass, double *restrict mass, double *restrict linear,
                                double *restrict q, double *restrict rest, double *restrict rest_at_max)

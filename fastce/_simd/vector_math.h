@@ -103,8 +103,8 @@ CE_INLINE VEC FN(exp)(VEC d)
 #define LN2_ERROR (-3.3457e-17)
 #endif
 
-/* 1/temperature as a sum of two numbers, multiplied by LN2/ln(2): the quotients are rounded to 24 or 53 bits already, and
- * `exps` would add to their error. */
+/* 1/temperature as a sum of two numbers, multiplied by LN2/ln(2): the quotients are rounded to 24 or 53 bits already,
+ * and `exps` would add to their error. */
 typedef struct {
     VEC high, low;
 } FN(inverse);

@@ -38,7 +38,7 @@ LENGTH_FOR_EACH_CLASS, SPARSE_LENGTH_FOR_EACH_CLASS = 100, 10
 ROWS_AT_A_TIME = 16384  # of which float64 copies are made for that product
 
 
-class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     """Multinomial logistic regression with an L2 penalty, as `sklearn.linear_model.LogisticRegression`.
 
     The objective and its minimum are those of LogisticRegression with the same parameters. From three classes on it is
@@ -106,6 +106,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> model.coef_.shape
     (3, 1)
     """
+
+    coef_: Any
+    intercept_: Any
 
     def __init__(
         self,
@@ -305,9 +308,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return weights * of_classes[labels]
 
     def _check_parameters(self) -> None:
-        for name, minimum in [("C", 0), ("tol", 0), ("max_iter", 1)]:
-            value, kind = getattr(self, name), Integral if name == "max_iter" else Real
-            if not isinstance(value, kind) or isinstance(value, bool):
+        kinds: list[tuple[str, Any, int]] = [("C", Real, 0), ("tol", Real, 0), ("max_iter", Integral, 1)]
+        for name, kind, minimum in kinds:
+            value = getattr(self, name)
+            if not isinstance(value, kind) or value is True or value is False:
                 raise TypeError(f"{name} is {value!r}, expected {'an int' if kind is Integral else 'a number'}")
             if not value >= minimum or (name == "C" and value == 0):
                 raise ValueError(f"{name} is {value}, expected {'> 0' if name == 'C' else f'>= {minimum}'}")
@@ -332,14 +336,14 @@ class _Objective:
         total = rows if weights is None else weights.sum()
         self.l2 = 1 / (model.C * total)
         self.upstream = 1 / total
-        self.options = {
+        self.options: dict[str, Any] = {
             "sample_weight": None if weights is None else weights.astype(X.dtype),
             "reduction": "none",  # in float32, the sum would be rounded too coarsely for the line search
             "ignore_index": None,
             "num_threads": model.num_threads,
         }
         self.ones = np.ones(rows, X.dtype)
-        order = "F" if self.fixed else "C"  # BLAS wants the free one of two classes to be contiguous
+        order: Any = "F" if self.fixed else "C"  # BLAS wants the free one of two classes to be contiguous
         self.logits = np.empty((rows, classes), X.dtype, order)
         keep_logits = model.solver == "newton-cg"
         self.residual = np.empty_like(self.logits) if keep_logits else self.logits

@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
 def test_every_option_has_wrong_values() -> None:
     """Those of arrays and stats are in test_errors_of_arrays.py, those of `out` below; return_stats, return_rows and
     keepdims have none."""
-    elsewhere = {"weight", "pos_weight", "sample_weight", "upstream", "stats", "out"}
+    elsewhere = {"targets", "weight", "pos_weight", "sample_weight", "upstream", "stats", "out"}
     elsewhere |= {"return_stats", "return_rows", "keepdims"}
     options = {name for function in FUNCTIONS.values() for name in function.options}
     assert sorted(options - elsewhere - WRONG.keys()) == []

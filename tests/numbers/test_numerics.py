@@ -125,7 +125,7 @@ def test_many_classes(family, power, dtype):
     if "upstream" in family.names:
         cases.append((np.full(x.shape, 1 / 3, dtype), arrays[1]))
     elif "targets" in family.names and family is not INDEX:
-        cases.append((x, np.full(x.shape, 1 / classes, dtype)))
+        cases.append((x, np.full(x.shape, 1 / classes, dtype), *arrays[2:]))
     for case in cases[-1:] if power == 20 else cases:
         check_arranged(family, case, ways=ROWS_AND_AXIS_0)
 
@@ -140,12 +140,13 @@ def test_random_rows_and_every_kind_of_target(classes, family, dtype):
     check_arranged(family, family.arguments(x, np.arange(n) % classes))
     if "logits" not in family.names:
         check_arranged(family, family.arguments(x))
-    elif "targets" in family.names and family is not INDEX:
+    elif "targets" in family.names and not family.has_labels:
         x = x[:40]
+        vectors = family.arguments(x)[2:]
         few = rng.random(x.shape) < 0.1  # bools
         for targets in (soft_targets(x.shape, dtype), few, np.zeros_like(x), np.ones_like(x)):
-            check_arranged(family, (x, targets), ways=ROWS_AND_AXIS_0)
-            check_arranged(family, (x, targets), ways=ROWS_AND_AXIS_0, copied=family.names)
+            check_arranged(family, (x, targets, *vectors), ways=ROWS_AND_AXIS_0)
+            check_arranged(family, (x, targets, *vectors), ways=ROWS_AND_AXIS_0, copied=family.names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -408,7 +409,7 @@ def test_every_instruction_set_is_accurate(isa, tmp_path):
                 if family in (PROBABILITIES, SIGMOID, TWO_TERM):
                     arrays[1][(slice(2),) if axis == -1 else (slice(None), slice(2))] = hot if axis == -1 else hot.T
                 want = family.exact(*arrays, axis=axis)
-                options = {"axis": axis} | family.fixed | ({"reduction": "none"} if family.is_loss else {})
+                options = {"axis": axis} | family.fixed | ({"reduction": "none"} if family.is_reduced else {})
                 for function in family.functions:
                     calls.append((function.name, arrays, options))
                     about = f"{function.id}, {classes} classes of {np.dtype(dtype)} on axis {axis}: "

@@ -60,7 +60,8 @@ def _case(family, shape, axis, options, dtype, seed=1):
     rng = np.random.default_rng(seed)
     classes, lead = shape[axis], tuple(np.delete(shape, axis))
     x = rng.normal(0, 2, shape).astype(dtype)
-    arrays = (x, rng.integers(0, classes, lead)) if family is INDEX else family.arguments(x, axis=axis, seed=seed)
+    labels = rng.integers(0, classes, lead) if family.has_labels else None
+    arrays = family.arguments(x, labels, axis=axis, seed=seed)
     vectors = {
         "weight": rng.random(classes).astype(dtype),
         "pos_weight": rng.random(classes).astype(dtype) * 3,
@@ -242,8 +243,8 @@ def test_products_are_derivatives(classes, family):
 def test_any_axis(shape, axis, family, dtype):
     options = {"weight": "random", "sample_weight": "random", "label_smoothing": 0.05}
     arrays, given = _case(family, shape, axis, {k: v for k, v in options.items() if k in family.options}, dtype)
-    for reduction in ({"reduction": "mean"}, {"reduction": "none"}) if family.is_loss else ({},):
-        check(family, arrays, more=OPTION_ULPS if family.is_loss else 0, axis=axis, **given, **reduction)
+    for reduction in ({"reduction": "mean"}, {"reduction": "none"}) if family.is_reduced else ({},):
+        check(family, arrays, more=OPTION_ULPS if family.is_reduced else 0, axis=axis, **given, **reduction)
 
 
 @needs_longdouble

@@ -38,10 +38,11 @@ def _grid_case(family, dtype, rows, classes, axis):
     lead = LEADING[rows][seed % len(LEADING[rows])]
     x = (rng.normal(size=(*lead, classes)) * (1, 4, 20)[seed % 3] + rng.normal(size=(*lead, 1)) * 90).astype(dtype)
     x = np.ascontiguousarray(np.moveaxis(x, -1, axis))
-    if family is not INDEX:
+    if not family.has_labels:
         return family.arguments(x, axis=axis, seed=seed)
     label_dtype = LABEL_DTYPES[(seed + seed // 8) % len(LABEL_DTYPES)]
-    return x, rng.integers(0, min(classes, np.iinfo(label_dtype).max + 1), lead).astype(label_dtype)
+    labels = rng.integers(0, min(classes, np.iinfo(label_dtype).max + 1), lead).astype(label_dtype)
+    return family.arguments(x, labels, axis=axis, seed=seed)
 
 
 @needs_longdouble

@@ -13,6 +13,7 @@ from functions import DTYPES, dtypes, numbers, soft_targets
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import assert_within, exact, needs_longdouble
+from oracle_curvature import exact_grad_hess
 
 import fastce
 
@@ -309,6 +310,13 @@ def test_scikit_learn_multinomial_loss(weighted, order, dtype):
     assert_within(loss, want.loss)
     assert_within(grad, want.grad, more=1)  # one more rounding: the sample weight
     assert np.abs(loss - want.loss.value).max() <= np.abs(theirs - want.loss.value).max()
+
+    theirs = losses.HalfMultinomialLoss(n_classes=7).gradient_hessian(labels.astype(dtype), logits, sample_weight)
+    mine = fastce.cross_entropy_grad_hess(logits, labels, **options)
+    for got, their_result, number in zip(mine, theirs, exact_grad_hess(logits, labels, **options), strict=True):
+        np.testing.assert_allclose(got, their_result, **tolerance)
+        assert_within(got, number, more=1)
+        assert np.abs(got - number.value).max() <= np.abs(their_result - number.value).max()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
