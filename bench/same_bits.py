@@ -765,6 +765,26 @@ def streamed_cases() -> Iterator[Case]:
             yield Case(f"streamed/{dtype.__name__}/{rows}x{classes}{' off' if offset else ''}", run, classes == 4097)
 
 
+def entropy_cases() -> Iterator[Case]:
+    """Entropies and evaluations, with masked classes and a row that has no result."""
+    for dtype in FLOATS:
+        for shape, axis in [*SHAPES, ((3, 9000), -1), ((9000, 3), 0)]:
+            for temperature in (1.0, 0.7):
+
+                def run(rng: Any, num_threads: Any, d=dtype, s=shape, axis=axis, t=temperature) -> Outputs:
+                    x = np.round(noise(rng, s, d), 1)
+                    x.flat[::7], x.flat[5::1001] = -np.inf, np.nan
+                    labels = labels_for(rng, np.delete(s, axis), s[axis])
+                    options: dict[str, Any] = {"axis": axis, "num_threads": num_threads, "temperature": t}
+                    entropy, grad = fastce.entropy_with_grad(x, reduction="none", **options)
+                    evaluation, rows = fastce.evaluate(x, labels, return_rows=True, **options)
+                    alone = fastce.entropy(x, reduction="none", **options)
+                    outputs = {"entropy": entropy, "grad": grad, "entropy alone": alone, "bins": evaluation.bins}
+                    return outputs | evaluation.sums | {f"{name} of rows": a for name, a in rows._asdict().items()}
+
+                yield Case(f"entropy/{dtype.__name__}/{shape} {axis} {temperature}", run, threads=True)
+
+
 def other_cases() -> Iterator[Case]:
     for dtype in ("float32", "float64", "int8", "bool", "complex64", "float16"):
         for axis in (-1, 0, 1):
@@ -797,6 +817,7 @@ def cases() -> Iterator[Case]:
     yield from softmax_cases()
     yield from binary_cases()
     yield from streamed_cases()
+    yield from entropy_cases()
     yield from other_cases()
 
 

@@ -56,11 +56,17 @@ class _Loss(_Call, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
 
-class _CrossEntropy(_Loss, total=False):
+class _Curvature(_Loss, total=False):
     ignore_index: int | None
     label_smoothing: float
     z_loss: float
     temperature: float
+
+class _AnyCurvature(_Curvature, total=False):
+    reduction: _Scalar | _Rows
+    subnormals: _Subnormals
+
+class _CrossEntropy(_Curvature, total=False):
     softcap: float | None
 
 class _AnyReduction(_CrossEntropy, total=False):
@@ -78,6 +84,9 @@ class _Divergence(_Softmax, total=False):
 class _Entropy(_Softmax, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
+
+class _EntropyGrad(_Entropy, total=False):
+    subnormals: _Subnormals
 
 class _Evaluate(_Softmax, total=False):
     top_k: int | Iterable[int]
@@ -151,17 +160,17 @@ def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: Array
 @overload
 def cross_entropy_grad_hess(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[_F], NDArray[_F]] | None = None,
-                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def cross_entropy_grad_hess(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[Any], NDArray[Any]] | None = None,
-                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def cross_entropy_hvp(logits: NDArray[_F], targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[_F] = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...
+                      out: _Buffer[_F] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_F]: ...
 @overload
 def cross_entropy_hvp(logits: ArrayLike, targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[Any] = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
+                      out: _Buffer[Any] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
     def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,
@@ -285,17 +294,17 @@ def entropy(logits: ArrayLike, *, reduction: _Scalar = "mean", **options: Unpack
 def entropy(logits: ArrayLike, *, reduction: _Rows, **options: Unpack[_Entropy]) -> NDArray[_Floating]: ...
 @overload
 def entropy_with_grad(logits: NDArray[_F], *, reduction: _Scalar = "mean", upstream: _Number = 1.0,
-                      out: _Buffer[_F] = None, **options: Unpack[_Entropy]) -> tuple[_F, NDArray[_F]]: ...
+                      out: _Buffer[_F] = None, **options: Unpack[_EntropyGrad]) -> tuple[_F, NDArray[_F]]: ...
 @overload
 def entropy_with_grad(logits: NDArray[_F], *, reduction: _Rows, upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
-                      **options: Unpack[_Entropy]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                      **options: Unpack[_EntropyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def entropy_with_grad(logits: ArrayLike, *, reduction: _Scalar = "mean", upstream: _Number = 1.0,
                       out: _Buffer[Any] = None,
-                      **options: Unpack[_Entropy]) -> tuple[_Floating, NDArray[_Floating]]: ...
+                      **options: Unpack[_EntropyGrad]) -> tuple[_Floating, NDArray[_Floating]]: ...
 @overload
 def entropy_with_grad(logits: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
-                      **options: Unpack[_Entropy]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                      **options: Unpack[_EntropyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: _No = False,
              **options: Unpack[_Evaluate]) -> Evaluation: ...

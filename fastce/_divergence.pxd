@@ -357,7 +357,6 @@ cdef inline void divergences(const Job *job, Py_ssize_t start, Py_ssize_t count,
     cdef Divergence d
     cdef floating *rows = scratch + divergence_scratch(&job.plan) - OF_ROWS
     cdef Py_ssize_t r = 0
-    s.ignored = 0
     while r < count:
         d.start, d.count = start + r, count - r
         if job.plan.path == BY_TILES:

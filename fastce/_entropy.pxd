@@ -101,7 +101,7 @@ cdef inline Py_ssize_t short_entropies(const Job *job, Py_ssize_t i, Py_ssize_t 
     finish_entropies(s, r, rows.count)
     if job.plan.with_grad:
         f.rows_entropy_grad(rows.x, rows.x_step, e, e_step, rows.grad, rows.grad_step, rows.count, n, s.row_max + r,
-                            temperature, s.a + r, s.linear + r, False)
+                            temperature, s.a + r, s.linear + r, job.request.flush_below, False)
         for p in range(rows.count):
             store_block(job, i + p, 0, n, <floating *>(rows.grad + p*rows.grad_step), NULL)
     return rows.count
@@ -137,7 +137,7 @@ cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t
         x = logits_block(job, i, j, n, scratch, NULL)
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         f.rows_entropy_grad(x, 0, NULL, 0, dst, 0, 1, n, s.row_max + r, temperature, s.a + r, s.linear + r,
-                            job.plan.stream and dst != scratch + 2*BLOCK)
+                            job.request.flush_below, job.plan.stream and dst != scratch + 2*BLOCK)
         store_block(job, i, j, n, dst, NULL)
 
 cdef inline void entropies_of_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s,
@@ -249,6 +249,8 @@ cdef inline void entropies_of_tile(const Job *job, Py_ssize_t start, Py_ssize_t 
         if block < classes:
             load_tile(f, &job.request.logits, start, count, j, n, tile.width, x)
         f.tile_entropy_grad(x, n, tile.width, tile.row_max, job.request.temperature, tile.a, tile.mean)
+        if job.request.flush_below > 0:
+            f.flush_small(x, n*tile.width, job.request.flush_below)
         store_tile(f, &job.request.grad, start, count, j, n, tile.width, x, job.plan.stream)
 
 # -- Groups

@@ -85,6 +85,7 @@ def entropy_with_grad(
     axis: int = -1,
     num_threads: int | None = None,
     upstream: Any = 1.0,
+    subnormals: str = "keep",
     out: Array | None = None,
 ) -> Any:
     """`entropy` and its gradient with respect to the logits, in one pass.
@@ -98,6 +99,8 @@ def entropy_with_grad(
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the entropy, a factor of the result: a scalar, or with
         ``reduction="none"`` a scalar or an array of the rows' shape. An entropy bonus has a negative one.
+    subnormals : {"keep", "flush"}, default "keep"
+        "flush" makes small numbers of the gradient 0; see `cross_entropy_with_grad`.
     out : ndarray, optional
         Buffer for the gradient, as in `cross_entropy_with_grad`. It may be `logits` itself.
 

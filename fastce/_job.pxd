@@ -50,6 +50,7 @@ cdef struct Plan:
     double uniform                  # label_smoothing/classes
     int base_kind                   # CE_ONES, CE_BY_CLASS or CE_BY_ELEMENT
     double base_scale               # 0: there is no base
+    double gap_scale                # what sums of base*(row_max - x) are multiplied by
     double scale                    # of all gradients
     double slope                    # rows of targets are read as slope*target + offset, if there are no weights
     double offset

@@ -30,6 +30,7 @@ from ._arguments cimport (
 )
 from ._blocks cimport counted_labels, labels_at
 from ._evaluation cimport BINS, Tally, tally
+from ._job cimport value as sum_of
 from ._layout cimport dtype_of, is_c_contiguous
 from ._primitives cimport (
     CE_COMPILER, CE_ISA_COUNT, ce_automatic_threads, ce_choose, ce_isas, ce_limit_threads, ce_openmp_version,
@@ -214,7 +215,7 @@ cdef class Call:
         PyObject_GetBuffer(bins, &view, PyBUF_WRITABLE)
         memcpy(view.buf, t.bins, sizeof(t.bins))
         PyBuffer_Release(&view)
-        sums = {"loss": self.total, "entropy": t.entropy, "confidence": t.confidence}
+        sums = {"loss": self.total, "entropy": sum_of(&t.entropy), "confidence": sum_of(&t.confidence)}
         rows = self.losses, self.ranks, self.classes, self.entropies, self.confidences
         return self.a.request.counted, sums, bins, rows
 

@@ -16,7 +16,7 @@ from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_exact_src,
     set_first_max, set_sum, shift_of, value,
 )
-from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite
+from ._primitives cimport CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
 cdef struct RowSums:
@@ -79,7 +79,7 @@ cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
                                   &linear if job.plan.with_loss else NULL,
                                   &rest if base != NULL else NULL, &top)
     if job.plan.with_loss:
-        add(&sums.linear, job.plan.base_scale/CE_GAP_UNIT*linear)
+        add(&sums.linear, job.plan.gap_scale*linear)
     add(&sums.rest, job.plan.base_scale*rest)
     add(&sums.top, top)
 

@@ -5,7 +5,7 @@ from ._divergence cimport divergence_scratch
 from ._entropy cimport entropy_scratch, is_entropy
 from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
 from ._primitives cimport (
-    CE_BY_CLASS, CE_BY_ELEMENT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
+    CE_BY_CLASS, CE_BY_ELEMENT, CE_GAP_UNIT, CE_MAX_LANES, CE_ONES, ce_automatic_threads, ce_chosen_f32, ce_chosen_f64,
     ce_must_be_serial,
 )
 from ._request cimport (
@@ -91,6 +91,7 @@ cdef inline void plan_base(const Request *request, Plan *p) noexcept nogil:
             p.weighted_smoothing, p.base_kind, p.base_scale = True, CE_BY_CLASS, 1
         else:
             p.base_kind, p.base_scale = CE_ONES, p.uniform
+    p.gap_scale = p.base_scale/CE_GAP_UNIT if p.base_kind == CE_ONES else p.base_scale
 
 cdef inline Py_ssize_t rows_in_block(const Request *r) noexcept nogil:
     return r.logits.rows_per_block if r.logits.blocks != NULL else r.rows

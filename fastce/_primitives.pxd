@@ -155,7 +155,7 @@ cdef extern from * nogil:
         void (*rows_entropy)(const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double,
                              int, const void *, double *, double *) noexcept nogil
         void (*rows_entropy_grad)(const void *, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t,
-                                  Py_ssize_t, const double *, double, const double *, const double *,
+                                  Py_ssize_t, const double *, double, const double *, const double *, double,
                                   int) noexcept nogil
         Py_ssize_t (*row_rank)(const void *, Py_ssize_t, Py_ssize_t, double) noexcept nogil
         void (*tile_entropy)(const void *, Py_ssize_t, Py_ssize_t, const void *, const void *, double, double *,

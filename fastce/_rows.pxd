@@ -11,7 +11,7 @@ from ._job cimport (
 )
 from ._long_rows cimport finish_row, row_state, row_zero_grad
 from ._primitives cimport (
-    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_STORED, ce_primitives, ce_tail_if_finite,
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_STORED, ce_primitives, ce_tail_if_finite,
 )
 from ._request cimport LOG_SOFTMAX, Matrix
 
@@ -78,7 +78,7 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         job.plan.slope, job.plan.offset, s.linear + r if job.plan.with_loss else NULL,
         s.rest + r if by_element else NULL, s.q + r)
     for p in range(r, r + rows.count):
-        s.linear[p] *= job.plan.base_scale/CE_GAP_UNIT
+        s.linear[p] *= job.plan.gap_scale
         s.mass[p] = s.rest[p] + s.q[p]
 
 cdef inline const char *next_rows(const Job *job, const Rows *rows, Py_ssize_t size) noexcept nogil:

@@ -18,7 +18,7 @@ from ._divergence cimport divergences
 from ._entropy cimport entropies, is_entropy
 from ._jacobians cimport jacobians
 from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, set_sum, value
-from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, set_states
+from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, row_zero_grad, set_states
 from ._plan cimport is_computable, is_divergence, is_product, main_input, make_plan, takes_labels
 from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
 from ._request cimport (
@@ -100,6 +100,14 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
                 s.loss[p] = s.row_max[p]
     add_losses(job, start, count, s, total, dtype)
 
+cdef inline void zero_ignored_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, const State *s,
+                                   floating *scratch) noexcept nogil:
+    """Gradients of 0, where those of a group were computed without regard to ignored rows."""
+    cdef Py_ssize_t p
+    for p in range(count if s.ignored > 0 and job.plan.with_grad else 0):
+        if s.label[p] < 0:
+            row_zero_grad(job, start + p, 0, job.request.classes, scratch)
+
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef floating *scratch = <floating *>job.scratch + thread*job.plan.scratch
@@ -129,13 +137,14 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
         set_scale(job, start, count, &s)
         if operation == SOFTMAX_TWO_TERM:
             add(&total, softmax_two_term(job, start, count, s.scale, scratch))
-        elif is_divergence(job.request):
-            divergences(job, start, count, &s, scratch)
-            add_losses(job, start, count, &s, &total, scratch)
         else:
             settle_group(job, start, count, &s)
-            if is_entropy(operation):
-                entropies(job, start, count, &s, scratch)
+            if is_divergence(job.request) or is_entropy(operation):
+                if is_entropy(operation):
+                    entropies(job, start, count, &s, scratch)
+                else:
+                    divergences(job, start, count, &s, scratch)
+                zero_ignored_rows(job, start, count, &s, scratch)
                 add_losses(job, start, count, &s, &total, scratch)
             else:
                 if job.plan.path == BY_TILES:

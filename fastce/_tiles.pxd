@@ -11,7 +11,7 @@ from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
 )
 from ._primitives cimport (
-    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_GAP_UNIT, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives,
+    CE_BY_ELEMENT, CE_DIFFERENCE, CE_EXP, CE_MAX_LANES, CE_ONES, CE_STORED, ce_primitives,
 )
 from ._request cimport CROSS_ENTROPY, LOG_SOFTMAX, Matrix
 
@@ -180,7 +180,7 @@ cdef inline void add_tile_base(const Job *job, Tile *tile, State *s, Py_ssize_t 
             f.tile_gap_dot(tile.x, base, others, n, width, tile.row_max, to_add(&tile.linear, j), tile.max_others)
     if linear != NULL:
         for p in range(width):
-            linear[p] *= job.plan.base_scale/CE_GAP_UNIT
+            linear[p] *= job.plan.gap_scale
         add_block(f, &tile.linear, j, width)
 
 cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_ssize_t j, Py_ssize_t n,

@@ -524,7 +524,7 @@ def entropy(logits, *, temperature=1.0, sample_weight=None, reduction="mean", no
 
 
 def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1,
-                      upstream=1.0, out=None):  # fmt: skip
+                      upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """Entropy and gradient with respect to ``logits``; see `fastce.entropy_with_grad`.
 
     Notes
@@ -546,6 +546,7 @@ def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction=
         slope = _times(p, logp + loss) * g.dtype.type(-1 / temperature)
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
         g[...] = 0 if scale is None else slope * scale
+        _flush(g, subnormals)
     return loss[..., 0] if reduction == "none" else loss, grad
 
 
@@ -578,7 +579,7 @@ class Evaluation(NamedTuple):
     loss: float
     perplexity: float
     accuracy: float
-    top_k: dict
+    top_k: dict[int, float]
     entropy: float
     confidence: float
     calibration_error: float

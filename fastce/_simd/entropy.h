@@ -111,14 +111,16 @@ static void FN(rows_entropy)(const void *x, Py_ssize_t x_row_stride, void *e, Py
 }
 
 CE_INLINE void FN(row_entropy_grad)(const T *x, const T *e, T *grad, Py_ssize_t n, T shift_,
-                                    const FN(inverse) * inverse, T a_, T mean_, const int stream)
+                                    const FN(inverse) * inverse, T a_, T mean_, T below_, const int stream)
 {
-    const VEC shift = SET1(shift_), minus_a = SET1(-a_), mean = SET1(mean_);
+    const VEC shift = SET1(shift_), minus_a = SET1(-a_), mean = SET1(mean_), below = SET1(below_);
     Py_ssize_t i = stream ? FN(to_line)(grad, n) : 0;
 #define GRAD(v, e_v)                                                              \
     do {                                                                          \
         const VEC d = FN(cooled)((v) - shift, inverse);                           \
         t = FN(entropy_grad)(d, e ? (e_v) : FN(exp)(d), minus_a, mean);           \
+        if (below_ > 0)                                                           \
+            t = FLUSHED(t, below);                                                \
     } while (0)
     VEC t;
     if (i) {
@@ -142,22 +144,23 @@ CE_INLINE void FN(row_entropy_grad)(const T *x, const T *e, T *grad, Py_ssize_t 
 CE_INLINE void FN(rows_entropy_grad_)(const void *x, Py_ssize_t x_row_stride, const void *e, Py_ssize_t e_row_stride,
                                       void *grad, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n,
                                       const double *shift, const FN(inverse) * inverse, const double *a,
-                                      const double *mean, const int stream)
+                                      const double *mean, double below, const int stream)
 {
     for (Py_ssize_t r = 0; r < rows; r++)
         FN(row_entropy_grad)(ce_at(x, r * x_row_stride), e ? ce_at(e, r * e_row_stride) : NULL,
-                             ce_at(grad, r * grad_row_stride), n, (T)shift[r], inverse, (T)a[r], (T)mean[r], stream);
+                             ce_at(grad, r * grad_row_stride), n, (T)shift[r], inverse, (T)a[r], (T)mean[r], (T)below,
+                             stream);
 }
 
 static void FN(rows_entropy_grad)(const void *x, Py_ssize_t x_row_stride, const void *e, Py_ssize_t e_row_stride,
                                   void *grad, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n,
                                   const double *shift, double temperature, const double *a, const double *mean,
-                                  int stream)
+                                  double below, int stream)
 {
     const FN(inverse) cool = FN(inverse_of)(temperature), *inverse = temperature == 1 ? NULL : &cool;
 #define GRADS(e, inverse, stream)                                                                                  \
     FN(rows_entropy_grad_)(x, x_row_stride, e, e_row_stride, grad, grad_row_stride, rows, n, shift, inverse, a,    \
-                           mean, stream)
+                           mean, below, stream)
     if (e)
         inverse ? GRADS(e, &cool, 0) : GRADS(e, NULL, 0); /* of rows that are so short that they are not streamed */
     else if (stream)

@@ -2,8 +2,8 @@
 #ifndef FASTCE_PRIMITIVES_H
 #define FASTCE_PRIMITIVES_H
 
-/* Sums of gaps, row_max - x, are in this unit: a gap of a number that stands for -inf, or their sum, may be more than
- * the dtype holds, though its part of the loss is not. */
+/* Sums of gaps, row_max - x, that no target multiplies are in this unit: those of numbers that stand for -inf may be more
+ * than the dtype holds, though their part of the loss is not. */
 #define CE_GAP_UNIT 0x1p-40
 
 enum { CE_MAX_LANES = 16 }; /* of the widest vector; every vector's lanes divide it */

@@ -192,10 +192,12 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T
 #define TERM(k, load, load_base)                                            \
     do {                                                                    \
         const VEC v = (load), c = (load_base);                              \
-        if (linear)                                                         \
-            gap[k] = gap[k] + FN(gap_term)(c, FN(gap)(v, scaled));          \
+        if (linear && base)                                                 \
+            gap[k] = gap[k] + FN(gap_term)(c, shift - v);                   \
+        else if (linear)                                                    \
+            gap[k] = gap[k] + FN(gap_term)(c, FN(unit_gap)(v, scaled));     \
         if (rest)                                                           \
-            ADD_BY_EQ(v, shift, c, at_shift[k], c, others[k]);              \
+            ADD_BY_EQ(shift - v, zero, c, at_shift[k], c, others[k]);       \
     } while (0)
 #define AFFINE(load) FN(affine)(rest != NULL, slope, load, offset)
 #define WHOLE(k, i)                                                         \
@@ -203,7 +205,7 @@ CE_INLINE void FN(row_base)(const T *x, const T *base, Py_ssize_t n, T shift_, T
         if (base)                                                           \
             TERM(k, LOAD(x + (i)), AFFINE(LOAD(base + (i))));               \
         else                                                                \
-            gap[k] = gap[k] + FN(gap)(LOAD(x + (i)), scaled);               \
+            gap[k] = gap[k] + FN(unit_gap)(LOAD(x + (i)), scaled);          \
     } while (0)
 #define ADD_TERMS()                                                         \
     do {                                                                    \

@@ -124,19 +124,19 @@ CE_INLINE void FN(tile_gap_dot_)(const T *x, const T *base, const T *others, Py_
                                  const T *row_max, double *sum, T *found_, const int base_kind)
 {
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC largest = LOAD(row_max + r), scaled = FN(tile_shift)(row_max + r) * SET1((T)CE_GAP_UNIT);
-        const VEC zero = SET1(0);
+        const VEC shift = FN(tile_shift)(row_max + r), scaled = shift * SET1((T)CE_GAP_UNIT), zero = SET1(0);
         VEC even = zero, odd = zero, found = base_kind == CE_ONES ? zero : LOAD(found_ + r);
         ACC acc = ACC_ZERO;
         Py_ssize_t j = 0;
 #define ADD(some)                                                       \
     do {                                                                \
-        const VEC logit = LOAD(x + j * width + r), gap = FN(gap)(logit, scaled); \
+        const VEC logit = LOAD(x + j * width + r);                      \
         if (base_kind == CE_ONES) {                                     \
-            some = some + gap;                                          \
+            some = some + FN(unit_gap)(logit, scaled);                  \
         } else {                                                        \
+            const VEC gap = shift - logit;                              \
             some = some + FN(gap_term)(SET1(base[j]), gap);             \
-            found = SELECT_EQ(logit, largest, SET1(others[j]), found);  \
+            found = SELECT_EQ(gap, zero, SET1(others[j]), found);       \
         }                                                               \
         j++;                                                            \
     } while (0)
@@ -167,17 +167,16 @@ CE_INLINE void FN(tile_sums_)(const T *x, const T *base, Py_ssize_t classes, Py_
                               double *mass, double *rest, double *gap_dot, const int with_gaps)
 {
     for (Py_ssize_t r = 0; r < width; r += LANES) {
-        const VEC largest = LOAD(row_max + r), scaled = FN(tile_shift)(row_max + r) * SET1((T)CE_GAP_UNIT);
-        const VEC zero = SET1(0);
+        const VEC shift = FN(tile_shift)(row_max + r), zero = SET1(0);
         VEC even = zero, odd = zero, at_max = zero, gaps_even = zero, gaps_odd = zero;
         ACC acc_rest = ACC_ZERO, acc_max = ACC_ZERO, acc_gaps = ACC_ZERO;
         Py_ssize_t at = r;
 #define ADD(some)                                                    \
     do {                                                             \
-        const VEC logit = LOAD(x + at), t = LOAD(base + at);         \
-        ADD_BY_EQ(logit, largest, t, at_max, t, some);               \
+        const VEC gap = shift - LOAD(x + at), t = LOAD(base + at);   \
+        ADD_BY_EQ(gap, zero, t, at_max, t, some);                    \
         if (with_gaps)                                               \
-            gaps_##some = gaps_##some + FN(gap_term)(t, FN(gap)(logit, scaled)); \
+            gaps_##some = gaps_##some + FN(gap_term)(t, gap);        \
         at += width;                                                 \
     } while (0)
 #define FLUSH                                          \

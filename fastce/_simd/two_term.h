@@ -69,7 +69,7 @@ CE_INLINE void FN(two_term_sums_)(ce_two_term *t, Py_ssize_t classes, const int 
     T *ratio = t->ratio;
     for (Py_ssize_t r = 0; r < t->rows; r += FN(rows_in_vector)(along)) {
         const VEC row_max = FN(of_row)(row_max_, r, along), second = FN(of_row)(second_, r, along);
-        const VEC shift = SELECT_EQ(second, SET1((T)-INFINITY), zero, second), scaled = row_max * SET1((T)CE_GAP_UNIT);
+        const VEC shift = SELECT_EQ(second, SET1((T)-INFINITY), zero, second);
         const T *c_ = (const T *)t->c + FN(first_vector)(t, r, along);
         T *x_ = (T *)t->x + FN(first_vector)(t, r, along);
         ACC exp = ACC_ZERO, a_sum = ACC_ZERO, gap = ACC_ZERO;
@@ -85,7 +85,7 @@ CE_INLINE void FN(two_term_sums_)(ce_two_term *t, Py_ssize_t classes, const int 
                     STORE(x_ + k * step, f);
                 some_exp = some_exp + f;
                 some_a = some_a + a;
-                some_gap = some_gap + FN(gap_term)(a, FN(gap)(x, scaled));
+                some_gap = some_gap + FN(gap_term)(a, row_max - x);
             }
             ACC_ADD(exp, some_exp);
             ACC_ADD(a_sum, some_a);
@@ -216,8 +216,8 @@ static void FN(two_term_finish)(ce_two_term *t)
         const double log_1 = CE_FN(log1p, CE_ISA, shared)(confident ? more : 1 / tail_1, &unused);
         const double log_odds = confident ? log_total_1 + (gap - log_1) : log_1;
         const double b_loss = b == 0 ? 0 : b * log_odds, b_share = b == 0 ? 0 : f_sum > 0 ? b / f_sum : (double)NAN;
-        const double loss = log_sum * unscale + gap_sum * (unscale / CE_GAP_UNIT) + (a_sum + a) * log_total * unscale;
-        t->loss[r] = t->sample[r] == 0 ? 0 : (loss + b_loss) * t->sample[r];
+        const double loss = (log_sum + gap_sum + (a_sum + a) * log_total + one * b_loss) * unscale;
+        t->loss[r] = t->sample[r] == 0 ? 0 : loss * t->sample[r];
         scale_[r] = (T)scale;
         slope[r] = (T)(scale * share * (ratio[r] * (h_sum * unscale - a)) * unscale + scale * share * b_share);
         t->grad_max[r] = scale * share * (one * b - a * tail - h_sum + 0 * b_share) * unscale;

@@ -398,7 +398,12 @@ class _Objective:
         theta = self.theta(whitened)
         self._multiply(theta, self.logits)
         losses, _ = cross_entropy_with_grad(
-            self.logits, self.labels, **self.options, upstream=self.upstream, out=self.residual
+            self.logits,
+            self.labels,
+            **self.options,
+            upstream=self.upstream,
+            out=self.residual,
+            subnormals="flush",  # they would make the product with X slow
         )
         gradient = self._collect(self.residual, theta)
         coef = theta[:, : self.features]
@@ -415,6 +420,7 @@ class _Objective:
         return self._of_whitened(self._collect(self.vectors, theta))
 
     def _hvp(self) -> None:
+        """Multiply the vectors by the second derivative with respect to the logits, in place."""
         vectors = self.vectors
         p = softmax(self.logits)
         vectors -= (p * vectors).sum(axis=1, keepdims=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from functions import F32, F64, INDEX, LOSSES, ONE_TERM, PROBABILITIES, TWO_TERM, check, dtypes, over
+from functions import F32, F64, INDEX, LOSSES, ONE_TERM, PROBABILITIES, check, dtypes, over
 from oracle import OPTION_ULPS, needs_longdouble
 from rows import ARRANGEMENTS, check_arranged
 
@@ -34,13 +34,6 @@ def test_sums_of_large_gaps(classes, dtype):
         check_arranged(INDEX, (x, np.array([0, 1, 0])), more=OPTION_ULPS, **options)
     check_arranged(PROBABILITIES, (x, uniform), more=OPTION_ULPS)
     check_arranged(PROBABILITIES, (x, uniform), more=OPTION_ULPS, label_smoothing=0.1, weight=np.full(classes, 0.5))
-    for way in ARRANGEMENTS.values():
-        loss = fastce.binary_cross_entropy(
-            way.of(x), way.of(uniform), axis=way.axis, activation="softmax", reduction="none"
-        )
-        with np.errstate(over="ignore"):
-            exact = TWO_TERM.exact(x, uniform).loss.value.astype(dtype)
-        np.testing.assert_allclose(way.back(loss), exact, rtol=100 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("classes", [2, 8, 70, 5000])
