@@ -11,6 +11,7 @@ The kernels' arithmetic adds its own rounding. Needs mpmath.
 
     exp      1 + r + r^2*Q(r)       relative to exp(r), |r| <= ln(2)/(2*EXP_STEPS)
     log1p    2*(s + s*z*Q(z))       relative to log(1 + e), z = s^2, s = e/(2 + e), 0 <= e <= 1
+    tanh     y + y*u*Q(u)           relative to tanh(y), u = y^2, 0 <= y <= 5/8
     excess   u^2*Q(u)               relative to exp(u) - 1 - u, |u| <= 1/2
 
 A polynomial is found with Remez's algorithm. Then its coefficients are rounded one by one, lowest first, and after each
@@ -39,7 +40,7 @@ Numbers = list[Any]  # of mpmath
 
 
 class Polynomial(NamedTuple):
-    function: str  # "exp", "log1p" or "excess"
+    function: str  # "exp", "log1p", "excess" or "tanh"
     dtype: str  # "f32" or "f64"
     steps: int  # EXP_STEPS; 1 for the others
     coefficients: list[float]  # constant first
@@ -69,7 +70,9 @@ def shipped(text: str) -> Iterator[Polynomial]:
     inside, before, where = "", "", None
     found: list[tuple[tuple[str, str, int], list[float], float | None]] = []
     for line in text.splitlines():
-        if function := re.match(r"CE_INLINE \w+ FN\((exp|log1p|excess)(?:s|_scaled)?\)\((?:const )?VEC", line):
+        if function := re.match(
+            r"CE_INLINE \w+ FN\((exp|log1p|excess|tanh)(?:s|_scaled|_excess)?\)\((?:const )?VEC", line
+        ):
             inside = function[1]
         elif line.startswith("}"):
             inside = before = ""
@@ -78,7 +81,7 @@ def shipped(text: str) -> Iterator[Polynomial]:
         elif line.startswith("#"):
             where = None
             steps = re.match(r"#(?:el)?if (!?)CE_F32 && EXP_STEPS == (\d+)", line)
-            either = re.match(r"#(?:if CE_F32|(else))\b", line) if inside in ("log1p", "excess") else None
+            either = re.match(r"#(?:if CE_F32|(else))\b", line) if inside != "exp" else None
             if steps or either:
                 dtype = "f64" if (steps or either)[1] else "f32"
                 claim = re.search(r"([\d.]+) eps", line) or re.search(rf"([\d.]+) eps in float{dtype[1:]}", before)
@@ -101,7 +104,8 @@ def interval(function: str, steps: int) -> tuple[Any, Any]:
     if function == "exp":
         half = mpmath.ln2 / (2 * steps)
         return -half, half
-    return (mpf(0), mpf(1) / 9) if function == "log1p" else (mpf(-1) / 2, mpf(1) / 2)
+    ends = {"log1p": (mpf(0), mpf(1) / 9), "excess": (mpf(-1) / 2, mpf(1) / 2), "tanh": (mpf(0), mpf(25) / 64)}
+    return ends[function]
 
 
 def ideal(function: str, x: Any) -> tuple[Any, Any]:
@@ -112,7 +116,7 @@ def ideal(function: str, x: Any) -> tuple[Any, Any]:
         excess = mpmath.expm1(x) - x
         return excess / x**2, x**2 / excess
     s = mpmath.sqrt(x)
-    exact = mpmath.atanh(s)
+    exact = mpmath.atanh(s) if function == "log1p" else mpmath.tanh(s)
     return (exact - s) / (s * x), s * x / exact
 
 
@@ -123,6 +127,8 @@ def argument(function: str, x: Any) -> str:
     if function == "excess":
         return f"u = {mpmath.nstr(x, 4)}"
     s = mpmath.sqrt(x)
+    if function == "tanh":
+        return f"y = {mpmath.nstr(s, 4)}"
     return f"e = {mpmath.nstr(2 * s / (1 - s), 4)}"
 
 
@@ -241,7 +247,10 @@ def describe(p: Polynomial, title: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--find", nargs="+", metavar=("FUNCTION", "DTYPE"), help="exp, log1p or excess, f32 or f64, EXP_STEPS"
+        "--find",
+        nargs="+",
+        metavar=("FUNCTION", "DTYPE"),
+        help="exp, log1p, excess or tanh, f32 or f64, EXP_STEPS",
     )
     parser.add_argument("--degree", type=int, help="of Q; default: that of the polynomial in the header")
     options = parser.parse_args()
@@ -250,8 +259,8 @@ def main() -> int:
     if options.find:
         function, dtype, *steps = (*options.find, "") if len(options.find) == 1 else options.find
         wrong_steps = len(steps) != (function == "exp") or not all(n.isdecimal() and int(n) for n in steps)
-        if function not in ("exp", "log1p", "excess") or dtype not in BITS or wrong_steps:
-            parser.error("--find takes: exp f32|f64 EXP_STEPS, or: log1p|excess f32|f64")
+        if function not in ("exp", "log1p", "excess", "tanh") or dtype not in BITS or wrong_steps:
+            parser.error("--find takes: exp f32|f64 EXP_STEPS, or: log1p|excess|tanh f32|f64")
         key = function, dtype, int(steps[0]) if steps else 1
         here = [p for p in polynomials if (p.function, p.dtype, p.steps) == key]
         if not here and options.degree is None:

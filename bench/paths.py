@@ -13,6 +13,7 @@ usually memory that the process has used before; a larger one is new memory at e
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -38,6 +39,11 @@ ROUNDS = 5  # at least, however long the calls take
 PLAIN = "plain call"
 COPY = "np.copyto(out, logits)"
 ARGMAX = "logits.argmax(-1)"
+HALVES = [np.dtype(np.float16)]
+with contextlib.suppress(ImportError):
+    import ml_dtypes
+
+    HALVES.append(np.dtype(ml_dtypes.bfloat16))
 
 
 def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
@@ -70,6 +76,11 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
     both = "cross_entropy_with_grad"
     two_term = partial(of, "binary_cross_entropy_with_grad", x, out=out)
     everything = {"weight": weight, "label_smoothing": 0.1, "z_loss": 1e-4, "sample_weight": np.ones(rows)}
+    halves: Calls = {}
+    for half in HALVES if dtype == "float32" else ():
+        narrow = x.astype(half)
+        halves[half.name] = of(both, narrow, labels, out=np.zeros_like(narrow)), "1"
+        halves[f"{half.name}, forward"] = of("cross_entropy", narrow, labels), "0.6"
     return {
         PLAIN: (of(both, x, labels, out=out), ""),
         COPY: (partial(np.copyto, out, x), ""),
@@ -93,6 +104,8 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "label_smoothing": (of(both, x, labels, label_smoothing=0.1, out=out), "1.3"),
         "temperature": (of(both, x, labels, temperature=0.7, out=out), "1.1"),
         "softmax, temperature": (of("softmax", x, temperature=0.7, out=out), "1.1"),
+        "softcap": (of(both, x, labels, softcap=30.0, out=out), "2"),
+        "softmax, softcap": (of("softmax", x, softcap=30.0, out=out), "2"),
         "subnormals flushed": (of(both, x, labels, subnormals="flush", out=out), "1.05"),
         "subnormals flushed, probability targets": (of(both, x, probabilities, subnormals="flush", out=out), "1.5"),
         "weight and label_smoothing": (of(both, x, labels, weight=weight, label_smoothing=0.1, out=out), "1.3"),
@@ -127,7 +140,7 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "layer, call and backward": (forward_and_backward, "1.6"),
         ARGMAX: (partial(x.argmax, -1), ""),
         "predict": (of("predict", x), "0.7 argmax"),
-    }
+    } | halves
 
 
 def new_array_calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:

@@ -42,7 +42,13 @@ class _SeveralAxes(TypedDict, total=False):
     axis: int | tuple[int, ...] | None
     num_threads: int | None
 
+class _Capped(_SeveralAxes, total=False):
+    softcap: float | None
+
 class _Probabilities(_SeveralAxes, total=False):
+    subnormals: _Subnormals
+
+class _CappedProbabilities(_Capped, total=False):
     subnormals: _Subnormals
 
 class _Loss(_Call, total=False):
@@ -50,11 +56,18 @@ class _Loss(_Call, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
 
-class _CrossEntropy(_Loss, total=False):
+class _Curvature(_Loss, total=False):
     ignore_index: int | None
     label_smoothing: float
     z_loss: float
     temperature: float
+
+class _AnyCurvature(_Curvature, total=False):
+    reduction: _Scalar | _Rows
+    subnormals: _Subnormals
+
+class _CrossEntropy(_Curvature, total=False):
+    softcap: float | None
 
 class _AnyReduction(_CrossEntropy, total=False):
     reduction: _Scalar | _Rows
@@ -147,17 +160,17 @@ def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: Array
 @overload
 def cross_entropy_grad_hess(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[_F], NDArray[_F]] | None = None,
-                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def cross_entropy_grad_hess(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[Any], NDArray[Any]] | None = None,
-                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def cross_entropy_hvp(logits: NDArray[_F], targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[_F] = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...
+                      out: _Buffer[_F] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_F]: ...
 @overload
 def cross_entropy_hvp(logits: ArrayLike, targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[Any] = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
+                      out: _Buffer[Any] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
     def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,
@@ -237,13 +250,14 @@ def kl_divergence_with_grad(logits: ArrayLike, target_logits: ArrayLike, *, redu
                             upstream: ArrayLike = 1.0, out: _Buffer[Any] = None,
                             **options: Unpack[_Divergence]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
-def softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
+def softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_CappedProbabilities]) -> NDArray[_F]: ...
 @overload
-def softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_Probabilities]) -> NDArray[_Floating]: ...
+def softmax(x: ArrayLike, *, out: _Buffer[Any] = None,
+            **options: Unpack[_CappedProbabilities]) -> NDArray[_Floating]: ...
 @overload
-def log_softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_SeveralAxes]) -> NDArray[_F]: ...
+def log_softmax(x: NDArray[_F], *, out: _Buffer[_F] = None, **options: Unpack[_Capped]) -> NDArray[_F]: ...
 @overload
-def log_softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_SeveralAxes]) -> NDArray[_Floating]: ...
+def log_softmax(x: ArrayLike, *, out: _Buffer[Any] = None, **options: Unpack[_Capped]) -> NDArray[_Floating]: ...
 @overload
 def softmax_grad(upstream: ArrayLike, y: NDArray[_F], *, out: _Buffer[_F] = None,
                  **options: Unpack[_Probabilities]) -> NDArray[_F]: ...
@@ -257,19 +271,19 @@ def log_softmax_grad(upstream: ArrayLike, y: NDArray[_F], *, out: _Buffer[_F] = 
 def log_softmax_grad(upstream: ArrayLike, y: ArrayLike, *, out: _Buffer[Any] = None,
                      **options: Unpack[_Probabilities]) -> NDArray[_Floating]: ...
 @overload
-def logsumexp(x: ArrayLike, *, out: _Out, keepdims: bool = False, **options: Unpack[_SeveralAxes]) -> _Out: ...
+def logsumexp(x: ArrayLike, *, out: _Out, keepdims: bool = False, **options: Unpack[_Capped]) -> _Out: ...
 @overload
 def logsumexp(x: NDArray[_F], *, out: None = None, keepdims: Literal[True],
-              **options: Unpack[_SeveralAxes]) -> NDArray[_F]: ...
+              **options: Unpack[_Capped]) -> NDArray[_F]: ...
 @overload
 def logsumexp(x: ArrayLike, *, out: None = None, keepdims: Literal[True],
-              **options: Unpack[_SeveralAxes]) -> NDArray[_Floating]: ...
+              **options: Unpack[_Capped]) -> NDArray[_Floating]: ...
 @overload
 def logsumexp(x: NDArray[_F], *, out: None = None, keepdims: bool = False,
-              **options: Unpack[_SeveralAxes]) -> NDArray[_F] | Any: ...
+              **options: Unpack[_Capped]) -> NDArray[_F] | Any: ...
 @overload
 def logsumexp(x: ArrayLike, *, out: None = None, keepdims: bool = False,
-              **options: Unpack[_SeveralAxes]) -> NDArray[_Floating] | Any: ...
+              **options: Unpack[_Capped]) -> NDArray[_Floating] | Any: ...
 @overload
 def entropy(logits: NDArray[_F], *, reduction: _Scalar = "mean", **options: Unpack[_Entropy]) -> _F: ...
 @overload

@@ -11,7 +11,10 @@ from ._blocks cimport counted_labels, mean_weight
 from ._layout cimport (
     Axes, as_matrix, axes_of, dtype_of, is_aligned, is_c_contiguous, overlap, rows_of, same_memory, same_shape,
 )
-from ._request cimport CROSS_ENTROPY, EVALUATE, F32, F64, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request
+from ._request cimport (
+    BF16, CROSS_ENTROPY, EVALUATE, F16, F32, F64, LOGSUMEXP, NO_DTYPE, SIGMOID_TWO_TERM, U64, Matrix, Request,
+    computed_dtype, is_half, takes_half,
+)
 
 cdef enum:              # the arrays of a call
     INPUT, TARGETS, INT64_LABELS, UPSTREAM, WEIGHT, POS_WEIGHT, SAMPLE_WEIGHT, ROW_MAX, TAIL, VECTORS, OUT, OUT_HESS, RESULT,
@@ -28,7 +31,12 @@ cdef struct Arguments:
     PyObject *targets_name          # "targets", "target_logits" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
     bint with_hess                  # out is a pair
+    bint with_curvature             # second derivatives are computed, which are not of float16 and bfloat16
     bint integers                   # integer logits are not converted to float64
+    bint converted                  # view[INPUT] is the caller's array in float32, and so is the result at first
+    PyObject *dtype                 # of the result in the shape of the logits, or y
+    PyObject *out                   # as it was given, or NULL
+    PyObject *out_hess              # the second one
     Py_buffer view[ARRAYS]          # obj is NULL where there is no such array; view[INPUT] is the logits or y
     void *blocks[ARRAYS]            # offsets that the matrix of an array points to
     Axes axes
@@ -75,9 +83,23 @@ cdef inline int take(Arguments *a, int at, object value) except -1:
     return dtype
 
 
-cdef inline int take_converted(Arguments *a, int at, object array, str name) except -1:
-    """The same for an array that _checks.py has made, which cannot be anything else."""
+cdef inline object exported(Arguments *a, object array):
+    """An array that the buffer protocol knows: of bfloat16 numbers, their bits."""
+    return checks(a).bits_of(array) if checks(a).is_bfloat16(array.dtype) else array
+
+
+cdef inline int take_half(Arguments *a, int at, object array) except -1:
+    """The same for an array that _checks.py has made, which may contain bfloat16 numbers."""
     cdef int dtype = take(a, at, array)
+    if dtype == NO_DTYPE and checks(a).is_bfloat16(array.dtype):
+        take(a, at, checks(a).bits_of(array))
+        return BF16
+    return dtype
+
+
+cdef inline int take_converted(Arguments *a, int at, object array, str name) except -1:
+    """The same, where it cannot be anything else."""
+    cdef int dtype = take_half(a, at, array)
     if dtype == NO_DTYPE:
         raise TypeError(f"{name} has dtype {array.dtype}, which cannot be read")
     return dtype
@@ -107,8 +129,19 @@ cdef inline const void *by_row(Arguments *a, int at, int dtype, int wanted) exce
     return a.view[at].buf
 
 
-cdef inline int input_dtype(Arguments *a) noexcept:
+cdef inline int stored_dtype(Arguments *a) noexcept:
+    """The dtype of the logits, or y, and of what the kernels write in their shape."""
     return a.request.y.dtype if a.is_product else a.request.logits.dtype
+
+
+cdef inline int input_dtype(Arguments *a) noexcept:
+    """What the logits, or y, are computed in: the dtype of losses and stats."""
+    return computed_dtype(stored_dtype(a))
+
+
+cdef inline object numbers_dtype(Arguments *a):
+    """The same as a NumPy dtype."""
+    return checks(a).F32 if input_dtype(a) == F32 else checks(a).F64
 
 
 cdef inline tuple row_shape(Arguments *a):
@@ -123,15 +156,19 @@ cdef inline list row_axes(Arguments *a):
 # --- Positional arguments --------------------------------------------------------------------------------------------
 
 
-cdef inline int set_input(Arguments *a, object value, PyObject *axis) except -1:
-    """The logits, or y, and how their rows are counted."""
+cdef inline object set_input(Arguments *a, object value, PyObject *axis):
+    """The logits, or y, and how their rows are counted. Returns an array of them, in the dtype of the result."""
     cdef str name = <str>a.input_name
     cdef int dtype = take(a, INPUT, value), at
     cdef Py_buffer *view = &a.view[INPUT]
     cdef Request *r = &a.request
-    if dtype != F32 and dtype != F64 and (dtype == NO_DTYPE or not a.integers):
-        value = checks(a).as_logits(name, value, a.integers)
-        dtype = take_converted(a, INPUT, value, name)
+    if dtype != F32 and dtype != F64 and (dtype == NO_DTYPE or dtype == F16 or not a.integers):
+        if dtype != F16:
+            value = checks(a).as_logits(name, value, a.integers)
+            dtype = take_converted(a, INPUT, value, name)
+        a.converted = is_half(dtype) and (a.with_curvature or not takes_half(r.operation))
+        if a.converted:
+            dtype = take_converted(a, INPUT, checks(a).converted(value, checks(a).F32), name)
     if view.ndim == 0:
         raise ValueError(f"{name} is a scalar, expected at least one dimension: the classes")
     at = view.ndim - 1 if axis == NULL else checks(a).as_axis(<object>axis, view.ndim)
@@ -139,7 +176,7 @@ cdef inline int set_input(Arguments *a, object value, PyObject *axis) except -1:
         raise ValueError(f"{name} has shape {value.shape}: no classes on axis {at}")
     r.classes, r.rows, a.axes = view.shape[at], rows_of(view, at), axes_of(view, at)
     set_matrix(a, INPUT, dtype, &r.y if a.is_product else &r.logits)
-    return 0
+    return value
 
 
 cdef inline int set_targets(Arguments *a, object value) except -1:
@@ -151,7 +188,7 @@ cdef inline int set_targets(Arguments *a, object value) except -1:
     cdef str name = <str>a.targets_name
     if dtype == NO_DTYPE:
         value = checks(a).as_targets(value, a.view[INPUT].obj.shape, name)
-        dtype = take(a, TARGETS, value)
+        dtype = take_half(a, TARGETS, value)
     if dtype == NO_DTYPE:
         raise checks(a).targets_error(value, a.view[INPUT].obj.shape, a.axes.class_axis, may_be_labels, may_be_rows,
                                       name)

@@ -67,7 +67,8 @@ def call_folded(
     shape = fold.reduced_shape(bool(keepdims)) if reduces else x.shape
     if out is not None:
         without = "without its class axes" if not keepdims else "with its class axes of length 1"
-        _checks.check_out(out, shape, x.dtype, f"{name} {without}" if reduces else name, "out")
+        dtype = _checks.computed_dtype(x.dtype) if reduces else x.dtype
+        _checks.check_out(out, shape, dtype, f"{name} {without}" if reduces else name, "out")
     options["axis"], folded = fold.axis, [fold(x)]
     if len(arguments) == 2:
         upstream = _checks.as_real("upstream", arguments[0])

@@ -5,8 +5,10 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 from libc.string cimport memset
 
 from ._job cimport Job, State, Sum, add, own_dtype, set_sum, value
-from ._primitives cimport CE_BY_CLASS, CE_MAX_LANES, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_primitives
-from ._request cimport F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request
+from ._primitives cimport (
+    CE_BY_CLASS, CE_MAX_LANES, CE_ONES, ce_chosen_f32, ce_chosen_f64, ce_from_bf16, ce_from_f16, ce_primitives,
+)
+from ._request cimport F16, F32, F64, I8, I16, I32, I64, SIGMOID_TWO_TERM, U8, U16, U32, U64, Matrix, Request, is_half
 
 cdef fused number:
     int8_t
@@ -40,10 +42,23 @@ cdef inline void gather_as(const number *dtype, const char *src, Py_ssize_t stri
     for k in range(n):
         dst[k*step] = <scratch_number>(<const number *>(src + k*stride))[0]
 
+cdef inline void gather_half(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
+                             Py_ssize_t step) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef uint16_t bits
+    if scratch_number is float:
+        if stride == 2 and step == 1:
+            ce_chosen_f32.convert(dtype, src, n, dst)
+            return
+    for k in range(n):
+        bits = (<const uint16_t *>(src + k*stride))[0]
+        dst[k*step] = <scratch_number>(ce_from_f16(bits) if dtype == F16 else ce_from_bf16(bits))
+
 cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_t n, scratch_number *dst,
                         Py_ssize_t step) noexcept nogil:
     """dst[k*step] = the k-th number of that dtype at src."""
-    if dtype == F32: gather_as(<const float *>NULL, src, stride, n, dst, step)
+    if is_half(dtype): gather_half(dtype, src, stride, n, dst, step)
+    elif dtype == F32: gather_as(<const float *>NULL, src, stride, n, dst, step)
     elif dtype == F64: gather_as(<const double *>NULL, src, stride, n, dst, step)
     elif dtype == I8: gather_as(<const int8_t *>NULL, src, stride, n, dst, step)
     elif dtype == I16: gather_as(<const int16_t *>NULL, src, stride, n, dst, step)
@@ -54,11 +69,31 @@ cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_
     elif dtype == U32: gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
     elif dtype == U64: gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
 
+cdef inline void scatter(int dtype, const floating *src, Py_ssize_t n, char *dst, Py_ssize_t stride,
+                         bint stream) noexcept nogil:
+    """The k-th number of that dtype at dst = src[k], which is rounded to F16 or BF16. With stream, contiguous ones of
+    these are written past the caches."""
+    cdef uint16_t bits[512]
+    cdef Py_ssize_t k, j, m
+    if dtype == own_dtype(src):
+        for k in range(n):
+            (<floating *>(dst + k*stride))[0] = src[k]
+        return
+    if floating is float:
+        if stride == 2:
+            ce_chosen_f32.to_half(dtype, src, n, dst, stream)
+            return
+        for j from 0 <= j < n by 512:
+            m = min(n - j, 512)
+            ce_chosen_f32.to_half(dtype, src + j, m, bits, False)
+            for k in range(m):
+                (<uint16_t *>(dst + (j + k)*stride))[0] = bits[k]
+
 cdef inline Py_ssize_t size_of(int dtype) noexcept nogil:
     """The bytes of a number."""
     if dtype == I8 or dtype == U8:
         return 1
-    if dtype == I16 or dtype == U16:
+    if dtype == I16 or dtype == U16 or is_half(dtype):
         return 2
     return 4 if dtype == I32 or dtype == U32 or dtype == F32 else 8
 
@@ -79,19 +114,29 @@ cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, P
         gather(a.dtype, src, a.class_stride, n, scratch, 1)
     return scratch
 
-cdef inline const floating *logits_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
-                                         floating *scratch) noexcept nogil:
-    """n logits of row i from class j on, contiguous: where they lie, or in scratch."""
-    return block(&job.request.logits, i, j, n, scratch)
+cdef inline const floating *logits_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, floating *scratch,
+                                         floating *slope) noexcept nogil:
+    """n logits of row i from class j on, contiguous: where they lie, or in scratch. With a softcap they are capped, and
+    unless slope is NULL, it receives the derivatives."""
+    cdef const floating *x = block(&job.request.logits, i, j, n, scratch)
+    if job.request.softcap == 0:
+        return x
+    job.plan.primitives.softcap(x, n, job.request.softcap, scratch, slope)
+    return scratch
+
+cdef inline floating *slope_block(const Job *job, floating *scratch) noexcept nogil:
+    """Where the derivatives of the softcap are, if the gradient is multiplied by them; else NULL."""
+    return scratch if job.plan.with_slopes else NULL
 
 cdef inline double logit_of(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *dtype) noexcept nogil:
     """The logit of row i and class j."""
-    return (<const floating *>(row_at(&job.request.logits, i) + j*job.request.logits.class_stride))[0]
+    cdef floating scratch
+    return logits_block(job, i, j, 1, &scratch, NULL)[0]
 
 cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
-    """The logits that are read after the block x of row i, which ends before class j; x if they are not contiguous."""
+    """The logits that are read after the block x of row i, which ends before class j; x if they do not lie ready."""
     cdef const Matrix *logits = &job.request.logits
-    if logits.class_stride != sizeof(floating):
+    if not job.plan.logits_ready:
         return x
     if j < job.request.classes:
         return <const floating *>row_at(logits, i) + j
@@ -115,25 +160,43 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
 
 cdef inline floating *place_of(const Matrix *a, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
     """Where a block of row i of a result, from class j on, is computed: in its place, or in scratch."""
-    return <floating *>row_at(a, i) + j if a.class_stride == sizeof(floating) else scratch
+    if a.dtype == own_dtype(scratch) and a.class_stride == sizeof(floating):
+        return <floating *>row_at(a, i) + j
+    return scratch
 
 cdef inline void store_to(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                           const floating *src) noexcept nogil:
     """a[i, j:j + n] = src, unless it is there already."""
     cdef char *dst = row_at(a, i) + j*a.class_stride
-    cdef Py_ssize_t k
     if <const char *>src != dst:
-        for k in range(n):
-            (<floating *>(dst + k*a.class_stride))[0] = src[k]
+        scatter(a.dtype, src, n, dst, a.class_stride, False)
 
 cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
-    """Where a block of row i of the gradient, from class j on, is computed: in its place, or in scratch."""
-    return place_of(&job.request.grad, i, j, scratch)
+    """Where a block of row i of the gradient, from class j on, is computed: in its place, or in scratch. There it may
+    replace the logits."""
+    if job.plan.grad_ready:
+        return <floating *>row_at(&job.request.grad, i) + j
+    return scratch
 
-cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
-                             const floating *src) noexcept nogil:
-    """grad[i, j:j + n] = src, unless it is there already."""
-    store_to(&job.request.grad, i, j, n, src)
+cdef inline void times_slope(const Job *job, const floating *grad, const floating *slope, Py_ssize_t n,
+                             floating *product) noexcept nogil:
+    job.plan.primitives.row_affine(grad, slope, n, 1, -0.0, product)
+    if job.request.flush_below > 0:
+        job.plan.primitives.flush_small(product, n, job.request.flush_below)
+
+cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, floating *src,
+                             const floating *slope) noexcept nogil:
+    """grad[i, j:j + n] = src, unless it is there already. Unless slope is NULL, src is multiplied by it."""
+    cdef const Matrix *grad = &job.request.grad
+    cdef char *dst = row_at(grad, i) + j*grad.class_stride
+    if <const char *>src == dst:
+        return
+    if slope != NULL:
+        if grad.dtype == own_dtype(slope) and grad.class_stride == sizeof(floating):
+            times_slope(job, src, slope, n, <floating *>dst)
+            return
+        times_slope(job, src, slope, n, src)
+    scatter(grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
 
 # -- Tiles
 
@@ -180,15 +243,39 @@ cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i
         for k in range(classes):
             memset(tile + k*width + count, 0, (width - count)*size)
 
+cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *dst, Py_ssize_t rows, Py_ssize_t classes,
+                                 Py_ssize_t width, const floating *tile) noexcept nogil:
+    """number k of row p = tile[k, p], rounded, where rows at dst are row_stride apart."""
+    cdef floating gathered[GATHERED]
+    cdef Py_ssize_t size = sizeof(floating), most = min(classes, <Py_ssize_t>GATHERED/CE_MAX_LANES)
+    cdef Py_ssize_t step = GATHERED/most, j, p, k, m, n
+    if a.row_stride == 2:
+        for k in range(classes):
+            scatter(a.dtype, tile + k*width, rows, dst + k*a.class_stride, 2, False)
+        return
+    for j from 0 <= j < classes by most:
+        m = min(most, classes - j)
+        for p from 0 <= p < rows by step:
+            n = min(step, rows - p)
+            f.transpose(tile + j*width + p, width*size, m, n, gathered, m*size)
+            if m == classes and a.row_stride == classes*a.class_stride:
+                scatter(a.dtype, gathered, n*classes, dst + p*a.row_stride, a.class_stride, False)
+            else:
+                for k in range(n):
+                    scatter(a.dtype, gathered + k*m, m, dst + (p + k)*a.row_stride + j*a.class_stride, a.class_stride,
+                            False)
+
 cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                             Py_ssize_t classes, Py_ssize_t width, const floating *tile, bint stream) noexcept nogil:
-    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows are written past the caches."""
+    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows are written past the caches, unless they are rounded."""
     cdef Py_ssize_t p = 0, k, r, run, size = sizeof(floating)
     cdef char *dst
     while p < count:
         dst = row_at(a, i + p) + j*a.class_stride
         run = evenly_spaced(a, i + p, count - p)
-        if a.row_stride == size:
+        if is_half(a.dtype):
+            store_half_tile(f, a, dst, run, classes, width, tile + p)
+        elif a.row_stride == size:
             f.store_runs(tile + p, width*size, classes, run, dst, a.class_stride, stream)
         elif a.class_stride == size:
             f.transpose(tile + p, width*size, classes, run, dst, a.row_stride)

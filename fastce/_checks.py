@@ -32,6 +32,21 @@ def is_masked(value: Any) -> bool:
     return isinstance(value, np.ndarray) and type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
 
 
+def is_bfloat16(dtype: Any) -> bool:
+    """Whether it is the bfloat16 of ml_dtypes, which need not be installed."""
+    return bool(dtype.itemsize == 2 and dtype.name == "bfloat16")
+
+
+def computed_dtype(dtype: Any) -> Any:
+    """What logits of that dtype are computed in."""
+    return F32 if dtype.itemsize == 2 else dtype
+
+
+def bits_of(array: Array) -> Array:
+    """The same memory as unsigned integers. NumPy exports no buffer of bfloat16 numbers."""
+    return array.view(np.uint16)
+
+
 # What other libraries put in an array's place to differentiate a function. Their integrations can be differentiated.
 TRACED = {
     ("autograd", "Box"): "is differentiated by autograd",
@@ -71,7 +86,7 @@ def as_array(name: str, value: Any) -> Array:
                 f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
             )
         array = np.asarray(array)
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and not is_bfloat16(array.dtype):
         if array.dtype.kind == "O" and not array.ndim:  # NumPy found nothing to iterate over
             raise TypeError(f"{name} is {type(value).__name__}, expected an array of real numbers")
         raise TypeError(f"{name} has dtype {array.dtype}, expected real numbers")
@@ -91,14 +106,15 @@ def contiguous(array: Array, dtype: Any) -> Array:
 
 
 def as_real(name: str, value: Any) -> Array:
-    """`value` as an aligned native array of a dtype that the kernels read."""
-    return readable(as_array(name, value))
+    """`value` as an aligned native array of a dtype that the kernels read. bfloat16 becomes float32."""
+    array = as_array(name, value)
+    return converted(array, F32) if is_bfloat16(array.dtype) else readable(array)
 
 
 def readable(array: Array) -> Array:
     """An array as an aligned native one of a dtype that the kernels read."""
     dtype = array.dtype
-    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
+    if dtype.kind == "f" and dtype.itemsize > 8:
         return converted(array, F64)
     if not dtype.isnative:
         return array.astype(dtype.newbyteorder("="))
@@ -106,15 +122,16 @@ def readable(array: Array) -> Array:
 
 
 def as_logits(name: str, value: Any, keep_integers: bool) -> Array:
-    """`value` as float32 or float64, aligned and native; integers and bools as float64 unless they are kept."""
+    """`value` as an aligned native array of floats that the kernels read; integers and bools as float64 unless they are
+    kept."""
     array = as_array(name, value)
     dtype = array.dtype
-    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
+    if dtype.kind == "f" and dtype.itemsize > 8:
         raise TypeError(
-            f"{name} has dtype {dtype}, expected float32 or float64 (computed as they are), or integers or bools "
-            f"(computed as float64); cast it: {name}.astype(np.float32)"
+            f"{name} has dtype {dtype}, expected float64 or float32 (computed as they are), float16 or bfloat16 "
+            f"(computed as float32), or integers or bools (computed as float64); cast it: {name}.astype(np.float64)"
         )
-    if dtype.kind != "f" and not keep_integers:
+    if dtype.kind in "iub" and not keep_integers:
         return array.astype(F64)
     return readable(array)
 
@@ -295,10 +312,12 @@ def weight_error(name: str, weight: Any, dtype: Any) -> ValueError:
     return ValueError(f"{where} is {weight[at]}, expected {finite} >= 0")
 
 
-def stats_error(name: str, array: Array, shape: tuple[int, ...], logits: Array) -> ValueError:
+def stats_error(
+    name: str, array: Array, shape: tuple[int, ...], shape_of_logits: tuple[int, ...], dtype: Any
+) -> ValueError:
     if array.shape != shape:
-        return ValueError(f"{name} has shape {array.shape}, expected {shape} for logits of shape {logits.shape}")
-    return ValueError(f"{name} has dtype {array.dtype}, expected {logits.dtype} to match logits")
+        return ValueError(f"{name} has shape {array.shape}, expected {shape} for logits of shape {shape_of_logits}")
+    return ValueError(f"{name} has dtype {array.dtype}, expected {dtype} to match logits")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> None:

@@ -22,6 +22,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -34,8 +35,8 @@ def cross_entropy(
     ----------
     logits : array_like
         Scores x of one or more dimensions, with the classes on `axis`. float32 and float64 are computed in their own
-        precision, integers and bools as float64. A logit of -inf masks its class. A row that contains NaN or +inf, or
-        only -inf, has loss NaN.
+        precision, float16 and the bfloat16 of ml_dtypes as float32, integers and bools as float64. A logit of -inf
+        masks its class. A row that contains NaN or +inf, or only -inf, has loss NaN.
     targets : array_like
         Class indices, of any integer dtype and the shape of `logits` without `axis`; or probabilities c, of any real
         dtype or bool and the shape of `logits`. Rows of probabilities need not sum to 1.
@@ -55,6 +56,9 @@ def cross_entropy(
     temperature : float, default 1.0
         What the logits are divided by before everything else, in [1e-15, 1e15]: the loss is that of ``x/temperature``,
         and the gradient with respect to the logits contains ``1/temperature``.
+    softcap : float, optional
+        A bound that the logits approach, in [1e-30, 1e30]: ``softcap*tanh(x/softcap)`` takes the place of x, before the
+        temperature and in `stats` too. A logit of -inf still masks its class. Default: none.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum of the losses by `normalizer`; "none" returns the loss of each row.
     normalizer : float, optional
@@ -74,7 +78,7 @@ def cross_entropy(
     Returns
     -------
     loss : scalar or ndarray
-        In nats, in the dtype of the logits (float64 for integers). Sums over rows are accumulated in float64. With
+        In nats, in the dtype that the logits are computed in. Sums over rows are accumulated in float64. With
         ``reduction="none"``, an array of the rows' shape.
     stats : SoftmaxStats
         With `return_stats`.
@@ -110,7 +114,9 @@ def cross_entropy(
     Higham (2021), "Accurately computing the log-sum-exp and softmax functions", for log1p; Szegedy et al. (2016),
     "Rethinking the Inception architecture for computer vision", for label smoothing; Chowdhery et al. (2022), "PaLM:
     scaling language modeling with pathways", for the z-loss; Hinton, Vinyals and Dean (2015), "Distilling the knowledge
-    in a neural network", for the temperature.
+    in a neural network", for the temperature; Gemma Team (2024), "Gemma 2: improving open language models at a
+    practical size", for the softcap. A capped logit has a relative error below 2 eps. This adds up to
+    ``4*max(abs(x))*eps/temperature`` to the relative error of each exponential, and so to that of the gradient.
 
     Examples
     --------
@@ -125,6 +131,8 @@ def cross_entropy(
     6.18346e-09
     >>> round(float(fastce.cross_entropy(logits, labels, temperature=2.0)), 6)  # of logits/2
     0.825029
+    >>> round(float(fastce.cross_entropy(logits, labels, softcap=1.0)), 6)  # of tanh(logits)
+    0.832732
     """
 
 
@@ -139,6 +147,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -153,7 +162,7 @@ def cross_entropy_with_grad(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
@@ -173,7 +182,8 @@ def cross_entropy_with_grad(
     loss : scalar or ndarray
         As `cross_entropy` returns it.
     grad : ndarray
-        Of the shape and memory order of the logits, and their dtype (float64 for integers); `out` if it is given.
+        Of the shape and memory order of the logits, and their dtype (float64 for integers); `out` if it is given. In
+        float16 and bfloat16 it is rounded once, after all factors: `upstream` can keep it from becoming 0.
 
     Raises
     ------
@@ -185,6 +195,8 @@ def cross_entropy_with_grad(
     With p = softmax(x), q as in `cross_entropy`, and Q = sum(q), where x is divided by `temperature`::
 
         grad = sample_weight * upstream / (denominator*temperature) * ((Q + 2*z_loss*logsumexp(x))*p - q)
+
+    With `softcap` it is multiplied by ``1 - tanh(x/softcap)**2``, which is not formed by subtraction.
 
     This is ``p - c`` of Bishop (2006), "Pattern recognition and machine learning", equation 4.109, with every option.
     At the largest logit ``p - 1`` is computed as ``-tail/(1 + tail)``, so that the gradient of a confident row is not
@@ -214,6 +226,7 @@ def cross_entropy_grad(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -229,7 +242,7 @@ def cross_entropy_grad(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
@@ -240,8 +253,8 @@ def cross_entropy_grad(
     out : ndarray, optional
         As in `cross_entropy_with_grad`.
     stats : SoftmaxStats, optional
-        What ``cross_entropy(logits, ..., return_stats=True)`` returned for the same logits, axis and temperature. It
-        saves the pass that finds each row's maximum and sum. It is not compared with the logits.
+        What ``cross_entropy(logits, ..., return_stats=True)`` returned for the same logits, axis, temperature and
+        softcap. It saves the pass that finds each row's maximum and sum. It is not compared with the logits.
 
     Returns
     -------
@@ -281,7 +294,7 @@ class CrossEntropyLoss:
 
     Parameters
     ----------
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.

@@ -60,7 +60,7 @@ cdef inline void row_hvp(const Job *job, Py_ssize_t i, Py_ssize_t first_max, Sta
     for last in range(2):
         for j from 0 <= j < classes by BLOCK:
             n = min(classes - j, BLOCK)
-            block_exponentials(job, logits_block(job, i, j, n, scratch), n, s.row_max[r], e)
+            block_exponentials(job, logits_block(job, i, j, n, scratch, NULL), n, s.row_max[r], e)
             v = block(&job.request.vectors, i, j, n, scratch)
             if last:
                 dst = place_of(&job.request.grad, i, j, e)

@@ -109,11 +109,11 @@ cdef inline void load_row_block(const Job *job, Divergence *d, Py_ssize_t j, Py_
     cdef floating *logs = scratch + BLOCK
     cdef floating *e_t = scratch + 3*BLOCK
     cdef const floating *row
-    c.x, c.x_step = logits_block(job, d.start, j, n, scratch), x.row_stride
+    c.x, c.x_step = logits_block(job, d.start, j, n, scratch, NULL), x.row_stride
     if c.x == scratch:
         c.x_step = pitch*size
         for p in range(1, d.count):
-            logits_block(job, d.start + p, j, n, scratch + p*pitch)
+            logits_block(job, d.start + p, j, n, scratch + p*pitch, NULL)
     scratch = logs if c.of_logits else e_t
     row = block(targets, d.start, j, n, scratch)
     c.t, c.t_step = row, targets.row_stride
@@ -152,7 +152,7 @@ cdef inline void store_row_grads(const Job *job, const Divergence *d, Py_ssize_t
         if job.plan.stream and grad.class_stride == sizeof(floating):
             job.plan.primitives.store_runs(scratch, 0, 1, n, row_at(grad, d.start) + j*grad.class_stride, 0, True)
         else:
-            store_block(job, d.start + p, j, n, <const floating *>(<const char *>scratch + p*d.c.grad_step))
+            store_block(job, d.start + p, j, n, <floating *>(<char *>scratch + p*d.c.grad_step), NULL)
 
 cdef inline const char *next_rows(const Matrix *a, const char *x, Py_ssize_t x_step, Py_ssize_t start,
                                   Py_ssize_t count, Py_ssize_t rows) noexcept nogil:
@@ -204,7 +204,7 @@ cdef inline void long_row(const Job *job, Divergence *d, floating *scratch) noex
     set_sum(&mass, 0)
     for j from 0 <= j < classes by BLOCK:
         n = min(classes - j, BLOCK)
-        x = logits_block(job, d.start, j, n, scratch)
+        x = logits_block(job, d.start, j, n, scratch, NULL)
         add_exponentials(job, n, x, next_block(job, d.start, j + n, x), &x_sums)
         t = block(&job.request.targets, d.start, j, n, scratch)
         if c.of_logits:

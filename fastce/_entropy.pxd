@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 
 from ._blocks cimport grad_block, load_tile, logit_of, logits_block, next_block, store_block, store_tile
 from ._job cimport BLOCK, BY_TILES, GROUP, Job, Plan, State, Sum, add, set_sum, shift_of, value
+from ._long_rows cimport row_zero_grad
 from ._primitives cimport CE_MAX_LANES, ce_primitives, ce_tail_if_finite
 from ._request cimport ENTROPY, EVALUATE
 from ._rows cimport Rows, load_rows, rows_together
@@ -102,7 +103,7 @@ cdef inline Py_ssize_t short_entropies(const Job *job, Py_ssize_t i, Py_ssize_t 
         f.rows_entropy_grad(rows.x, rows.x_step, e, e_step, rows.grad, rows.grad_step, rows.count, n, s.row_max + r,
                             temperature, s.a + r, s.linear + r, job.request.flush_below, False)
         for p in range(rows.count):
-            store_block(job, i + p, 0, n, <const floating *>(rows.grad + p*rows.grad_step))
+            store_block(job, i + p, 0, n, <floating *>(rows.grad + p*rows.grad_step), NULL)
     return rows.count
 
 cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
@@ -119,7 +120,7 @@ cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t
         s.x_label[r] = logit_of(job, i, s.label[r], scratch)
     for j from 0 <= j < classes by BLOCK:
         n = min(classes - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch)
+        x = logits_block(job, i, j, n, scratch, NULL)
         f.rows_max(x, 0, 1, n, s.row_max + r)
         new_max = s.row_max[r] > sums.row_max
         if not new_max:
@@ -133,11 +134,11 @@ cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t
     finish_entropies(s, r, 1)
     for j from 0 <= j < (classes if job.plan.with_grad else 0) by BLOCK:
         n = min(classes - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch)
+        x = logits_block(job, i, j, n, scratch, NULL)
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         f.rows_entropy_grad(x, 0, NULL, 0, dst, 0, 1, n, s.row_max + r, temperature, s.a + r, s.linear + r,
                             job.request.flush_below, job.plan.stream and dst != scratch + 2*BLOCK)
-        store_block(job, i, j, n, dst)
+        store_block(job, i, j, n, dst, NULL)
 
 cdef inline void entropies_of_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s,
                                    floating *scratch) noexcept nogil:
@@ -145,6 +146,8 @@ cdef inline void entropies_of_rows(const Job *job, Py_ssize_t start, Py_ssize_t 
     while r < count:
         if s.ignored > 0 and s.label[r] < 0:    # its logits are not even read
             s.row_max[r], s.tail[r], s.linear[r], s.mass[r], s.x_label[r] = 0, 0, 0, 1, 0
+            if job.plan.with_grad:
+                row_zero_grad(job, start + r, 0, job.request.classes, scratch)
         elif job.request.classes <= BLOCK:
             r += short_entropies(job, start + r, count - r, s, r, scratch)
             continue

@@ -5,7 +5,7 @@ from libc.math cimport ceil
 from libc.string cimport memset
 
 from ._job cimport Sum, add
-from ._request cimport F32, Request
+from ._request cimport F32, Request, computed_dtype
 
 cdef enum:
     BINS = 15               # intervals of the confidence: (0, 1/BINS] is the first
@@ -31,7 +31,7 @@ cdef inline void tally_as(const Request *request, const floating *dtype, Tally *
 cdef inline void tally(const Request *request, Tally *t) noexcept nogil:
     """Adds up what EVALUATE has written."""
     memset(t, 0, sizeof(t[0]))
-    if request.logits.dtype == F32:
+    if computed_dtype(request.logits.dtype) == F32:
         tally_as(request, <const float *>NULL, t)
     else:
         tally_as(request, <const double *>NULL, t)

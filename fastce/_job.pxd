@@ -22,7 +22,7 @@ from ._request cimport F32, F64, LOG_SOFTMAX, Request
 
 cdef enum:
     GROUP = 112         # rows whose state is held at a time, at most
-    BLOCK = 4096        # classes of a row that are worked on at a time: 16 or 32 KiB
+    BLOCK = 4096        # classes of a row that are worked on at a time, at most: 16 or 32 KiB
     TILE_SIZE = 8192    # numbers in a tile, unless its rows are contiguous in the arrays too
 
 cdef enum:              # paths: each is one way to compute
@@ -33,7 +33,7 @@ cdef enum:              # paths: each is one way to compute
 
 cdef struct Plan:
     # How a request is computed. _plan.pxd chooses.
-    const ce_primitives *primitives # for the dtype of the logits
+    const ce_primitives *primitives # for the dtype
     int path
     bint stream                     # the gradient is written past the caches
     bint with_labels
@@ -41,7 +41,10 @@ cdef struct Plan:
     bint with_grad
     bint with_hess                  # and the diagonal of the Hessian
     bint with_hvp                   # instead of the gradient, the Hessian times vectors
-    bint targets_ready              # targets are used as base where they lie
+    int dtype                       # F32 or F64: what is computed in
+    bint logits_ready               # they are used where they lie
+    bint with_slopes                # it is multiplied by the derivatives of the softcap
+    bint grad_ready                 # it is computed where it lies
     bint weighted_smoothing         # labels with smoothing and weights: base is uniform*weight
     double hot                      # 1 - label_smoothing
     double uniform                  # label_smoothing/classes
@@ -54,6 +57,7 @@ cdef struct Plan:
     Py_ssize_t group                # rows worked on at a time: the width of a tile
     Py_ssize_t tile                 # numbers in a tile
     Py_ssize_t chunk                # of them that are loaded, or stored, at a time
+    Py_ssize_t block                # classes of a long row that are worked on at a time
     Py_ssize_t part                 # BY_PARTS: classes in a unit of work
     Py_ssize_t parts                # of a row
     Py_ssize_t unit                 # rows in a unit of work; BY_PARTS: rows whose parts are computed together
@@ -61,7 +65,7 @@ cdef struct Plan:
     Py_ssize_t units
     int threads
     bint automatic                  # their number: fewer may be used
-    Py_ssize_t scratch              # numbers of the logits' dtype for each thread
+    Py_ssize_t scratch              # numbers of the dtype for each thread
 
 cdef struct Sum:
     # A float64 sum and what its additions lost.

@@ -18,6 +18,9 @@
 # Distances may be negative or 0. classes >= 1. weight and pos_weight have one number for each class, sample_weight one
 # for each row. These and all outputs except grad are contiguous. Pointers and distances are aligned to the type.
 #
+# Dtypes. Logits are F32, F64, or for operations that `takes_half` allows F16 and BF16, which are computed in F32; grad has
+# their dtype. Losses, row_max and tail are F64 for F64, else F32.
+#
 # Values. Weights are finite and >= 0, label_smoothing is in [0, 1], z_loss >= 0. None of this is checked.
 #
 # Aliasing. grad may be the logits themselves, or for *_GRAD y or upstream (the same pointer and strides). Otherwise no
@@ -36,8 +39,8 @@
 from libc.stdint cimport int64_t
 
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, F32, F64, I8, I16, I32, I64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP, SIGMOID_TWO_TERM,
-    SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U8, U16, U32, U64, Matrix, Request, defaults, matrix,
+    ARGMAX, BF16, CROSS_ENTROPY, F16, F32, F64, I8, I16, I32, I64, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U8, U16, U32, U64, Matrix, Request, defaults, matrix,
 )
 
 # -- Any number of rows

@@ -24,8 +24,9 @@ from . import _axes, _checks
 from ._stats import SoftmaxStats
 
 from ._arguments cimport (
-    INPUT, NONE, MEAN, OUT, OUT_HESS, RESULT, RESULT_HESS, TARGETS, Arguments, hold, input_dtype, out_overlaps, release,
-    row_axes, row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream, set_vectors, take,
+    INPUT, NONE, MEAN, OUT, OUT_HESS, RESULT, RESULT_HESS, TARGETS, Arguments, hold, input_dtype, numbers_dtype,
+    out_overlaps, release, row_axes, row_shape, set_denominator, set_input, set_matrix, set_targets, set_upstream,
+    set_vectors, stored_dtype, take,
 )
 from ._blocks cimport counted_labels, labels_at
 from ._evaluation cimport BINS, Tally, tally
@@ -36,7 +37,7 @@ from ._primitives cimport (
     ce_pause, ce_watch_forks,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
+    ARGMAX, BF16, CROSS_ENTROPY, ENTROPY, EVALUATE, F32, KL_OF_LOGITS, LOG_SOFTMAX, LOG_SOFTMAX_GRAD, LOGSUMEXP,
     SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD,
     defaults, matrix,
 )
@@ -89,7 +90,8 @@ cdef class Call:
     """One call: its arguments, and what it will return."""
     cdef Function function
     cdef Arguments a
-    cdef object input           # the logits, or y, as they are computed
+    cdef object input           # the logits, or y
+    cdef object dtype           # of the result in their shape
     cdef object out             # the caller's buffer, or None
     cdef object out_hess        # the second one
     cdef object grad            # what the kernels write to: `out`, or a new array
@@ -111,12 +113,14 @@ cdef class Call:
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
         a.with_hess = self.function.returns & HESS
+        a.with_curvature = a.with_hess or self.function.count > 2
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
         a.targets_name = <PyObject *>self.function.arguments[self.function.count > 1]
         defaults(&a.request)
         a.request.operation, a.reduction, a.denominator = self.function.operation, self.function.reduction, 1
-        set_input(a, second if a.is_product else first, given[AXIS])
-        self.input = a.view[INPUT].obj
+        self.input = set_input(a, second if a.is_product else first, given[AXIS])
+        self.dtype = self.input.dtype
+        a.dtype = <PyObject *>self.dtype
         if a.is_product:
             set_upstream(a, first)
         elif second is not MISSING:
@@ -127,15 +131,22 @@ cdef class Call:
             if given[k] != NULL:
                 rules[k](a, <object>given[k])
         set_denominator(a)
-        self.out = a.view[OUT].obj if <PyObject *>a.view[OUT].obj != NULL else None
-        self.out_hess = a.view[OUT_HESS].obj if <PyObject *>a.view[OUT_HESS].obj != NULL else None
+        self.out = <object>a.out if a.out != NULL else None
+        self.out_hess = <object>a.out_hess if a.out_hess != NULL else None
         return 0
 
     cdef object new_array(self):
-        """A new array of the shape and memory order of the logits."""
+        """A new array of the shape and memory order of the logits, and the dtype that the kernels see."""
+        array = self.a.view[INPUT].obj
         if is_c_contiguous(&self.a.view[INPUT]):        # the usual case, where empty is faster than empty_like
-            return empty(self.input.shape, self.input.dtype)
-        return empty_like(self.input)
+            return empty(array.shape, array.dtype)
+        return empty_like(array)
+
+    cdef object stored(self, object array):
+        """A new array that the kernels wrote to, in the dtype of the logits."""
+        if self.a.converted:
+            return _checks.converted(array, self.dtype)
+        return array.view(self.dtype) if stored_dtype(&self.a) == BF16 else array
 
     cdef object new_result(self, bint by_class, object dtype, void **data):
         """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
@@ -159,11 +170,11 @@ cdef class Call:
         cdef Arguments *a = &self.a
         cdef int at = out_at
         array = out
-        if out is None or out_overlaps(a, out_at):
+        if out is None or a.converted or out_overlaps(a, out_at):
             at, array = result_at, self.new_array()
             hold(a, at, array, PyBUF_STRIDES | PyBUF_WRITABLE)
         if a.denominator != 0:
-            set_matrix(a, at, input_dtype(a), m)
+            set_matrix(a, at, stored_dtype(a), m)
         else:
             array.fill(0)
         return array
@@ -178,7 +189,7 @@ cdef class Call:
             self.hess = self.whole_result(self.out_hess, OUT_HESS, RESULT_HESS, &r.hess)
         if self.function.returns & LOSS:
             if a.reduction == NONE:
-                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, self.input.dtype, &r.losses)
+                self.losses = self.new_result(r.operation == SIGMOID_TWO_TERM, numbers_dtype(a), &r.losses)
                 if r.classes == 0:
                     self.losses.fill(-INFINITY)
             else:
@@ -186,11 +197,11 @@ cdef class Call:
         if r.operation == EVALUATE:
             r.total = &self.total
             self.ranks = self.new_result(False, intp, <void **>&r.ranks)
-            self.entropies = self.new_result(False, self.input.dtype, &r.entropies)
-            self.confidences = self.new_result(False, self.input.dtype, &r.confidences)
+            self.entropies = self.new_result(False, numbers_dtype(a), &r.entropies)
+            self.confidences = self.new_result(False, numbers_dtype(a), &r.confidences)
         if a.return_stats:
-            row_max = self.new_result(False, self.input.dtype, &r.row_max)
-            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, self.input.dtype, &r.tail)))
+            row_max = self.new_result(False, numbers_dtype(a), &r.row_max)
+            self.stats = new_tuple(stats_type, (row_max, self.new_result(False, numbers_dtype(a), &r.tail)))
         if r.operation == ARGMAX or a.return_rows:
             self.classes = self.new_result(False, intp, <void **>&r.first_max)
         return 0
@@ -216,10 +227,14 @@ cdef class Call:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
         if self.function.operation == EVALUATE:
             return self.evaluation()
+        if result is not None and result is not self.out:
+            result = self.stored(result)
         if self.out is not None and self.out is not result:
+            self.out[...] = value if result is None else result
             result = self.out
-            result[...] = value if self.grad is None else self.grad
         if self.function.returns & HESS:
+            if self.hess is not self.out_hess:
+                self.hess = self.stored(self.hess)
             if self.out_hess is not None and self.out_hess is not self.hess:
                 self.out_hess[...] = self.hess
                 self.hess = self.out_hess

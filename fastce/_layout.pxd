@@ -6,7 +6,7 @@
 from libc.stdint cimport int16_t
 from libc.stdlib cimport malloc
 
-from ._request cimport F32, F64, I8, I16, I32, I64, NO_DTYPE, U8, U16, U32, U64, Matrix
+from ._request cimport F16, F32, F64, I8, I16, I32, I64, NO_DTYPE, U8, U16, U32, U64, Matrix
 
 
 cdef enum:
@@ -44,6 +44,8 @@ cdef inline int dtype_of(const Py_buffer *a) noexcept nogil:
         return F32
     if code == b"d":
         return F64
+    if code == b"e":
+        return F16
     if code == b"b" or code == b"h" or code == b"i" or code == b"l" or code == b"q":
         return I8 if a.itemsize == 1 else I16 if a.itemsize == 2 else I32 if a.itemsize == 4 else I64
     if code == b"B" or code == b"H" or code == b"I" or code == b"L" or code == b"Q" or code == b"?":

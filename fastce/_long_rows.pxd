@@ -8,7 +8,9 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memset
 
-from ._blocks cimport base_block, grad_block, logit_of, logits_block, next_block, place_of, store_block, store_to
+from ._blocks cimport (
+    base_block, grad_block, logit_of, logits_block, next_block, place_of, slope_block, store_block, store_to,
+)
 from ._curvature cimport begin_hess, block_exponentials, block_hess, row_hvp
 from ._job cimport (
     BLOCK, Job, State, Sum, add, add_label, cancels_at_maximum, coefficients, moved, rescaled, set_exact_src,
@@ -84,9 +86,9 @@ cdef inline void add_base(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
 cdef inline Py_ssize_t first_maximum(const Job *job, Py_ssize_t i, double row_max, floating *scratch) noexcept nogil:
     """The first class of row i whose logit is row_max, or -1."""
     cdef Py_ssize_t j, n, k
-    for j from 0 <= j < job.request.classes by BLOCK:
-        n = min(job.request.classes - j, BLOCK)
-        k = job.plan.primitives.row_find(logits_block(job, i, j, n, scratch), n, row_max)
+    for j from 0 <= j < job.request.classes by job.plan.block:
+        n = min(job.request.classes - j, job.plan.block)
+        k = job.plan.primitives.row_find(logits_block(job, i, j, n, scratch, NULL), n, row_max)
         if k >= 0:
             return j + k
     return -1
@@ -106,9 +108,9 @@ cdef inline void sums_of(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssiz
     if given:
         sums.row_max = (<const floating *>job.request.row_max)[i]
         set_sum(&sums.tail, (<const floating *>job.request.tail)[i])
-    for j from start <= j < stop by BLOCK:
-        n = min(stop - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch)
+    for j from start <= j < stop by job.plan.block:
+        n = min(stop - j, job.plan.block)
+        x = logits_block(job, i, j, n, scratch, NULL)
         if not given:
             add_exponentials(job, n, x, next_block(job, i, j + n, x), sums)
         if job.plan.base_scale != 0 and (job.plan.with_loss or job.plan.base_kind == CE_BY_ELEMENT):
@@ -151,19 +153,20 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
     cdef const floating *x
     cdef const floating *base
     cdef floating *dst
+    cdef floating *slope = slope_block(job, scratch + 2*BLOCK)
     cdef floating *e = scratch + 3*BLOCK
     cdef bint with_hess = job.plan.with_hess
-    cdef bint stream = job.plan.stream and job.request.grad.class_stride == sizeof(floating) and not with_hess
+    cdef bint stream = job.plan.stream and job.plan.grad_ready and not with_hess
     cdef Py_ssize_t j, n, exact_class
     cdef int form = CE_DIFFERENCE if job.request.operation == LOG_SOFTMAX else CE_STORED if with_hess else CE_EXP
-    for j from start <= j < stop by BLOCK:
-        n = min(stop - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch)
+    for j from start <= j < stop by job.plan.block:
+        n = min(stop - j, job.plan.block)
+        x = logits_block(job, i, j, n, scratch, slope)
         if with_hess:
             block_exponentials(job, x, n, s.row_max[r], e)
             x = e
         base = base_block(job, i, j, n, scratch + BLOCK)
-        dst = grad_block(job, i, j, scratch + 2*BLOCK)
+        dst = grad_block(job, i, j, scratch)
         if job.plan.base_kind == CE_BY_ELEMENT:
             f.rows_grad_by_element(x, 0, base, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r,
                                    s.b + r, job.plan.slope, job.plan.offset, s.exact_src + r, s.exact_grad + r,
@@ -172,12 +175,11 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
             exact_class = s.exact_class[r] - j if j <= s.exact_class[r] < j + n else -1
             f.rows_grad(x, 0, dst, 0, 1, n, form, s.row_max + r, job.request.temperature, s.a + r, s.b + r, base,
                         &exact_class, s.exact_grad + r, job.request.flush_below, stream)
-        store_block(job, i, j, n, dst)
+        if j <= s.first_max[r] < j + n:
+            dst[s.first_max[r] - j] = <floating>s.grad_at_max[r]
+        store_block(job, i, j, n, dst, slope)
         if with_hess:
             block_hess(job, i, j, n, s, r, e)
-    if start <= s.first_max[r] < stop:
-        scratch[0] = <floating>s.grad_at_max[r]
-        store_block(job, i, s.first_max[r], 1, scratch)
 
 cdef inline void zero_row(const Matrix *a, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop,
                           floating *scratch) noexcept nogil:

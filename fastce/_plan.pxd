@@ -1,5 +1,6 @@
 # cython: cdivision=True
 # The plan of a request: how it is computed. No other file chooses.
+from ._blocks cimport size_of
 from ._divergence cimport divergence_scratch
 from ._entropy cimport entropy_scratch, is_entropy
 from ._job cimport BLOCK, BY_COLUMNS, BY_PARTS, BY_ROWS, BY_TILES, GROUP, TILE_SIZE, Plan
@@ -8,8 +9,9 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD,
-    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request,
+    ARGMAX, BF16, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD,
+    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half,
+    takes_softcap,
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
@@ -39,7 +41,7 @@ cdef inline bint is_divergence(const Request *request) noexcept nogil:
     return request.operation == KL_OF_LOGITS or request.operation == KL_OF_PROBABILITIES
 
 cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
-    """What the operation is a function of. Its dtype is that of the results."""
+    """What the operation is a function of. Its dtype is that of grad."""
     if is_product(request):
         return &request.y
     return &request.logits
@@ -61,18 +63,20 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
     cdef bint with_targets = not with_labels and (
         operation == CROSS_ENTROPY or operation == SIGMOID_TWO_TERM or operation == SOFTMAX_TWO_TERM
         or is_divergence(r))
-    return (CROSS_ENTROPY <= operation <= KL_OF_PROBABILITIES and (dtype == F32 or dtype == F64) and r.temperature > 0
+    return (CROSS_ENTROPY <= operation <= KL_OF_PROBABILITIES and F32 <= dtype <= BF16 and r.temperature > 0
             and (operation != ARGMAX or r.first_max != NULL)
             and (operation != EVALUATE or (with_labels and r.ranks != NULL and r.entropies != NULL
                                            and r.confidences != NULL))
+            and (takes_half(operation) or not is_half(dtype)) and (takes_softcap(operation) or r.softcap == 0)
             and (r.grad.dtype == dtype if r.grad.data != NULL else not product)
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
-            and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= F64)
+            and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= BF16)
             and (r.hess.data == NULL or r.hess.dtype == dtype) and (r.vectors.data == NULL or r.vectors.dtype == dtype)
-            and (r.hess.data == NULL and r.vectors.data == NULL or has_curvature(r))
+            and (r.hess.data == NULL and r.vectors.data == NULL
+                 or (has_curvature(r) and not is_half(dtype) and r.softcap == 0))
             and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
 
-cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept nogil:
+cdef inline void plan_base(const Request *request, Plan *p) noexcept nogil:
     """What base is, which the labels or targets and their options decide."""
     cdef bint weighted = request.weight != NULL
     p.hot, p.uniform, p.slope, p.offset = 1, 0, 1, 0
@@ -88,28 +92,30 @@ cdef inline void plan_base(const Request *request, int size, Plan *p) noexcept n
         else:
             p.base_kind, p.base_scale = CE_ONES, p.uniform
     p.gap_scale = p.base_scale/CE_GAP_UNIT if p.base_kind == CE_ONES else p.base_scale
-    p.targets_ready = (request.targets.dtype == main_input(request).dtype and request.targets.class_stride == size
-                       and p.hot == 1 and not weighted and request.pos_weight == NULL)
 
 cdef inline Py_ssize_t rows_in_block(const Request *r) noexcept nogil:
     return r.logits.rows_per_block if r.logits.blocks != NULL else r.rows
 
-cdef inline bint rows_contiguous(const Matrix *a, int size) noexcept nogil:
-    return a.row_stride == size and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
+cdef inline bint classes_contiguous(const Matrix *a) noexcept nogil:
+    return a.class_stride == size_of(a.dtype)
 
-cdef inline int path_of(const Request *r, int size, int base_kind) noexcept nogil:
+cdef inline bint rows_contiguous(const Matrix *a) noexcept nogil:
+    return a.row_stride == size_of(a.dtype) and (a.blocks == NULL or a.rows_per_block >= CE_MAX_LANES)
+
+cdef inline int path_of(const Request *r, int base_kind) noexcept nogil:
     cdef Py_ssize_t few_classes = TILES_BEAT_ROWS
     cdef const Matrix *x = main_input(r)
     cdef const Matrix *u = &r.upstream if is_product(r) else x
     cdef const Matrix *grad = &r.grad if is_product(r) or (r.operation != ARGMAX and r.grad.data != NULL) else x
-    cdef bint along_classes = x.class_stride == size and grad.class_stride == size
-    cdef bint along_rows = x.class_stride != size and x.row_stride == size and rows_in_block(r) >= CE_MAX_LANES
+    cdef bint along_classes = classes_contiguous(x) and classes_contiguous(grad)
+    cdef bint along_rows = (not classes_contiguous(x) and x.row_stride == size_of(x.dtype)
+                            and rows_in_block(r) >= CE_MAX_LANES)
     if r.operation == SIGMOID_TWO_TERM:
         return BY_COLUMNS if along_rows and rows_in_block(r) >= ACROSS else BY_ROWS
     if is_product(r) or r.operation == ARGMAX:      # where the matrices lie, if they lie alike
-        if along_classes and u.class_stride == size:
+        if along_classes and classes_contiguous(u):
             return BY_ROWS
-        if rows_contiguous(x, size) and rows_contiguous(u, size) and rows_contiguous(grad, size):
+        if rows_contiguous(x) and rows_contiguous(u) and rows_contiguous(grad):
             return BY_COLUMNS
         return BY_TILES
     if r.operation == SOFTMAX_TWO_TERM:
@@ -135,17 +141,17 @@ cdef inline void plan_threads(const Request *request, Plan *p) noexcept nogil:
         p.threads = 1 if request.rows*request.classes < least else ce_automatic_threads()
 
 cdef inline void plan_tile(const Request *request, int size, Plan *p) noexcept nogil:
-    """The size of a tile. It depends on the shapes and strides alone."""
-    cdef Py_ssize_t classes = request.classes
-    cdef bint strips = (request.logits.row_stride == size and request.logits.class_stride != size
-                        and (request.grad.data == NULL or request.grad.row_stride == size))
+    """The size of a tile. It depends on the shapes, strides and options alone."""
+    cdef Py_ssize_t classes = request.classes, stored = size_of(request.logits.dtype)
+    cdef bint strips = (request.logits.row_stride == stored and request.logits.class_stride != stored
+                        and (request.grad.data == NULL or request.grad.row_stride == stored))
     p.tile = TILE_SIZE
     if strips:
         # From class to class it is far, often by a power of 2, so that the classes of a row fall on each other in the
         # cache. Therefore each logit is read once, if the tile can hold all classes, and in long runs.
         p.tile = STRIP_BYTES/size
-        if p.base_kind == CE_BY_ELEMENT or is_divergence(request):      # there is a second tile
-            p.tile /= 2
+        # There are so many tiles.
+        p.tile /= 1 + (p.base_kind == CE_BY_ELEMENT or is_divergence(request)) + p.with_slopes
         if p.tile/classes >= MIN_TILE_WIDTH:
             p.group = min(GROUP, p.tile/classes/CE_MAX_LANES*CE_MAX_LANES)
         p.tile = max(min(p.tile, p.group*classes), TILE_SIZE)
@@ -216,13 +222,20 @@ cdef inline bint is_streamed(const Request *request, const Plan *p, Py_ssize_t b
 cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     """Chooses how a request with at least one row is computed. p is zero before."""
     cdef const Matrix *x = main_input(request)
-    cdef int size = sizeof(float) if x.dtype == F32 else sizeof(double)
-    p.primitives = ce_chosen_f32 if x.dtype == F32 else ce_chosen_f64
+    cdef int size
+    p.dtype = computed_dtype(x.dtype)
+    size = size_of(p.dtype)
+    p.primitives = ce_chosen_f32 if p.dtype == F32 else ce_chosen_f64
+    p.logits_ready = request.logits.dtype == p.dtype and request.logits.class_stride == size and request.softcap == 0
     p.scale = request.scale if request.operation == SOFTMAX else request.scale/request.temperature
     p.with_loss, p.with_grad = request.total != NULL or request.losses != NULL, request.grad.data != NULL
     p.with_hess, p.with_hvp = request.hess.data != NULL, p.with_grad and request.vectors.data != NULL
-    plan_base(request, size, p)
-    p.path = path_of(request, size, p.base_kind)
+    # Blocks that are converted share the first-level cache with what they are made of.
+    p.block = BLOCK if request.logits.dtype == p.dtype and request.softcap == 0 else BLOCK/2
+    p.with_slopes = p.with_grad and request.softcap != 0 and request.operation == CROSS_ENTROPY
+    p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size and not p.with_slopes
+    plan_base(request, p)
+    p.path = path_of(request, p.base_kind)
     plan_threads(request, p)
     plan_units(request, size, p)
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)

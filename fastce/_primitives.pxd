@@ -135,6 +135,7 @@ cdef extern from * nogil:
         void (*two_term_odds)(ce_two_term *, Py_ssize_t, int, int) noexcept nogil
         void (*two_term_finish)(ce_two_term *) noexcept nogil
         void (*two_term_grad)(ce_two_term *, Py_ssize_t) noexcept nogil
+        void (*softcap)(const void *, Py_ssize_t, double, void *, void *) noexcept nogil
         void (*divergence_begin)(ce_divergence *) noexcept nogil
         void (*divergence)(ce_divergence *, Py_ssize_t) noexcept nogil
         void (*divergence_finish)(ce_divergence *) noexcept nogil
@@ -167,6 +168,7 @@ cdef extern from * nogil:
         void (*store_runs)(const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int) noexcept nogil
         void (*label_lanes)(const int64_t *, Py_ssize_t, int64_t, void *) noexcept nogil
         void (*convert)(int, const void *, Py_ssize_t, void *) noexcept nogil
+        void (*to_half)(int, const float *, Py_ssize_t, void *, int) noexcept nogil
         void (*narrow)(const double *, Py_ssize_t, void *) noexcept nogil
         void (*widen)(const void *, Py_ssize_t, double *) noexcept nogil
         void (*widen_state)(const void *, Py_ssize_t, double *, double *, double *, double,
@@ -187,6 +189,8 @@ cdef extern from * nogil:
         void (*zero_ignored)(const int64_t *, Py_ssize_t, double *) noexcept nogil
         Py_ssize_t (*count_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int) noexcept nogil
         Py_ssize_t (*settle_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int, int64_t *) noexcept nogil
+    float ce_from_f16(int bits) noexcept
+    float ce_from_bf16(int bits) noexcept
     ctypedef struct ce_isa:
         const char *name
         int (*runs_here)() noexcept

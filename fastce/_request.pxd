@@ -21,7 +21,7 @@ cdef enum:              # operations
     KL_OF_PROBABILITIES # sum c*log(c/p) of targets c
 
 cdef enum:              # dtypes
-    NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64
+    NO_DTYPE, I8, I16, I32, I64, U8, U16, U32, U64, F32, F64, F16, BF16
 
 cdef struct Matrix:
     # Row i, class j lies at data + i*row_stride + j*class_stride (bytes; strides may be negative or 0). With blocks, at
@@ -38,7 +38,8 @@ cdef struct Request:
     int operation
     Py_ssize_t rows
     Py_ssize_t classes
-    # Inputs. The dtype of the logits, F32 or F64, is that of every output except total and first_max.
+    # Inputs. The dtype of the logits is that of grad. Losses, row_max and tail are of the dtype that is computed in: F64
+    # for F64, else F32. `takes_half` says which operations take logits of F16 and BF16.
     Matrix logits
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
@@ -56,6 +57,7 @@ cdef struct Request:
     double label_smoothing
     double z_loss
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
+    double softcap                  # before that they become softcap*tanh(x/softcap), if the operation `takes_softcap`; 0: none
     double scale                    # a factor of the gradient
     double flush_below              # what of grad is smaller than this becomes 0 with its sign; 0: nothing does
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
@@ -74,6 +76,19 @@ cdef struct Request:
                                     # the same x by number; -1 where the loss is NaN
     void *entropies
     void *confidences               # max p
+
+cdef inline bint is_half(int dtype) noexcept nogil:
+    return dtype == F16 or dtype == BF16
+
+cdef inline int computed_dtype(int dtype) noexcept nogil:
+    """What numbers of a dtype are computed in."""
+    return F32 if is_half(dtype) else dtype
+
+cdef inline bint takes_softcap(int operation) noexcept nogil:
+    return operation == CROSS_ENTROPY or operation == SOFTMAX or operation == LOG_SOFTMAX or operation == LOGSUMEXP
+
+cdef inline bint takes_half(int operation) noexcept nogil:
+    return takes_softcap(operation) or operation == ENTROPY or operation == EVALUATE
 
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""

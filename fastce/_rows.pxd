@@ -3,7 +3,7 @@
 from cython cimport floating
 
 from ._blocks cimport (
-    base_block, block, evenly_spaced, logits_block, place_of, row_at, store_block, store_to,
+    base_block, block, evenly_spaced, logits_block, place_of, row_at, size_of, slope_block, store_block, store_to,
 )
 from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
@@ -30,31 +30,37 @@ cdef struct Rows:
     Py_ssize_t base_step
     char *grad                      # where the gradient is computed, or NULL
     Py_ssize_t grad_step
+    void *slope                     # the derivatives of the softcap, or NULL
     void *spare                     # scratch for one block of numbers
     int form                        # the gradient is computed from x (CE_EXP), or from what was stored in its place
 
+cdef inline Py_ssize_t rows_on_end(const Job *job, const Matrix *a, Py_ssize_t count) noexcept nogil:
+    """How many of `count` evenly spaced rows follow each other as their classes do."""
+    return count if a.row_stride == job.request.classes*a.class_stride else 1
+
 cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexcept nogil:
-    """Finds the numbers of rows where they lie, or gathers them into scratch."""
-    cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), p
-    rows.x, rows.x_step = row_at(&job.request.logits, rows.start), job.request.logits.row_stride
-    if job.request.logits.class_stride != size:
-        rows.x, rows.x_step = <char *>scratch, n*size
-        for p in range(rows.count):
-            logits_block(job, rows.start + p, 0, n, scratch + p*n)
-    scratch += BLOCK
+    """Finds the numbers of rows where they lie, or gathers them into scratch. There the gradient replaces the logits."""
+    cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), step, p
+    cdef floating *x = scratch
+    cdef floating *base = scratch + BLOCK
+    cdef floating *slope = slope_block(job, scratch + 2*BLOCK)
+    rows.x, rows.x_step, rows.slope = row_at(&job.request.logits, rows.start), job.request.logits.row_stride, slope
+    if not job.plan.logits_ready:
+        rows.x, rows.x_step, step = <char *>x, n*size, rows_on_end(job, &job.request.logits, rows.count)
+        for p from 0 <= p < rows.count by step:
+            logits_block(job, rows.start + p, 0, step*n, x + p*n, slope + p*n if slope != NULL else NULL)
     rows.base, rows.base_step = NULL, 0
     if job.plan.base_scale != 0:
-        rows.base = <const char *>base_block(job, rows.start, 0, n, scratch)
+        rows.base = <const char *>base_block(job, rows.start, 0, n, base)
     if job.plan.base_kind == CE_BY_ELEMENT:
-        rows.base_step = n*size if rows.base == <char *>scratch else job.request.targets.row_stride
-        for p in range(1, rows.count if rows.base == <char *>scratch else 0):
-            base_block(job, rows.start + p, 0, n, scratch + p*n)
-    scratch += BLOCK
-    rows.spare = scratch + BLOCK
+        rows.base_step = n*size if rows.base == <char *>base else job.request.targets.row_stride
+        for p in range(1, rows.count if rows.base == <char *>base else 0):
+            base_block(job, rows.start + p, 0, n, base + p*n)
+    rows.spare = scratch + 3*BLOCK
     rows.grad, rows.grad_step = NULL, 0
     if job.plan.with_grad:
-        rows.grad, rows.grad_step = <char *>scratch, n*size
-        if job.request.grad.class_stride == size and not job.plan.with_hvp:
+        rows.grad, rows.grad_step = <char *>x, n*size
+        if job.plan.grad_ready and not job.plan.with_hvp:
             rows.grad, rows.grad_step = row_at(&job.request.grad, rows.start), job.request.grad.row_stride
     rows.form = CE_STORED
     if job.request.operation == LOG_SOFTMAX:
@@ -75,14 +81,22 @@ cdef inline void add_base_of_rows(const Job *job, const Rows *rows, State *s, Py
         s.linear[p] *= job.plan.gap_scale
         s.mass[p] = s.rest[p] + s.q[p]
 
+cdef inline const char *next_rows(const Job *job, const Rows *rows, Py_ssize_t size) noexcept nogil:
+    """As much memory as the rows take in the plan's dtype, to be fetched meanwhile: the rows that follow, or, where
+    they are not contiguous, rows.x."""
+    cdef const Matrix *logits = &job.request.logits
+    cdef Py_ssize_t stored = size_of(logits.dtype), more = rows.count*(size/stored)
+    if (rows.start + rows.count + more > job.request.rows or logits.class_stride != stored
+            or not (job.plan.logits_ready or logits.row_stride == job.request.classes*stored)):
+        return rows.x
+    return row_at(logits, rows.start) + rows.count*logits.row_stride
+
 cdef inline void add_exponentials_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                                           const floating *dtype) noexcept nogil:
     """Computes tail and the labels' exponentials, and stores what the gradient is computed from."""
     cdef const ce_primitives *f = job.plan.primitives
-    cdef const char *next = rows.x
+    cdef const char *next = next_rows(job, rows, sizeof(floating))
     cdef Py_ssize_t p
-    if rows.start + 2*rows.count <= job.request.rows and job.request.logits.class_stride == sizeof(floating):
-        next += rows.count*rows.x_step
     f.rows_exp_sum(rows.x, rows.x_step, rows.grad, rows.grad_step, rows.count, job.request.classes, rows.form,
                    s.row_max + r, job.request.temperature, 1, next, s.tail + r)
     for p in range(rows.count if job.plan.with_labels and rows.grad != NULL else 0):
@@ -132,6 +146,14 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
         find_maxima(job, rows, s, r)
     for p in range(r, stop if job.plan.with_labels else 0):
         add_label(job, s.x_label[p], s.e[p], s, p)
+
+cdef inline void store_rows(const Job *job, const Rows *rows, const floating *dtype) noexcept nogil:
+    """Copies the gradient from scratch, if it is there."""
+    cdef Py_ssize_t n = job.request.classes, step = rows_on_end(job, &job.request.grad, rows.count), p
+    cdef floating *grad = <floating *>rows.grad
+    cdef floating *slope = <floating *>rows.slope
+    for p from 0 <= p < (0 if job.plan.grad_ready else rows.count) by step:
+        store_block(job, rows.start + p, 0, step*n, grad + p*n, slope + p*n if slope != NULL else NULL)
 
 cdef inline void hess_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:
@@ -208,8 +230,7 @@ cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssi
         if s.first_max[r + p] >= 0:
             dst = <floating *>(rows.grad + p*rows.grad_step)
             dst[s.first_max[r + p]] = <floating>s.grad_at_max[r + p]
-    for p in range(rows.count if job.request.grad.class_stride != sizeof(floating) else 0):
-        store_block(job, rows.start + p, 0, n, <floating *>(rows.grad + p*rows.grad_step))
+    store_rows(job, rows, dtype)
 
 cdef inline Py_ssize_t rows_together(const Job *job, Py_ssize_t i, Py_ssize_t n, const State *s,
                                      Py_ssize_t r) noexcept nogil:

@@ -8,8 +8,8 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport INT64_MAX, INT64_MIN
 
 from ._arguments cimport (
-    INPUT, MEAN, NONE, OUT, OUT_HESS, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks, hold,
-    input_dtype, row_shape, set_upstream, take_real,
+    INPUT, MEAN, NONE, OUT, OUT_HESS, POS_WEIGHT, ROW_MAX, SAMPLE_WEIGHT, SUM, TAIL, WEIGHT, Arguments, by_row, checks,
+    exported, hold, input_dtype, numbers_dtype, row_shape, set_upstream, stored_dtype, take_real,
 )
 from ._layout cimport dtype_of, is_aligned, is_dense, overlap, same_shape
 from ._request cimport F32, F64, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM
@@ -129,6 +129,12 @@ cdef inline int z_loss_rule(Arguments *a, object value) except -1:
     return 0
 
 
+cdef inline int softcap_rule(Arguments *a, object value) except -1:
+    if value is not None:
+        a.request.softcap = number(a, "softcap", value, 1e-30, 1e30, "None or a number in [1e-30, 1e30]")
+    return 0
+
+
 cdef inline int temperature_rule(Arguments *a, object value) except -1:
     a.request.temperature = number(a, "temperature", value, 1e-15, 1e15, "a number in [1e-15, 1e15]")
     return 0
@@ -168,7 +174,7 @@ cdef inline int stats_rule(Arguments *a, object value) except -1:
         dtype = take_real(a, ROW_MAX + k, value[k], "stats.tail" if k else "stats.row_max")
         if dtype != input_dtype(a) or not same_shape(&a.view[ROW_MAX + k], &a.view[INPUT], a.axes.class_axis):
             raise checks(a).stats_error("stats.tail" if k else "stats.row_max", a.view[ROW_MAX + k].obj, row_shape(a),
-                                        a.view[INPUT].obj)
+                                        a.view[INPUT].obj.shape, numbers_dtype(a))
         by_row(a, ROW_MAX + k, dtype, dtype)
     a.request.stats_given = True
     a.request.row_max, a.request.tail = a.view[ROW_MAX].buf, a.view[TAIL].buf
@@ -178,19 +184,25 @@ cdef inline int stats_rule(Arguments *a, object value) except -1:
 cdef inline int set_out(Arguments *a, int at, object value, str label) except -1:
     cdef Py_buffer *view = &a.view[at]
     cdef int without = a.axes.class_axis if a.request.operation == LOGSUMEXP else -1
+    cdef int dtype = stored_dtype(a) if without < 0 else input_dtype(a)
     cdef bint fits = False
+    if at == OUT:
+        a.out = <PyObject *>value
+    else:
+        a.out_hess = <PyObject *>value
     if type(value) is <object>a.ndarray:
         try:
             hold(a, at, value, PyBUF_RECORDS)
-            fits = (dtype_of(view) == input_dtype(a) and is_aligned(view) and is_dense(view)
+            fits = (dtype_of(view) == dtype and not a.converted and is_aligned(view) and is_dense(view)
                     and same_shape(view, &a.view[INPUT], without))
         except (BufferError, TypeError, ValueError):
             pass        # read-only, or a dtype that the buffer protocol does not know
     if not fits:
         name = <object>a.input_name
-        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a), a.view[INPUT].obj.dtype,
-                            name if without < 0 else f"{name} without its class axis", label)
-        hold(a, at, value, PyBUF_RECORDS)
+        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a),
+                            <object>a.dtype if without < 0 else numbers_dtype(a), name if without < 0 else
+                            f"{name} without its class axis", label)
+        hold(a, at, exported(a, value), PyBUF_RECORDS)
     return 0
 
 
@@ -248,6 +260,7 @@ cdef inline int add_rules(Rule *rules, list names) except -1:
     add_rule(rules, names, "label_smoothing", label_smoothing_rule)
     add_rule(rules, names, "z_loss", z_loss_rule)
     add_rule(rules, names, "temperature", temperature_rule)
+    add_rule(rules, names, "softcap", softcap_rule)
     add_rule(rules, names, "subnormals", subnormals_rule)
     add_rule(rules, names, "normalizer", normalizer_rule)
     add_rule(rules, names, "upstream", upstream_rule)

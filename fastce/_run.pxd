@@ -22,7 +22,7 @@ from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, row
 from ._plan cimport is_computable, is_divergence, is_product, main_input, make_plan, takes_labels
 from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
 from ._request cimport (
-    ARGMAX, CROSS_ENTROPY, ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request,
+    ARGMAX, CROSS_ENTROPY, ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request, computed_dtype,
 )
 from ._rows cimport rows
 from ._sigmoid cimport sigmoid_unit
@@ -268,6 +268,6 @@ cdef inline int execute(const Request *request) noexcept nogil:
         if counted_labels(&request.labels, request.rows, request.classes, request.ignore_index,
                           request.has_ignore_index) < 0:
             return 1
-    if main_input(request).dtype == F32:
+    if computed_dtype(main_input(request).dtype) == F32:
         return run_as(request, <const float *>NULL)
     return run_as(request, <const double *>NULL)

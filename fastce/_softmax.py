@@ -20,6 +20,7 @@ def softmax(
     x: Any,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     axis: Axis = -1,
     subnormals: str = "keep",
     out: Array | None = None,
@@ -30,10 +31,12 @@ def softmax(
     Parameters
     ----------
     x : array_like
-        Logits of one or more dimensions, with the classes on `axis`; float32 and float64 in their own precision,
-        integers and bools as float64. -inf gives 0. A row that contains NaN or +inf, or only -inf, gives NaN.
+        Logits of one or more dimensions, with the classes on `axis`; dtypes as in `cross_entropy`. -inf gives 0. A row
+        that contains NaN or +inf, or only -inf, gives NaN.
     temperature : float, default 1.0
         What the logits are divided by, in [1e-15, 1e15]: the probabilities are those of ``x/temperature``.
+    softcap : float, optional
+        As in `cross_entropy`: the probabilities are those of ``softcap*tanh(x/softcap)``. Default: none.
     axis : int, tuple of ints or None, default -1
         The axis of the classes. The elements of several axes together, or of the whole array for None, are the classes
         of one row. The default of SciPy is None.
@@ -84,7 +87,13 @@ def softmax(
 
 @function("log_softmax", "array")
 def log_softmax(
-    x: Any, *, temperature: float = 1.0, axis: Axis = -1, out: Array | None = None, num_threads: int | None = None
+    x: Any,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    axis: Axis = -1,
+    out: Array | None = None,
+    num_threads: int | None = None,
 ) -> Any:
     """Log-probabilities ``x - logsumexp(x)``, which are not rounded to 0 where a row is confident.
 
@@ -92,7 +101,7 @@ def log_softmax(
     ----------
     x : array_like
         Logits, as in `softmax`; but -inf gives -inf.
-    temperature : float, default 1.0
+    temperature, softcap : optional
         As in `softmax`.
     axis : int, tuple of ints or None, default -1
         The axis of the classes, as in `softmax`.
@@ -134,6 +143,7 @@ def logsumexp(
     x: Any,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     axis: Axis = -1,
     keepdims: bool = False,
     out: Array | None = None,
@@ -148,6 +158,8 @@ def logsumexp(
         gives +inf.
     temperature : float, default 1.0
         As in `softmax`: ``log(sum(exp(x/temperature)))``.
+    softcap : float, optional
+        As in `softmax`.
     axis : int, tuple of ints or None, default -1
         The axis of the classes, as in `softmax`.
     keepdims : bool, default False
@@ -161,7 +173,7 @@ def logsumexp(
     -------
     lse : scalar or ndarray
         In nats. Of the shape of `x` without `axis`, or with length 1 there; a scalar if no dimension is left; in the
-        dtype of `x` (float64 for integers and bools). `out` if it is given.
+        dtype that `x` is computed in. `out` if it is given.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from cython cimport floating
 from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
-from ._blocks cimport block, gather, load_tile, row_at, store_block, store_tile
+from ._blocks cimport block, gather, load_tile, row_at, scatter, store_tile
 from ._job cimport BY_ROWS, Job, weight_of
 from ._primitives cimport CE_MAX_LANES, CE_TWO_TERM_ROWS, ce_chosen_f64, ce_fetched, ce_primitives, ce_two_term
 from ._request cimport F64, Matrix
@@ -125,7 +125,8 @@ cdef inline void store(const Job *job, const TwoTerm *t, Py_ssize_t j, Py_ssize_
         if dst.class_stride == sizeof(floating):
             memcpy(row_at(dst, t.start + p) + j*dst.class_stride, grad + p*t.c.pitch, n*sizeof(floating))
         else:
-            store_block(job, t.start + p, j, n, grad + p*t.c.pitch)
+            scatter(dst.dtype, grad + p*t.c.pitch, n, row_at(dst, t.start + p) + j*dst.class_stride,
+                    dst.class_stride, False)
 
 cdef inline void set_fetched(const TwoTerm *t, const Matrix *a, Py_ssize_t i, Py_ssize_t size,
                              ce_fetched *fetched) noexcept nogil:

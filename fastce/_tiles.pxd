@@ -5,7 +5,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
-from ._blocks cimport base_block, load_tile, logit_of, row_at, store_tile
+from ._blocks cimport base_block, load_tile, logit_of, row_at, store_tile, times_slope
 from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
@@ -36,6 +36,7 @@ cdef struct Tile:
     # In scratch, of the logits' dtype:
     void *x                         # a block of logits
     void *base                      # and its targets
+    void *slope                     # and the derivatives of the softcap, or NULL
     void *grad                      # a chunk of the gradient
     void *other                     # and of the diagonal of the Hessian, or of the vectors
     void *row_max                   # these have one number for each row
@@ -57,10 +58,10 @@ cdef struct Tile:
     double d_label[GROUP]           # x - row_max of the labels, where they are picked
 
 cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
-    """The numbers of the logits' dtype that `tiles` needs."""
-    cdef Py_ssize_t bases = plan.tile if plan.base_kind == CE_BY_ELEMENT else 0
+    """The numbers of the plan's dtype that `tiles` needs."""
+    cdef Py_ssize_t tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + plan.with_slopes
     cdef Py_ssize_t chunks = (plan.chunk < plan.tile) + (plan.with_hess or plan.with_hvp)
-    return plan.tile + bases + chunks*max(plan.chunk, GROUP) + 12*GROUP
+    return tiles*plan.tile + chunks*max(plan.chunk, GROUP) + 12*GROUP
 
 cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
     """Where the sums of the block that begins with class j are written before add_block."""
@@ -118,6 +119,16 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memset(tile.linear.lost, 0, width*sizeof(double))
         memset(tile.rest.lost, 0, width*sizeof(double))
 
+cdef inline void load_logits(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n, Py_ssize_t at,
+                             floating *x) noexcept nogil:
+    """Loads the logits of n classes from j on, and their slopes: those of class `at` of a block, and of the next."""
+    cdef const ce_primitives *f = job.plan.primitives
+    cdef floating *slope = <floating *>tile.slope + at*tile.width if tile.slope != NULL else NULL
+    x += at*tile.width
+    load_tile(f, &job.request.logits, tile.start, tile.count, j, n, tile.width, x)
+    if job.request.softcap != 0:
+        f.softcap(x, n*tile.width, job.request.softcap, x, slope)
+
 cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize_t n, floating *x,
                               floating *row_max) noexcept nogil:
     """Loads a block of n classes from j on and updates row_max, unless the stats are given. Its maxima are taken of one
@@ -127,7 +138,7 @@ cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize
     memcpy(tile.row_max_before, row_max, tile.width*sizeof(floating))
     for k from 0 <= k < n by tile.chunk:
         m = min(n - k, tile.chunk)
-        load_tile(f, &job.request.logits, tile.start, tile.count, j + k, m, tile.width, x + k*tile.width)
+        load_logits(job, tile, j + k, m, k, x)
         if not job.request.stats_given:
             f.tile_max(x + k*tile.width, m, tile.width, row_max)
 
@@ -182,11 +193,12 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
     cdef void *next = tile.x
     cdef void *dst = tile.x
     cdef Py_ssize_t next_stride = 0, dst_stride = 0, stop = tile.start + tile.count
-    if logits.row_stride == size and j + n < job.request.classes:
+    cdef bint next_to = logits.dtype == job.plan.dtype and logits.row_stride == size
+    if next_to and j + n < job.request.classes:
         next, next_stride = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
-    elif logits.row_stride == size and stop < job.request.rows:
+    elif next_to and stop < job.request.rows:
         next, next_stride = row_at(logits, stop), logits.class_stride
-    if tile.store_exp and grad.row_stride == size and n*tile.width <= TILE_SIZE and not job.plan.stream:
+    if tile.store_exp and grad.dtype == job.plan.dtype and grad.row_stride == size and n*tile.width <= TILE_SIZE and not job.plan.stream:
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
@@ -316,7 +328,7 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         if tile.keep:
             src = x + j*width
         else:
-            load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, src)
+            load_logits(job, tile, j, n, 0, src)
             if tile.from_exp:
                 tile_exponentials(job, tile, n, src)
         if job.plan.with_hess:
@@ -336,6 +348,8 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         f.tile_grad(src, grad, n, width, form, tile.row_max, job.request.temperature, tile.a, tile.b, base,
                     job.plan.base_kind, tile.label, tile.label_grad, tile.maximum, tile.max_grad,
                     job.request.flush_below)
+        if tile.slope != NULL:
+            times_slope(job, grad, <floating *>tile.slope + (j*width if tile.keep else 0), n*width, grad)
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tile_hvp(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
@@ -404,7 +418,10 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
         tile.other, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
     if job.plan.chunk < job.plan.tile:
         tile.grad, scratch = scratch, scratch + max(job.plan.chunk, GROUP)
-    tile.x, tile.base = scratch, scratch + job.plan.tile
+    tile.x, tile.base, scratch = scratch, scratch + job.plan.tile, scratch + job.plan.tile
+    if job.plan.base_kind == CE_BY_ELEMENT:
+        scratch += job.plan.tile
+    tile.slope = scratch if job.plan.with_slopes else NULL
     tile_state(job, &tile, s, <floating *>tile.x)
     if job.plan.with_hvp:
         tile_hvp(job, &tile, s, <floating *>tile.x)

@@ -9,10 +9,11 @@ In the loss of a row ``x`` with ``C`` classes, ``-log(p[j])`` is multiplied by a
 * class index ``t``: ``q[j] = weight[j] * label_smoothing / C``, plus ``weight[t] * (1 - label_smoothing)`` at ``t``;
 * probabilities ``c``: ``q[j] = weight[j] * ((1 - label_smoothing) * c[j] + label_smoothing / C)``.
 
-Let ``x`` be divided by the temperature, ``lse = log(sum(exp(x)))``, ``p = exp(x - lse)`` and ``mass = sum(q)``. The
-loss of the row is ``mass * lse - sum(q * x) + z_loss * lse**2`` and its gradient with respect to this ``x`` is
-``(mass + 2 * z_loss * lse) * p - q``. Both are multiplied by the sample weight of the row. The gradient with respect to
-the logits is divided by the temperature too.
+Let ``x`` be capped to ``softcap * tanh(x / softcap)`` and divided by the temperature, ``lse = log(sum(exp(x)))``,
+``p = exp(x - lse)`` and ``mass = sum(q)``. The loss of the row is ``mass * lse - sum(q * x) + z_loss * lse**2`` and its
+gradient with respect to this ``x`` is ``(mass + 2 * z_loss * lse) * p - q``. Both are multiplied by the sample weight
+of the row. The gradient with respect to the logits is divided by the temperature too, and multiplied by
+``1 - tanh(logits / softcap)**2``. float16 and bfloat16 logits are computed in float32.
 """
 
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class SoftmaxStats(NamedTuple):
 
 
 def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                  z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
+                  z_loss=0.0, temperature=1.0, softcap=None, reduction="mean", normalizer=None, axis=-1,
                   return_stats=False):  # fmt: skip
     """Softmax cross-entropy of ``logits``; see `fastce.cross_entropy`.
 
@@ -51,13 +52,13 @@ def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_in
     1.3862943611198906
     """
     loss, _, stats = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature,
-                          reduction, normalizer, axis, with_grad=False, return_stats=return_stats)  # fmt: skip
+                          softcap, reduction, normalizer, axis, with_grad=False, return_stats=return_stats)  # fmt: skip
     return (loss, stats) if return_stats else loss
 
 
 def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                            z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                            subnormals="keep", out=None):  # fmt: skip
+                            z_loss=0.0, temperature=1.0, softcap=None, reduction="mean", normalizer=None, axis=-1,
+                            upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
 
     Examples
@@ -65,13 +66,13 @@ def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_with_grad(np.zeros((1, 4)), np.array([2]))[1]
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                normalizer, axis, upstream, subnormals, out)[:2]  # fmt: skip
+    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
+                reduction, normalizer, axis, upstream, subnormals, out)[:2]  # fmt: skip
 
 
 def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                       z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                       subnormals="keep", out=None, stats=None):  # fmt: skip
+                       z_loss=0.0, temperature=1.0, softcap=None, reduction="mean", normalizer=None, axis=-1,
+                       upstream=1.0, subnormals="keep", out=None, stats=None):  # fmt: skip
     """Gradient alone, from the ``stats`` of the forward pass if they are given; see `fastce.cross_entropy_grad`.
 
     Examples
@@ -79,8 +80,8 @@ def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, igno
     >>> cross_entropy_grad(np.zeros((1, 4)), np.array([2]), upstream=2.0)
     array([[ 0.5,  0.5, -1.5,  0.5]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-                normalizer, axis, upstream, subnormals, out, stats)[1]  # fmt: skip
+    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
+                reduction, normalizer, axis, upstream, subnormals, out, stats)[1]  # fmt: skip
 
 
 class CrossEntropyLoss:
@@ -123,8 +124,8 @@ class CrossEntropyLoss:
                                   stats=stats)  # fmt: skip
 
 
-def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-         normalizer, axis, upstream=1.0, subnormals="keep", out=None, stats=None, with_grad=True,
+def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
+         reduction, normalizer, axis, upstream=1.0, subnormals="keep", out=None, stats=None, with_grad=True,
          return_stats=False):  # fmt: skip
     """Loss, gradient and statistics."""
     if out is not None:
@@ -132,13 +133,14 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
         stats = stats and _unshared(out, *stats)
     plain = weight is sample_weight is normalizer is stats is None and not (label_smoothing or z_loss or return_stats)
     plain = plain and reduction != "none" and axis == -1 and type(logits) is type(targets) is np.ndarray
-    plain = plain and temperature == 1 and subnormals == "keep"
+    plain = plain and temperature == 1 and softcap is None and subnormals == "keep"
     with np.errstate(all="ignore"):
         if plain and logits.dtype in (np.float32, np.float64) and logits.ndim == 2 and targets.ndim == 1:
             if 0 < len(targets) == np.count_nonzero(targets != ignore_index):
                 return _plain(logits, targets, reduction, upstream, out, with_grad)
 
         x, g, grad = _classes_last(logits, out, axis)
+        x, slope = _capped(x, softcap)
         base, label, added, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, g)
         if sample_weight is not None:
             ignored = ignored | (np.asarray(sample_weight) == 0)
@@ -174,9 +176,11 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
                 g -= base * scale
             g[label] -= added * scale
         if with_grad:
+            if slope is not None:
+                g *= slope
             g[ignored] = 0
             _flush(g, subnormals)
-    return loss[..., 0] if reduction == "none" else loss, grad, stats
+    return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out), stats
 
 
 def _plain(x, t, reduction, upstream, out, with_grad):
@@ -199,7 +203,9 @@ def _plain(x, t, reduction, upstream, out, with_grad):
 def _arrays(x, out):
     """`x` as floating-point numbers, and `out` or a new array of its shape."""
     x = np.asarray(x)
-    if x.dtype.kind != "f":
+    if _is_half(x.dtype):  # computed in float32, see _stored
+        x, out = x.astype(np.float32), None
+    elif x.dtype.kind != "f":
         x = x.astype(np.float64)
     return x, np.empty_like(x, dtype=x.dtype.newbyteorder("="), subok=False) if out is None else out
 
@@ -208,6 +214,30 @@ def _classes_last(logits, out, axis):
     """Logits and gradient with the classes on the last axis, and the gradient in the shape of the logits."""
     x, grad = _arrays(logits, out)
     return (x, grad, grad) if axis == -1 else (np.moveaxis(x, axis, -1), np.moveaxis(grad, axis, -1), grad)
+
+
+def _is_half(dtype):
+    """float16, or the bfloat16 of ml_dtypes."""
+    return dtype == np.float16 or dtype.name == "bfloat16"
+
+
+def _stored(grad, logits, out):
+    """What was computed for half-precision logits, in their dtype."""
+    dtype = np.asarray(logits).dtype
+    if not _is_half(dtype):
+        return grad
+    out = np.empty_like(grad, dtype=dtype) if out is None else out
+    with np.errstate(all="ignore"):
+        out[...] = grad
+    return out
+
+
+def _capped(x, softcap):
+    """softcap * tanh(x / softcap), where -inf and +inf stay what they are, and its derivative."""
+    if softcap is None:
+        return x, None
+    y = x / x.dtype.type(softcap)
+    return np.where(np.isinf(x), x, x.dtype.type(softcap) * np.tanh(y)), 1 / np.cosh(y) ** 2
 
 
 def _shifted(x, m, temperature, out):
@@ -364,7 +394,7 @@ def _finished(result, scale, ignored, temperature, subnormals, axis):
 #   NaN                           NaN            NaN             NaN         the first NaN
 
 
-def softmax(x, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
+def softmax(x, *, temperature=1.0, softcap=None, axis=-1, subnormals="keep", out=None):
     """``exp(x) / sum(exp(x))`` of ``x / temperature``; see `fastce.softmax`.
 
     Examples
@@ -372,16 +402,17 @@ def softmax(x, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
     >>> softmax(np.log([1.0, 3.0]))
     array([0.25, 0.75])
     """
-    x, y = _arrays(x, out)
+    x, y = _arrays(logits := x, out)
     with np.errstate(all="ignore"):
+        x, _ = _capped(x, softcap)
         _shifted(x, np.maximum.reduce(x, axis=axis, keepdims=True), temperature, y)
         np.exp(y, out=y)
         y /= np.add.reduce(y, axis=axis, keepdims=True)
         _flush(y, subnormals)
-    return y
+    return _stored(y, logits, out)
 
 
-def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
+def log_softmax(x, *, temperature=1.0, softcap=None, axis=-1, out=None):
     """``x - log(sum(exp(x)))`` of ``x / temperature``; see `fastce.log_softmax`.
 
     Examples
@@ -389,14 +420,15 @@ def log_softmax(x, *, temperature=1.0, axis=-1, out=None):
     >>> np.exp(log_softmax(np.log([1.0, 3.0])))
     array([0.25, 0.75])
     """
-    x, y = _arrays(x, out)
+    x, y = _arrays(logits := x, out)
     with np.errstate(all="ignore"):
+        x, _ = _capped(x, softcap)
         _shifted(x, np.maximum.reduce(x, axis=axis, keepdims=True), temperature, y)
         y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
-    return y
+    return _stored(y, logits, out)
 
 
-def logsumexp(x, *, temperature=1.0, axis=-1, keepdims=False, out=None):
+def logsumexp(x, *, temperature=1.0, softcap=None, axis=-1, keepdims=False, out=None):
     """``log(sum(exp(x)))`` of ``x / temperature``; see `fastce.logsumexp`.
 
     Examples
@@ -406,6 +438,7 @@ def logsumexp(x, *, temperature=1.0, axis=-1, keepdims=False, out=None):
     """
     x, e = _arrays(x, None)
     with np.errstate(all="ignore"):
+        x, _ = _capped(x, softcap)
         m = np.maximum.reduce(x, axis=axis, keepdims=True, initial=-np.inf)
         m = np.where(np.isfinite(m), m, e.dtype.type(0))  # then the sum is 0, inf or NaN
         _shifted(x, m, temperature, e)
@@ -426,13 +459,13 @@ def softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", ou
     >>> softmax_grad(np.array([1.0, 0.0]), np.array([0.25, 0.75]))
     array([ 0.1875, -0.1875])
     """
-    y, g = _arrays(y, out)
+    y, g = _arrays(given := y, out)
     u = np.asarray(upstream, g.dtype)
     with np.errstate(all="ignore"):
         np.multiply(y, u - np.add.reduce(u * y, axis=axis, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
         _flush(g, subnormals)
-    return g
+    return _stored(g, given, out)
 
 
 def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep", out=None):
@@ -443,13 +476,13 @@ def log_softmax_grad(upstream, y, *, temperature=1.0, axis=-1, subnormals="keep"
     >>> log_softmax_grad(np.array([1.0, 0.0]), np.log([0.25, 0.75]))
     array([ 0.75, -0.75])
     """
-    y, g = _arrays(y, out)
+    y, g = _arrays(given := y, out)
     u = np.asarray(upstream, g.dtype)
     with np.errstate(all="ignore"):
         np.subtract(u, np.exp(y) * np.add.reduce(u, axis=axis, keepdims=True), out=g)
         g /= g.dtype.type(temperature)
         _flush(g, subnormals)
-    return g
+    return _stored(g, given, out)
 
 
 def one_hot(labels, num_classes, *, dtype=np.float32, axis=-1):
@@ -649,7 +682,7 @@ def binary_cross_entropy_with_grad(logits, targets, *, activation="sigmoid", pos
         _flush(g, subnormals)
     if reduction == "none":
         loss = np.moveaxis(loss, -1, axis) if sigmoid else loss[..., 0]
-    return loss, grad
+    return loss, _stored(grad, logits, out)
 
 
 def _sigmoid_terms(z, a, b):

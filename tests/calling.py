@@ -184,6 +184,8 @@ def _cases() -> Iterator[Case]:
         stats = given | {"row_max": "row", "tail": "row"}
         yield Case(f"cross_entropy_grad, {kind}, stats", from_stats, stats, {"grad": "whole"}, **rest)
         yield Case(f"CrossEntropyLoss, {kind}", layer, given, both, **rest)
+        capped = {"softcap": 5.0}
+        yield Case(f"cross_entropy_with_grad, {kind}, softcap", fused, given, both, options=capped, **rest)
         rest["loose"] = frozenset(["grad"])
         yield Case(f"cross_entropy_with_grad, {kind}, smoothing", fused, given, both, options=smoothing, **rest)
         results = {"loss": "row", "grad": "whole"}
@@ -213,6 +215,7 @@ def _cases() -> Iterator[Case]:
         name = f"binary_cross_entropy_with_grad, {activation}, options"
         yield Case(name, fused, every, results, options=options | none, **rest)
 
+    yield Case("softmax, softcap", fastce.softmax, {"x": "whole"}, {"p": "whole"}, options={"softcap": 5.0})
     for function in (fastce.softmax, fastce.log_softmax):
         yield Case(function.__name__, function, {"x": "whole"}, {"p": "whole"})
     yield Case("logsumexp", fastce.logsumexp, {"x": "whole"}, {"lse": "row"}, frozenset(["lse"]))

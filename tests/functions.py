@@ -193,8 +193,10 @@ class Function:
 
 
 _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
-_OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
-_OF_SOFTMAX = frozenset({"axis", "temperature"})
+_OF_CURVATURE = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
+_OF_ONE_TERM = _OF_CURVATURE | {"softcap"}
+_OF_PRODUCTS = frozenset({"axis", "temperature"})
+_OF_SOFTMAX = _OF_PRODUCTS | {"softcap"}
 _OF_ENTROPIES = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 
 # The values of which tests take every combination. A "random" one has a number for each class or row.
@@ -205,6 +207,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "label_smoothing": (0.0, 0.1, 1.0),
     "z_loss": (0.0, 1e-2),
     "temperature": (1.0, 0.7),
+    "softcap": (None, 5.0),
 }
 
 INDEX = Family("index", ("logits", "targets"), _with_labels, exact, _OF_ONE_TERM | {"ignore_index"})
@@ -221,19 +224,19 @@ RELATIVE_ENTROPY = Family(
     {"targets": "probabilities"},
 )  # fmt: skip
 MAPS = Family("softmax", ("x",), _alone, exact_softmax, _OF_SOFTMAX)
-SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _OF_SOFTMAX)
+SOFTMAX_GRAD = Family("softmax_grad", ("upstream", "y"), _with_upstream(False), exact_softmax_grad, _OF_PRODUCTS)
 LOG_SOFTMAX_GRAD = Family(
-    "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_SOFTMAX
+    "log_softmax_grad", ("upstream", "y"), _with_upstream(True), exact_log_softmax_grad, _OF_PRODUCTS
 )
 
 ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
 
 _AND_VECTORS = ("logits", "targets", "vectors")
 CURVATURE = [
-    Family("hess_index", ("logits", "targets"), _with_labels, exact_grad_hess, _OF_ONE_TERM | {"ignore_index"}),
-    Family("hess_probabilities", ("logits", "targets"), _with_rows, exact_grad_hess, _OF_ONE_TERM),
-    Family("hvp_index", _AND_VECTORS, _with_vectors(_with_labels), exact_hvp, _OF_ONE_TERM | {"ignore_index"}),
-    Family("hvp_probabilities", _AND_VECTORS, _with_vectors(_with_rows), exact_hvp, _OF_ONE_TERM),
+    Family("hess_index", ("logits", "targets"), _with_labels, exact_grad_hess, _OF_CURVATURE | {"ignore_index"}),
+    Family("hess_probabilities", ("logits", "targets"), _with_rows, exact_grad_hess, _OF_CURVATURE),
+    Family("hvp_index", _AND_VECTORS, _with_vectors(_with_labels), exact_hvp, _OF_CURVATURE | {"ignore_index"}),
+    Family("hvp_probabilities", _AND_VECTORS, _with_vectors(_with_rows), exact_hvp, _OF_CURVATURE),
 ]
 
 FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY, DIVERGENCE,
@@ -259,7 +262,7 @@ def _functions() -> Iterable[Function]:
         yield Function("kl_divergence", family, ("loss",), None, family.options - {"upstream"})
         yield Function("kl_divergence_with_grad", family, ("loss", "grad"), "grad", family.options | {"out"})
     for family in PRODUCTS:
-        yield Function(family.name, family, ("grad",), "grad", _OF_SOFTMAX | {"out"})
+        yield Function(family.name, family, ("grad",), "grad", _OF_PRODUCTS | {"out"})
     for family in CURVATURE:
         if "vectors" in family.names:
             yield Function("cross_entropy_hvp", family, ("hvp",), "hvp", family.options | {"out"})

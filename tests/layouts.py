@@ -17,7 +17,7 @@ def view_within(a: np.ndarray, place: Callable[[tuple[int, ...]], tuple[tuple[in
 
     `place` takes the shape of `a`; it returns the shape of the larger array and the index of the view."""
     shape, index = place(a.shape)
-    if a.dtype.kind == "f":
+    if a.dtype.kind in "fV":  # of bfloat16 it is V
         rest: Any = np.nan
     else:
         rest = True if a.dtype.kind == "b" else np.iinfo(a.dtype).max

@@ -104,6 +104,19 @@ def _state(x: np.ndarray, temperature: Any = 1) -> tuple[np.ndarray, ...]:
     return m, tail, e, np.where(np.isfinite(gap), gap, 0), top
 
 
+def _capped(x: np.ndarray, softcap: float | None, dtype: Any) -> tuple[np.ndarray, ...]:
+    """c*tanh(x/c), but infinities stay; its derivative; what the errors of both add, in eps: to an exponential or a
+    distance, where each logit is off by 2 eps, and to the derivative; and within which distance two logits may change
+    places."""
+    if softcap is None:
+        nothing = np.zeros((*x.shape[:-1], 1), LD)
+        return x, np.ones_like(x), nothing, nothing, nothing
+    y = np.abs(x) / LD(softcap)
+    z = np.where(np.isinf(x), x, np.sign(x) * LD(softcap) * np.tanh(y))
+    moved = 4 * np.abs(_finite(z)).max(axis=-1, keepdims=True)
+    return z, 1 / np.cosh(y) ** 2, moved, 4 + _finite(y), 2 * moved * LD(np.finfo(dtype).eps)
+
+
 def _without_number(x: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Rows whose result is NaN: they hold NaN, +inf or nothing but -inf."""
     return (~np.isfinite(m) | np.isnan(x).any(axis=-1, keepdims=True))[..., 0]
@@ -147,6 +160,7 @@ def exact(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -162,6 +176,9 @@ def exact(
         lead, classes = x.shape[:-1], x.shape[-1]
         x = x.reshape(-1, classes)
         z, t = LD(z_loss), LD(temperature)
+        dtype = logits.dtype if logits.dtype.kind == "f" else np.dtype(np.float64)
+        x, slope, moved, of_slope, near = _capped(x, softcap, dtype)
+        moved = moved / t
         sample = np.ones(len(x), LD)
         if sample_weight is not None:
             sample = np.broadcast_to(np.asarray(sample_weight), lead).astype(LD).ravel()
@@ -195,7 +212,12 @@ def exact(
             a[bad] = np.nan
         losses, size = losses * sample, size * np.abs(sample)
         losses[ignored] = size[ignored] = 0
-        rows = Number(losses, size, gap[:, 0] * size, floor + 2)
+        # A target at the maximum is at the distance 0, unless another logit is so near that it may become the maximum.
+        distant = q.copy()
+        np.put_along_axis(distant, top, np.where(gap * t <= near, np.take_along_axis(q, top, -1), 0), -1)
+        of_cap = (mass * tail / (1 + tail) + np.abs(distant).sum(axis=1, keepdims=True) + 2 * abs(z * lse)) * moved
+        of_cap = np.where(ignored, 0, (of_cap[:, 0] * np.abs(sample)))
+        rows = Number(losses, size, gap[:, 0] * size + of_cap, floor + 2)
 
         loss, factor = rows.rearranged(lambda a: a.reshape(lead)), LD(1)
         if reduction == "mean":
@@ -204,13 +226,13 @@ def exact(
         elif reduction == "sum":
             loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
-        scale = (sample * up * factor / t)[:, None]
+        scale = (sample * up * factor / t)[:, None] * slope
         grad, grad_size, grad_floor = grad * scale, grad_size * np.abs(scale), grad_floor * np.abs(scale) + 2
         grad[ignored] = grad_size[ignored] = 0
         # An element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead. A masked class
         # has p = 0, exactly.
         reach = np.where(_finite(distance) == 0, gap, _finite(distance))
-        whole = Number(grad, grad_size, reach * grad_size, grad_floor)
+        whole = Number(grad, grad_size, (reach + moved + of_slope) * grad_size, grad_floor)
         return Exact(
             loss,
             whole.rearranged(lambda a: np.moveaxis(a.reshape(*lead, classes), -1, axis)),
@@ -247,13 +269,19 @@ def exact_row(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     digits: int = 400,
 ) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
     """Loss and gradient of one row by the definition, p = exp(z)/sum(exp(z)) with z = x/T, at so many digits that
     nothing cancels: 400 hold a probability of exp(-800) beside 1. `target` is an index or the row's probabilities."""
     with mpmath.workdps(digits):
         t = mpmath.mpf(float(temperature))
-        x = [mpmath.mpf(float(v)) / t for v in logits]
+        x, slope = [mpmath.mpf(float(v)) for v in logits], [mpmath.mpf(1)] * len(logits)
+        if softcap is not None:
+            tanh = [mpmath.tanh(v / mpmath.mpf(softcap)) for v in x]
+            slope = [(1 - v**2 if mpmath.isfinite(u) else mpmath.mpf(0)) for u, v in zip(x, tanh, strict=True)]
+            x = [v * softcap if mpmath.isfinite(u) else u for u, v in zip(x, tanh, strict=True)]
+        x = [v / t for v in x]
         classes = len(x)
         eps = mpmath.mpf(float(label_smoothing))
         c = [int(j == target) for j in range(classes)] if np.ndim(target) == 0 else [float(v) for v in target]
@@ -265,7 +293,7 @@ def exact_row(
         p = [v / total for v in exps]
         loss = mpmath.fsum(-qj * mpmath.log(pj) for qj, pj in zip(q, p, strict=True) if qj) + float(z_loss) * lse**2
         mass = mpmath.fsum(q)
-        grad = [((mass + 2 * float(z_loss) * lse) * pj - qj) / t for qj, pj in zip(q, p, strict=True)]
+        grad = [((mass + 2 * float(z_loss) * lse) * pj - qj) / t * sj for qj, pj, sj in zip(q, p, slope, strict=True)]
         return loss, grad
 
 
@@ -284,20 +312,25 @@ class ExactProduct(NamedTuple):
     grad: Number
 
 
-def exact_softmax(x: np.ndarray, *, temperature: float = 1.0, axis: int = -1) -> ExactSoftmax:
+def exact_softmax(
+    x: np.ndarray, *, temperature: float = 1.0, softcap: float | None = None, axis: int = -1
+) -> ExactSoftmax:
     """The tail form: p = exp(d)/(1 + tail), log p = -(log1p(tail) - d), where d = (x - row_max)/T, and lse from both
     terms. Allowed are (4 + |d|) eps in p; in log p (4 + gap) eps at the row's maximum, 4 eps elsewhere; in lse 4 eps of
     row_max/T and (4 + gap) eps of log1p(tail)."""
     with np.errstate(all="ignore"):
+        dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
         x = _classes_last(x, axis)
         t = LD(temperature)
+        x, _, moved, _, _ = _capped(x, softcap, dtype)
+        moved = moved / t
         m, tail, e, gap, _ = _state(x, t)
         distance, log_s = (m - x) / t, np.log1p(tail)
         p, logp, lse = e / (1 + tail), -(log_s + distance), m / t + log_s
         logp_size = np.where(np.isfinite(logp), -logp, 0)
-        logp_extra = np.where(distance == 0, gap, 0) * logp_size
+        logp_extra = np.where(distance == 0, gap, 0) * logp_size + moved * np.where(distance == 0, tail / (1 + tail), 1)
         lse_size = np.abs(m / t) + log_s
-        p_extra = _finite(distance) * p
+        p_extra = (_finite(distance) + moved) * p
         bad = _without_number(x, m)
         p[bad] = logp[bad] = np.nan
         lse[bad] = m[bad]
@@ -308,7 +341,7 @@ def exact_softmax(x: np.ndarray, *, temperature: float = 1.0, axis: int = -1) ->
         return ExactSoftmax(
             Number(p, p, p_extra).rearranged(whole),
             Number(logp, logp_size, logp_extra, x.shape[-1]).rearranged(whole),
-            Number(lse, lse_size, gap * log_s).rearranged(lambda a: a[..., 0]),
+            Number(lse, lse_size, gap * log_s + moved).rearranged(lambda a: a[..., 0]),
         )
 
 

@@ -1,4 +1,4 @@
-/* Vocabulary: AVX2 and FMA. */
+/* Vocabulary: AVX2, FMA and F16C. */
 #if CE_F32
 #define VEC __m256
 #define LANES 8
@@ -35,6 +35,20 @@ CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 }
 
 #if CE_F32
+#define FROM_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p)))
+#define TO_F16(p, v) _mm_storeu_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#define STREAM_F16(p, v) _mm_stream_si128((__m128i *)(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#define STREAM_BF16(p, v) _mm_stream_si128((__m128i *)(p), FN(to_bf16)(v))
+CE_INLINE __m128i FN(to_bf16)(VEC v)
+{
+    const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i nearest = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
+    const __m256i halves = _mm256_srli_epi32(
+        _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(nearest), _mm256_castsi256_ps(quiet),
+                                             _mm256_cmp_ps(v, v, _CMP_UNORD_Q))), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
 #define WIDE __m256d
 #define WIDEN_LOW(v) _mm256_cvtps_pd(_mm256_castps256_ps128(v))
 #define WIDEN_HIGH(v) _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))

@@ -61,6 +61,18 @@ CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 #define TOGETHER 2
 #define EXP_STEPS 16
 #if CE_F32
+#define FROM_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
+#define TO_F16(p, v) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#define STREAM_F16(p, v) _mm256_stream_si256((__m256i *)(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT))
+#define STREAM_BF16(p, v) _mm256_stream_si256((__m256i *)(p), FN(to_bf16)(v))
+CE_INLINE __m256i FN(to_bf16)(VEC v)
+{
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(1 << 22));
+    return _mm512_cvtepi32_epi16(
+        _mm512_srli_epi32(_mm512_mask_mov_epi32(nearest, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet), 16));
+}
 #define WIDE __m512d
 #define WIDEN_LOW(v) _mm512_cvtps_pd(_mm512_castps512_ps256(v))
 #define WIDEN_HIGH(v) _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))

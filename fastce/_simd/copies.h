@@ -115,6 +115,67 @@ static void FN(label_lanes)(const int64_t *labels, Py_ssize_t n, int64_t first, 
         ((T *)lanes)[r] = (T)(labels[r] - first);
 }
 
+/* The last vectors of the two functions that follow may overlap those before. */
+CE_INLINE void FN(from_half)(int from, const uint16_t *restrict src, Py_ssize_t n, T *restrict dst)
+{
+#ifdef FROM_F16
+    if (from == CE_FROM_F16 && n >= LANES) {
+        for (Py_ssize_t i = 0; i + LANES <= n; i += LANES)
+            STORE(dst + i, FROM_F16(src + i));
+        STORE(dst + n - LANES, FROM_F16(src + n - LANES));
+        return;
+    }
+#endif
+    if (from == CE_FROM_F16)
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_from_f16(src[i]);
+    else
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_from_bf16(src[i]);
+}
+
+#if CE_F32
+CE_INLINE void FN(round_halves)(int to, const float *restrict src, Py_ssize_t n, uint16_t *restrict dst)
+{
+#ifdef TO_F16
+    if (to == CE_FROM_F16 && n >= LANES) {
+        for (Py_ssize_t i = 0; i + LANES <= n; i += LANES)
+            TO_F16(dst + i, LOAD(src + i));
+        TO_F16(dst + n - LANES, LOAD(src + n - LANES));
+        return;
+    }
+#endif
+    if (to == CE_FROM_F16)
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_to_f16(src[i]);
+    else
+        for (Py_ssize_t i = 0; i < n; i++)
+            dst[i] = ce_to_bf16(src[i]);
+}
+
+static void FN(to_half)(int to, const float *src, Py_ssize_t n, void *dst_, int stream)
+{
+    uint16_t *dst = dst_;
+    Py_ssize_t i = 0;
+#ifdef STREAM_F16
+    enum { LINE = CE_CACHE_LINE / sizeof(uint16_t) };
+    if (stream && n >= LINE) { /* whole lines, see stream_run */
+        i = (Py_ssize_t)(-(uintptr_t)dst % CE_CACHE_LINE / sizeof(uint16_t));
+        FN(round_halves)(to, src, i, dst);
+        for (; i + LINE <= n; i += LINE)
+            for (int k = 0; k < LINE; k += LANES)
+                if (to == CE_FROM_F16)
+                    STREAM_F16(dst + i + k, LOAD(src + i + k));
+                else
+                    STREAM_BF16(dst + i + k, LOAD(src + i + k));
+    }
+#else
+    (void)stream;
+#endif
+    FN(round_halves)(to, src + i, n - i, dst + i);
+}
+#endif
+
 static void FN(convert)(int from, const void *src, Py_ssize_t n, void *dst)
 {
     T *restrict to = dst;
@@ -134,6 +195,9 @@ static void FN(convert)(int from, const void *src, Py_ssize_t n, void *dst)
         CONVERT(CE_FROM_U64, uint64_t)
         CONVERT(CE_FROM_F32, float)
         CONVERT(CE_FROM_F64, double)
+    case CE_FROM_F16:
+    case CE_FROM_BF16:
+        FN(from_half)(from, src, n, dst);
     }
 #undef CONVERT
 }

@@ -20,6 +20,7 @@
 #endif
 #ifndef _MSC_VER /* not clang-cl: its immintrin.h has only the intrinsics that the command line's flags allow */
 #define CE_X86 1
+#include <cpuid.h>
 #endif
 #elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 #include <arm_neon.h>
@@ -103,6 +104,8 @@ CE_INLINE void ce_add_label(double weight, double d, double hot, double uniform,
         (total) = t_;                                                   \
     } while (0)
 
+#include "half.h"
+
 #define CE_ISA baseline
 #define CE_VOCABULARY CE_BASELINE
 #include "both.h"
@@ -110,13 +113,13 @@ CE_INLINE void ce_add_label(double weight, double d, double hot, double uniform,
 #ifdef CE_X86
 #define CE_ISA avx2
 #define CE_VOCABULARY "avx2.h"
-CE_TARGET_BEGIN("avx2,fma")
+CE_TARGET_BEGIN("avx2,fma,f16c")
 #include "both.h"
 CE_TARGET_END
 
 #define CE_ISA avx512
 #define CE_VOCABULARY "avx512.h"
-CE_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+CE_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
 #include "both.h"
 CE_TARGET_END
 #endif
@@ -124,10 +127,15 @@ CE_TARGET_END
 /* Whether this processor and its operating system run an instruction set. */
 static int ce_always(void) { return 1; }
 #ifdef CE_X86
+static int ce_has_f16c(void) /* not every compiler knows its name */
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c >> 29 & 1;
+}
 static int ce_has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && ce_has_f16c();
 }
 static int ce_has_avx512(void)
 {

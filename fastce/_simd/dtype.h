@@ -23,6 +23,7 @@ static const ce_primitives FN(table) = {
     EXP_ONE,
 #define PRIMITIVE(type, name, parameters) FN(name),
 #define SHARED(type, name, parameters) CE_FN(name, CE_ISA, shared),
+#define SINGLE(type, name, parameters) CE_FN(name, CE_ISA, f32),
 #include "primitives.inc"
 };
 

@@ -1,5 +1,34 @@
 /* Primitives that treat every element alike. */
 
+/* With y = |x| / cap and e = exp(-2y), tanh(y) = 1 - 2e/(1 + e) and 1 - tanh(y)^2 = 4e/(1 + e)^2. Where y is small, the
+ * first difference cancels, and a polynomial serves. The second does not cancel there. Often all logits are small, and
+ * then neither exponentials nor quotients are needed. Each element is computed alike in both cases. */
+static void FN(softcap)(const void *x_, Py_ssize_t n, double cap_, void *z_, void *slope_)
+{
+    const T *x = x_;
+    T *z = z_, *slope = slope_;
+    const FN(inverse) inverse = FN(inverse_of)(cap_);
+    const T cap = (T)cap_; /* a float32 may not hold the cap: its relative error is made up for */
+    const VEC rest = SET1((T)((cap_ - cap) / cap_)), one_scaled = SET1(EXP_ONE);
+    const VEC zero = SET1(0), one = SET1(1), two = SET1(2), limit = SET1((T)(25. / 64));
+    for (Py_ssize_t i = 0; i < n; i += LANES) {
+        const VEC s = FN(load_upto)(x + i, n - i), size = MAX(zero - s, s);
+        const VEC y = FN(cooled)(size, &inverse), u = y * y, near = MAX(u, limit); /* limit where x is NaN */
+        const VEC excess = FN(tanh_excess)(u), t = FMA(y, excess, y);
+        VEC capped = FMA(s, excess, s), derivative = FMA(zero - t, t, one);
+        if (EQ_BITS(near, limit) != (1u << LANES) - 1) {
+            const VEC e = FN(exp)(zero - two * y), share = one / (one_scaled + e), part = two * e * share;
+            const VEC bound = SELECT_EQ(size, s, SET1(cap), SET1(-cap));
+            const VEC large = SELECT_EQ(size, SET1((T)INFINITY), s, FMA(bound, rest - part, bound));
+            capped = SELECT_EQ(near, limit, capped, large);
+            derivative = SELECT_EQ(near, limit, derivative, two * one_scaled * share * part);
+        }
+        FN(store_upto)(z + i, capped, n - i);
+        if (slope)
+            FN(store_upto)(slope + i, MAX(derivative, zero), n - i);
+    }
+}
+
 static void FN(row_affine)(const void *c_, const void *weight_, Py_ssize_t n, double slope, double offset, void *q_)
 {
     const T *c = c_, *weight = weight_;

@@ -35,6 +35,8 @@ CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 static const uint32_t FN(lane_bits)[LANES] = {1, 2, 4, 8};
 #define EQ_BITS(a, b) ((unsigned)vaddvq_u32(vandq_u32(vceqq_f32(a, b), vld1q_u32(FN(lane_bits)))))
 
+#define FROM_F16(p) vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))
+#define TO_F16(p, v) vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)))
 #define WIDE float64x2_t
 #define WIDEN_LOW(v) vcvt_f64_f32(vget_low_f32(v))
 #define WIDEN_HIGH(v) vcvt_high_f64_f32(v)

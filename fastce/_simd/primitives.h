@@ -98,13 +98,14 @@ typedef struct {
 /* What numbers can be converted from: the dtypes of _request.pxd, in that order. */
 enum {
     CE_FROM_I8 = 1, CE_FROM_I16, CE_FROM_I32, CE_FROM_I64, CE_FROM_U8, CE_FROM_U16, CE_FROM_U32, CE_FROM_U64,
-    CE_FROM_F32, CE_FROM_F64
+    CE_FROM_F32, CE_FROM_F64, CE_FROM_F16, CE_FROM_BF16
 };
 
 typedef struct {
     double exp_one; /* Stored exponentials are multiplied by this power of 2. */
 #define PRIMITIVE(type, name, parameters) type(*name) parameters;
 #define SHARED PRIMITIVE
+#define SINGLE PRIMITIVE
 #include "primitives.inc"
 } ce_primitives;
 

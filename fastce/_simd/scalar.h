@@ -11,6 +11,8 @@
  *     ADD_NOW(sum)    tells the compiler to compute `sum` where this is written
  *     TOGETHER        how many vectors take turns when exponentials are computed: 1 or 2. Registers must suffice
  *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, no memory after them
+ *     FROM_F16(p), TO_F16(p, v)       float16 numbers at p as a float32 vector; rounds to nearest even and stores
+ *     STREAM_F16(p, v), STREAM_BF16(p, v)     the same past the caches; p is aligned to half a vector
  *     LARGEST(v), TOTAL(v), ACC_SUM(acc)      over the lanes
  *     ALIGN_FROM      the length from which rows are worked on in aligned vectors
  *     SQUARE          with transpose_square(src, src_stride, dst, dst_stride) for SQUARE x SQUARE numbers */

@@ -32,6 +32,10 @@
 #undef TOTAL
 #undef SQUARE
 #undef ALIGN_FROM
+#undef FROM_F16
+#undef TO_F16
+#undef STREAM_F16
+#undef STREAM_BF16
 #undef WIDE
 #undef WIDEN_LOW
 #undef WIDEN_HIGH

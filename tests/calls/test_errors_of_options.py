@@ -82,6 +82,17 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("an array", {"temperature": PER_CLASS}, ValueError, r"^temperature .*\(10,\)"),
         ],
     ),
+    "softcap": (
+        ONE_TERM | {"map", "rows"},
+        [
+            ("zero", {"softcap": 0}, ValueError, r"^softcap is 0\.0, expected None or a number in \[1e-30, 1e30\]"),
+            ("negative", {"softcap": -1.0}, ValueError, r"^softcap is -1\.0"),
+            ("NaN", {"softcap": np.nan}, ValueError, "^softcap is nan"),
+            ("infinite", {"softcap": np.inf}, ValueError, "^softcap is inf"),
+            ("a text", {"softcap": "1"}, TypeError, "^softcap .*('1'|str|<U)"),
+            ("an array", {"softcap": PER_CLASS}, ValueError, r"^softcap .*\(10,\)"),
+        ],
+    ),
     "subnormals": (
         LOSSES | {"map", "product"},
         [

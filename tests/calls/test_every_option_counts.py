@@ -36,6 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "return_rows": {"return_rows": True},
     "return_stats": {"return_stats": True},
     "sample_weight": {"sample_weight": [1.0, 2.0, 3.0, 4.0]},
+    "softcap": {"softcap": 0.5},
     "stats": {"stats": fastce.SoftmaxStats(STATS.row_max + 1, STATS.tail)},
     "targets": {"targets": "probabilities"},
     "temperature": {"temperature": 2.0},

@@ -377,7 +377,8 @@ def test_options_that_are_off_change_nothing(family, dtype):
     """Written out or left out: the same to the bit."""
     arrays, _ = _case(family, (6, 9), -1, {}, dtype)
     off = {"weight": None, "pos_weight": None, "sample_weight": None, "label_smoothing": 0.0, "z_loss": 0.0}
-    off |= {"temperature": 1.0, "normalizer": None, "axis": 1, "upstream": 1.0, "out": None, "reduction": "mean"}
+    off |= {"temperature": 1.0, "softcap": None, "normalizer": None, "axis": 1, "upstream": 1.0, "out": None}
+    off |= {"reduction": "mean"}
     for function in family.functions:
         got, want = function(*arrays, **function.taken(off)), function(*arrays, reduction="mean")
         for name in want:

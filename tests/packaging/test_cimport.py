@@ -208,7 +208,7 @@ def test_forward_with_every_option_then_backward(consumer: ModuleType, order: st
 
 FLOATS = {"f32": np.float32, "f64": np.float64}
 CODES = {np.dtype(f"{kind}{size}"): DTYPES.index(f"{kind.upper()}{8 * size}") for kind in "iu" for size in (1, 2, 4, 8)}
-CODES |= {np.dtype(dtype): DTYPES.index(name.upper()) for name, dtype in FLOATS.items()}
+CODES |= {np.dtype(dtype): DTYPES.index(name.upper()) for name, dtype in (FLOATS | {"f16": np.float16}).items()}
 
 
 def function(name: str) -> Callable[..., Any]:
@@ -334,6 +334,21 @@ def test_labels_that_change_after_they_were_counted_touch_no_other_memory(
     np.testing.assert_array_equal(grad, want)
     np.testing.assert_array_equal(losses[0], losses[1])
     assert not grad[1:-1][::7].any() and (grad[[0, -1]] == 7).all()
+
+
+def test_half_precision_and_softcap() -> None:
+    rng = np.random.default_rng(2)
+    x, labels, losses = rng.normal(0, 5, (30, 9)).astype(np.float16), rng.integers(9, size=30), np.empty(30, np.float32)
+    grad = np.empty_like(x)
+    assert run(logits=x, labels=labels, grad=grad, losses=losses, softcap=5.0) == 0
+    want = fastce.cross_entropy_with_grad(x, labels, reduction="none", softcap=5.0)
+    np.testing.assert_array_equal(losses, want[0])
+    np.testing.assert_array_equal(grad, want[1])
+    # Operations that take neither refuse them.
+    two_term = OPERATIONS.index("SOFTMAX_TWO_TERM")
+    wide = x.astype(np.float64)
+    assert run(operation=two_term, logits=x, targets=wide, losses=losses) == 2
+    assert run(operation=two_term, logits=wide, targets=wide, losses=losses.astype(np.float64), softcap=5.0) == 2
 
 
 @pytest.mark.parametrize("suffix", FLOATS)
