@@ -57,7 +57,7 @@ def cross_entropy(
         What the logits are divided by before everything else, in [1e-15, 1e15]: the loss is that of ``x/temperature``,
         and the gradient with respect to the logits contains ``1/temperature``.
     softcap : float, optional
-        A bound that the logits approach, in [1e-30, 1e30]: ``softcap*tanh(x/softcap)`` takes the place of x, before the
+        A bound that the logits approach, in [1e-15, 1e15]: ``softcap*tanh(x/softcap)`` takes the place of x, before the
         temperature and in `stats` too. A logit of -inf still masks its class. Default: none.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum of the losses by `normalizer`; "none" returns the loss of each row.

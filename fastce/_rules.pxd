@@ -131,7 +131,7 @@ cdef inline int z_loss_rule(Arguments *a, object value) except -1:
 
 cdef inline int softcap_rule(Arguments *a, object value) except -1:
     if value is not None:
-        a.request.softcap = number(a, "softcap", value, 1e-30, 1e30, "None or a number in [1e-30, 1e30]")
+        a.request.softcap = number(a, "softcap", value, 1e-15, 1e15, "None or a number in [1e-15, 1e15]")
     return 0
 
 

@@ -331,7 +331,7 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
     """
     options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis,
                upstream)  # fmt: skip
-    grad = _run(logits, targets, *options, subnormals)[1]
+    grad = _run(logits, targets, *options[:6], None, *options[6:], subnormals)[1]
     p, factor, scale, ignored = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
         hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, subnormals, axis)
