@@ -56,18 +56,18 @@ class _Loss(_Call, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
 
-class _OneTerm(_Loss, total=False):
+class _Curvature(_Loss, total=False):
     ignore_index: int | None
     label_smoothing: float
     z_loss: float
     temperature: float
 
-class _CrossEntropy(_OneTerm, total=False):
-    softcap: float | None
-
-class _Curvature(_OneTerm, total=False):
+class _AnyCurvature(_Curvature, total=False):
     reduction: _Scalar | _Rows
     subnormals: _Subnormals
+
+class _CrossEntropy(_Curvature, total=False):
+    softcap: float | None
 
 class _AnyReduction(_CrossEntropy, total=False):
     reduction: _Scalar | _Rows
@@ -160,17 +160,17 @@ def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: Array
 @overload
 def cross_entropy_grad_hess(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[_F], NDArray[_F]] | None = None,
-                            **options: Unpack[_Curvature]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def cross_entropy_grad_hess(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[Any], NDArray[Any]] | None = None,
-                            **options: Unpack[_Curvature]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def cross_entropy_hvp(logits: NDArray[_F], targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[_F] = None, **options: Unpack[_Curvature]) -> NDArray[_F]: ...
+                      out: _Buffer[_F] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_F]: ...
 @overload
 def cross_entropy_hvp(logits: ArrayLike, targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[Any] = None, **options: Unpack[_Curvature]) -> NDArray[_Floating]: ...
+                      out: _Buffer[Any] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
     def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,

@@ -31,11 +31,12 @@ cdef struct Arguments:
     PyObject *targets_name          # "targets", "target_logits" or "labels"
     bint is_product                 # the arguments are upstream and y; else logits, or logits and targets
     bint with_hess                  # out is a pair
-    bint with_vectors
+    bint with_curvature             # second derivatives are computed, which are not of float16 and bfloat16
     bint integers                   # integer logits are not converted to float64
     bint converted                  # view[INPUT] is the caller's array in float32, and so is the result at first
     PyObject *dtype                 # of the result in the shape of the logits, or y
-    PyObject *out[2]                # as they were given, or NULL
+    PyObject *out                   # as it was given, or NULL
+    PyObject *out_hess              # the second one
     Py_buffer view[ARRAYS]          # obj is NULL where there is no such array; view[INPUT] is the logits or y
     void *blocks[ARRAYS]            # offsets that the matrix of an array points to
     Axes axes
@@ -165,7 +166,7 @@ cdef inline object set_input(Arguments *a, object value, PyObject *axis):
         if dtype != F16:
             value = checks(a).as_logits(name, value, a.integers)
             dtype = take_converted(a, INPUT, value, name)
-        a.converted = is_half(dtype) and (a.with_hess or a.with_vectors or not takes_half(r.operation))
+        a.converted = is_half(dtype) and (a.with_curvature or not takes_half(r.operation))
         if a.converted:
             dtype = take_converted(a, INPUT, checks(a).converted(value, checks(a).F32), name)
     if view.ndim == 0:

@@ -69,8 +69,8 @@ cdef inline void gather(int dtype, const char *src, Py_ssize_t stride, Py_ssize_
     elif dtype == U32: gather_as(<const uint32_t *>NULL, src, stride, n, dst, step)
     elif dtype == U64: gather_as(<const uint64_t *>NULL, src, stride, n, dst, step)
 
-cdef inline void scatter(const ce_primitives *f, int dtype, const floating *src, Py_ssize_t n, char *dst,
-                         Py_ssize_t stride, bint stream) noexcept nogil:
+cdef inline void scatter(int dtype, const floating *src, Py_ssize_t n, char *dst, Py_ssize_t stride,
+                         bint stream) noexcept nogil:
     """The k-th number of that dtype at dst = src[k], which is rounded to F16 or BF16. With stream, contiguous ones of
     these are written past the caches."""
     cdef uint16_t bits[512]
@@ -81,11 +81,11 @@ cdef inline void scatter(const ce_primitives *f, int dtype, const floating *src,
         return
     if floating is float:
         if stride == 2:
-            f.to_half(dtype, src, n, dst, stream)
+            ce_chosen_f32.to_half(dtype, src, n, dst, stream)
             return
         for j from 0 <= j < n by 512:
             m = min(n - j, 512)
-            f.to_half(dtype, src + j, m, bits, False)
+            ce_chosen_f32.to_half(dtype, src + j, m, bits, False)
             for k in range(m):
                 (<uint16_t *>(dst + (j + k)*stride))[0] = bits[k]
 
@@ -159,18 +159,17 @@ cdef inline const floating *base_block(const Job *job, Py_ssize_t i, Py_ssize_t 
     return scratch
 
 cdef inline floating *place_of(const Matrix *a, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
-    """Where a block of row i of a second derivative, from class j on, is computed: in its place, or in scratch. These
-    have the dtype that is computed in."""
-    return <floating *>row_at(a, i) + j if a.class_stride == sizeof(floating) else scratch
+    """Where a block of row i of a result, from class j on, is computed: in its place, or in scratch."""
+    if a.dtype == own_dtype(scratch) and a.class_stride == sizeof(floating):
+        return <floating *>row_at(a, i) + j
+    return scratch
 
 cdef inline void store_to(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
                           const floating *src) noexcept nogil:
     """a[i, j:j + n] = src, unless it is there already."""
     cdef char *dst = row_at(a, i) + j*a.class_stride
-    cdef Py_ssize_t k
     if <const char *>src != dst:
-        for k in range(n):
-            (<floating *>(dst + k*a.class_stride))[0] = src[k]
+        scatter(a.dtype, src, n, dst, a.class_stride, False)
 
 cdef inline floating *grad_block(const Job *job, Py_ssize_t i, Py_ssize_t j, floating *scratch) noexcept nogil:
     """Where a block of row i of the gradient, from class j on, is computed: in its place, or in scratch. There it may
@@ -197,7 +196,7 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
             times_slope(job, src, slope, n, <floating *>dst)
             return
         times_slope(job, src, slope, n, src)
-    scatter(job.plan.primitives, grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
+    scatter(grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
 
 # -- Tiles
 
@@ -252,7 +251,7 @@ cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *
     cdef Py_ssize_t step = GATHERED/most, j, p, k, m, n
     if a.row_stride == 2:
         for k in range(classes):
-            scatter(f, a.dtype, tile + k*width, rows, dst + k*a.class_stride, 2, False)
+            scatter(a.dtype, tile + k*width, rows, dst + k*a.class_stride, 2, False)
         return
     for j from 0 <= j < classes by most:
         m = min(most, classes - j)
@@ -260,10 +259,10 @@ cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *
             n = min(step, rows - p)
             f.transpose(tile + j*width + p, width*size, m, n, gathered, m*size)
             if m == classes and a.row_stride == classes*a.class_stride:
-                scatter(f, a.dtype, gathered, n*classes, dst + p*a.row_stride, a.class_stride, False)
+                scatter(a.dtype, gathered, n*classes, dst + p*a.row_stride, a.class_stride, False)
             else:
                 for k in range(n):
-                    scatter(f, a.dtype, gathered + k*m, m, dst + (p + k)*a.row_stride + j*a.class_stride, a.class_stride,
+                    scatter(a.dtype, gathered + k*m, m, dst + (p + k)*a.row_stride + j*a.class_stride, a.class_stride,
                             False)
 
 cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,

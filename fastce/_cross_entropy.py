@@ -54,10 +54,10 @@ def cross_entropy(
     z_loss : float, default 0.0
         A factor >= 0; ``z_loss*logsumexp(x)**2`` is added to each row's loss.
     temperature : float, default 1.0
-        What the logits are divided by before everything else, in [1e-30, 1e30]: the loss is that of ``x/temperature``,
+        What the logits are divided by before everything else, in [1e-15, 1e15]: the loss is that of ``x/temperature``,
         and the gradient with respect to the logits contains ``1/temperature``.
     softcap : float, optional
-        A bound that the logits approach, in [1e-30, 1e30]: ``softcap*tanh(x/softcap)`` takes the place of x, before the
+        A bound that the logits approach, in [1e-15, 1e15]: ``softcap*tanh(x/softcap)`` takes the place of x, before the
         temperature and in `stats` too. A logit of -inf still masks its class. Default: none.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum of the losses by `normalizer`; "none" returns the loss of each row.

@@ -58,8 +58,8 @@ cdef inline void row_hvp(const Job *job, Py_ssize_t i, Py_ssize_t first_max, Sta
     s.v_at_max[r] = block(&job.request.vectors, i, max(first_max, 0), 1, scratch)[0]
     set_sum(&spread, 0)
     for last in range(2):
-        for j from 0 <= j < classes by job.plan.block:
-            n = min(classes - j, job.plan.block)
+        for j from 0 <= j < classes by BLOCK:
+            n = min(classes - j, BLOCK)
             block_exponentials(job, logits_block(job, i, j, n, scratch, NULL), n, s.row_max[r], e)
             v = block(&job.request.vectors, i, j, n, scratch)
             if last:

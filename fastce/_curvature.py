@@ -115,8 +115,7 @@ def cross_entropy_hvp(
     logits, targets : array_like
         As in `cross_entropy`.
     vectors : array_like
-        Of the shape of `logits` and any real dtype or bool. It is converted to the dtype that is
-        computed in.
+        Of the shape of `logits` and any real dtype or bool. It is converted to the dtype of the logits.
     weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional

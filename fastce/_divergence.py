@@ -35,7 +35,7 @@ def kl_divergence(
         What `target_logits` are: with "logits", q = softmax(t/temperature); with "probabilities", q is what is given.
         Its rows need not sum to 1. A negative number gives NaN in its row.
     temperature : float, default 1.0
-        Logits are divided by it, in [1e-30, 1e30]. Probabilities are not changed.
+        Logits are divided by it, in [1e-15, 1e15]. Probabilities are not changed.
     sample_weight : array_like of the rows' shape, optional
         A factor of each row's loss, finite and >= 0. Default: ones.
     reduction : {"mean", "sum", "none"}, default "mean"

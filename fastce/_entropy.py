@@ -28,7 +28,7 @@ def entropy(
         masks its class, which adds nothing to the entropy. A row that contains NaN or +inf, or only -inf, has entropy
         NaN.
     temperature : float, default 1.0
-        What the logits are divided by, in [1e-30, 1e30].
+        What the logits are divided by, in [1e-15, 1e15].
     sample_weight : array_like of the rows' shape, optional
         A factor of each row's entropy, finite and >= 0. Default: ones.
     reduction : {"mean", "sum", "none"}, default "mean"

@@ -206,7 +206,7 @@ def evaluate(
     top_k : int or iterable of ints, default (1, 5)
         The k of the top-k accuracies, >= 1. They may be larger than the number of classes.
     temperature : float, default 1.0
-        What the logits are divided by, in [1e-30, 1e30].
+        What the logits are divided by, in [1e-15, 1e15].
     ignore_index : int or None, default -100
         Rows with this class index count nowhere, whatever their logits are.
     axis : int, default -1

@@ -43,7 +43,7 @@ cdef struct Plan:
     bint with_hvp                   # instead of the gradient, the Hessian times vectors
     int dtype                       # F32 or F64: what is computed in
     bint logits_ready               # they are used where they lie
-    bint with_slopes                # the gradient is multiplied by the derivatives of the softcap
+    bint with_slopes                # it is multiplied by the derivatives of the softcap
     bint grad_ready                 # it is computed where it lies
     bint weighted_smoothing         # labels with smoothing and weights: base is uniform*weight
     double hot                      # 1 - label_smoothing

@@ -112,7 +112,8 @@ cdef class Call:
         cdef int k
         a.checks, a.ndarray = <PyObject *>_checks, <PyObject *>ndarray
         a.is_product, a.integers = self.function.is_product, self.function.operation == ARGMAX
-        a.with_hess, a.with_vectors = self.function.returns & HESS, third is not MISSING
+        a.with_hess = self.function.returns & HESS
+        a.with_curvature = a.with_hess or self.function.count > 2
         a.input_name = <PyObject *>self.function.arguments[a.is_product]
         a.targets_name = <PyObject *>self.function.arguments[self.function.count > 1]
         defaults(&a.request)
@@ -130,8 +131,8 @@ cdef class Call:
             if given[k] != NULL:
                 rules[k](a, <object>given[k])
         set_denominator(a)
-        self.out = <object>a.out[0] if a.out[0] != NULL else None
-        self.out_hess = <object>a.out[1] if a.out[1] != NULL else None
+        self.out = <object>a.out if a.out != NULL else None
+        self.out_hess = <object>a.out_hess if a.out_hess != NULL else None
         return 0
 
     cdef object new_array(self):
@@ -146,16 +147,6 @@ cdef class Call:
         if self.a.converted:
             return _checks.converted(array, self.dtype)
         return array.view(self.dtype) if stored_dtype(&self.a) == BF16 else array
-
-    cdef object returned(self, object array, object numbers, object out):
-        """What the caller gets of an array that the kernels wrote to: `out` if there is one. Without such an array, `out`
-        gets the numbers by row."""
-        if array is not None and array is not out:
-            array = self.stored(array)
-        if out is not None and out is not array:
-            out[...] = numbers if array is None else array
-            array = out
-        return array
 
     cdef object new_result(self, bint by_class, object dtype, void **data):
         """A new array by row, or by row and class: in the order in which rows are counted, classes last."""
@@ -236,9 +227,18 @@ cdef class Call:
             return self.classes[()] if a.axes.ndim == 1 else self.classes
         if self.function.operation == EVALUATE:
             return self.evaluation()
-        result = self.returned(result, value, self.out)
+        if result is not None and result is not self.out:
+            result = self.stored(result)
+        if self.out is not None and self.out is not result:
+            self.out[...] = value if result is None else result
+            result = self.out
         if self.function.returns & HESS:
-            return result, self.returned(self.hess, None, self.out_hess)
+            if self.hess is not self.out_hess:
+                self.hess = self.stored(self.hess)
+            if self.out_hess is not None and self.out_hess is not self.hess:
+                self.out_hess[...] = self.hess
+                self.hess = self.out_hess
+            return result, self.hess
         if not self.function.returns & LOSS:
             return result
         if self.function.operation == LOGSUMEXP:

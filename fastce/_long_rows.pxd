@@ -9,7 +9,7 @@ from libc.math cimport INFINITY, exp
 from libc.string cimport memset
 
 from ._blocks cimport (
-    base_block, grad_block, logit_of, logits_block, next_block, row_at, size_of, slope_block, store_block,
+    base_block, grad_block, logit_of, logits_block, next_block, place_of, slope_block, store_block, store_to,
 )
 from ._curvature cimport begin_hess, block_exponentials, block_hess, row_hvp
 from ._job cimport (
@@ -181,20 +181,22 @@ cdef inline void row_grad(const Job *job, Py_ssize_t i, const State *s, Py_ssize
         if with_hess:
             block_hess(job, i, j, n, s, r, e)
 
-cdef inline void zero_row(const Matrix *a, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+cdef inline void zero_row(const Matrix *a, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop,
+                          floating *scratch) noexcept nogil:
     """a[i, start:stop] = 0."""
-    cdef Py_ssize_t size = size_of(a.dtype), j
-    cdef char *dst = row_at(a, i)
-    if a.class_stride == size:
-        memset(dst + start*size, 0, (stop - start)*size)
-        return
-    for j in range(start, stop):
-        memset(dst + j*a.class_stride, 0, size)
+    cdef floating *dst
+    cdef Py_ssize_t j, n
+    for j from start <= j < stop by BLOCK:
+        n = min(stop - j, BLOCK)
+        dst = place_of(a, i, j, scratch)
+        memset(dst, 0, n*sizeof(floating))
+        store_to(a, i, j, n, dst)
 
-cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    zero_row(&job.request.grad, i, start, stop)
+cdef inline void row_zero_grad(const Job *job, Py_ssize_t i, Py_ssize_t start, Py_ssize_t stop,
+                               floating *scratch) noexcept nogil:
+    zero_row(&job.request.grad, i, start, stop, scratch)
     if job.plan.with_hess:
-        zero_row(&job.request.hess, i, start, stop)
+        zero_row(&job.request.hess, i, start, stop, scratch)
 
 cdef inline void finish_row(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
     """What is asked for of row i besides its loss, from its state."""
@@ -221,7 +223,7 @@ cdef inline void part_grad(const Job *job, Py_ssize_t unit, floating *scratch) n
     cdef Py_ssize_t r = unit/job.plan.parts, start = unit % job.plan.parts*job.plan.part
     cdef Py_ssize_t stop = min(start + job.plan.part, job.request.classes)
     if job.state.ignored > 0 and job.state.label[r] < 0:
-        row_zero_grad(job, job.first_row + r, start, stop)
+        row_zero_grad(job, job.first_row + r, start, stop, scratch)
     else:
         row_grad(job, job.first_row + r, job.state, r, start, stop, scratch)
 

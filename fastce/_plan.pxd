@@ -49,7 +49,6 @@ cdef inline const Matrix *main_input(const Request *request) noexcept nogil:
 cdef inline bint has_curvature(const Request *r) noexcept nogil:
     """Whether a request may ask for second derivatives: their diagonal beside the gradient, or their products alone."""
     return (r.operation == CROSS_ENTROPY and (r.hess.data == NULL or r.grad.data != NULL) and not r.stats_given
-            and not is_half(r.logits.dtype) and r.softcap == 0
             and (r.vectors.data == NULL
                  or (r.hess.data == NULL and r.total == NULL and r.losses == NULL)))
 
@@ -73,7 +72,8 @@ cdef inline bint is_computable(const Request *r) noexcept nogil:
             and (r.upstream.dtype == (dtype if product else F64) if r.upstream.data != NULL else not product)
             and (not with_labels or I8 <= r.labels.dtype <= U64) and (not with_targets or I8 <= r.targets.dtype <= BF16)
             and (r.hess.data == NULL or r.hess.dtype == dtype) and (r.vectors.data == NULL or r.vectors.dtype == dtype)
-            and (r.hess.data == NULL and r.vectors.data == NULL or has_curvature(r))
+            and (r.hess.data == NULL and r.vectors.data == NULL
+                 or (has_curvature(r) and not is_half(dtype) and r.softcap == 0))
             and (not r.stats_given or (r.row_max != NULL and r.tail != NULL and r.total == NULL and r.losses == NULL)))
 
 cdef inline void plan_base(const Request *request, Plan *p) noexcept nogil:

@@ -147,6 +147,14 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
     for p in range(r, stop if job.plan.with_labels else 0):
         add_label(job, s.x_label[p], s.e[p], s, p)
 
+cdef inline void store_rows(const Job *job, const Rows *rows, const floating *dtype) noexcept nogil:
+    """Copies the gradient from scratch, if it is there."""
+    cdef Py_ssize_t n = job.request.classes, step = rows_on_end(job, &job.request.grad, rows.count), p
+    cdef floating *grad = <floating *>rows.grad
+    cdef floating *slope = <floating *>rows.slope
+    for p from 0 <= p < (0 if job.plan.grad_ready else rows.count) by step:
+        store_block(job, rows.start + p, 0, step*n, grad + p*n, slope + p*n if slope != NULL else NULL)
+
 cdef inline void hess_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:
     """The diagonal of the Hessian, from the exponentials that are stored in the gradient's place."""
@@ -193,14 +201,6 @@ cdef inline void hvp_of_rows(const Job *job, const Rows *rows, State *s, Py_ssiz
         dst = place_of(grad, rows.start + p, 0, e + p*n)
         flush_result(job, dst, n)
         store_to(grad, rows.start + p, 0, n, dst)
-
-cdef inline void store_rows(const Job *job, const Rows *rows, const floating *dtype) noexcept nogil:
-    """Copies the gradient from scratch, if it is there."""
-    cdef Py_ssize_t n = job.request.classes, step = rows_on_end(job, &job.request.grad, rows.count), p
-    cdef floating *grad = <floating *>rows.grad
-    cdef floating *slope = <floating *>rows.slope
-    for p from 0 <= p < (0 if job.plan.grad_ready else rows.count) by step:
-        store_block(job, rows.start + p, 0, step*n, grad + p*n, slope + p*n if slope != NULL else NULL)
 
 cdef inline void grad_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:
@@ -277,7 +277,7 @@ cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State 
             else:
                 row_state(job, start + r, s, r, scratch)
             if job.plan.with_grad:
-                row_zero_grad(job, start + r, 0, classes)
+                row_zero_grad(job, start + r, 0, classes, scratch)
         elif classes <= BLOCK:
             r += short_rows(job, start + r, count - r, s, r, scratch)
             continue

@@ -131,12 +131,12 @@ cdef inline int z_loss_rule(Arguments *a, object value) except -1:
 
 cdef inline int softcap_rule(Arguments *a, object value) except -1:
     if value is not None:
-        a.request.softcap = number(a, "softcap", value, 1e-30, 1e30, "None or a number in [1e-30, 1e30]")
+        a.request.softcap = number(a, "softcap", value, 1e-15, 1e15, "None or a number in [1e-15, 1e15]")
     return 0
 
 
 cdef inline int temperature_rule(Arguments *a, object value) except -1:
-    a.request.temperature = number(a, "temperature", value, 1e-30, 1e30, "a number in [1e-30, 1e30]")
+    a.request.temperature = number(a, "temperature", value, 1e-15, 1e15, "a number in [1e-15, 1e15]")
     return 0
 
 
@@ -186,7 +186,10 @@ cdef inline int set_out(Arguments *a, int at, object value, str label) except -1
     cdef int without = a.axes.class_axis if a.request.operation == LOGSUMEXP else -1
     cdef int dtype = stored_dtype(a) if without < 0 else input_dtype(a)
     cdef bint fits = False
-    a.out[at == OUT_HESS] = <PyObject *>value
+    if at == OUT:
+        a.out = <PyObject *>value
+    else:
+        a.out_hess = <PyObject *>value
     if type(value) is <object>a.ndarray:
         try:
             hold(a, at, value, PyBUF_RECORDS)
@@ -196,9 +199,9 @@ cdef inline int set_out(Arguments *a, int at, object value, str label) except -1
             pass        # read-only, or a dtype that the buffer protocol does not know
     if not fits:
         name = <object>a.input_name
-        expected = <object>a.dtype if without < 0 else numbers_dtype(a)
-        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a), expected,
-                            name if without < 0 else f"{name} without its class axis", label)
+        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a),
+                            <object>a.dtype if without < 0 else numbers_dtype(a), name if without < 0 else
+                            f"{name} without its class axis", label)
         hold(a, at, exported(a, value), PyBUF_RECORDS)
     return 0
 

@@ -100,12 +100,13 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
                 s.loss[p] = s.row_max[p]
     add_losses(job, start, count, s, total, dtype)
 
-cdef inline void zero_ignored_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, const State *s) noexcept nogil:
+cdef inline void zero_ignored_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, const State *s,
+                                   floating *scratch) noexcept nogil:
     """Gradients of 0, where those of a group were computed without regard to ignored rows."""
     cdef Py_ssize_t p
     for p in range(count if s.ignored > 0 and job.plan.with_grad else 0):
         if s.label[p] < 0:
-            row_zero_grad(job, start + p, 0, job.request.classes)
+            row_zero_grad(job, start + p, 0, job.request.classes, scratch)
 
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
@@ -143,7 +144,7 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
                     entropies(job, start, count, &s, scratch)
                 else:
                     divergences(job, start, count, &s, scratch)
-                zero_ignored_rows(job, start, count, &s)
+                zero_ignored_rows(job, start, count, &s, scratch)
                 add_losses(job, start, count, &s, &total, scratch)
             else:
                 if job.plan.path == BY_TILES:

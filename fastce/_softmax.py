@@ -34,7 +34,7 @@ def softmax(
         Logits of one or more dimensions, with the classes on `axis`; dtypes as in `cross_entropy`. -inf gives 0. A row
         that contains NaN or +inf, or only -inf, gives NaN.
     temperature : float, default 1.0
-        What the logits are divided by, in [1e-30, 1e30]: the probabilities are those of ``x/temperature``.
+        What the logits are divided by, in [1e-15, 1e15]: the probabilities are those of ``x/temperature``.
     softcap : float, optional
         As in `cross_entropy`: the probabilities are those of ``softcap*tanh(x/softcap)``. Default: none.
     axis : int, tuple of ints or None, default -1

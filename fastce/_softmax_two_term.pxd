@@ -125,7 +125,7 @@ cdef inline void store(const Job *job, const TwoTerm *t, Py_ssize_t j, Py_ssize_
         if dst.class_stride == sizeof(floating):
             memcpy(row_at(dst, t.start + p) + j*dst.class_stride, grad + p*t.c.pitch, n*sizeof(floating))
         else:
-            scatter(job.plan.primitives, dst.dtype, grad + p*t.c.pitch, n, row_at(dst, t.start + p) + j*dst.class_stride,
+            scatter(dst.dtype, grad + p*t.c.pitch, n, row_at(dst, t.start + p) + j*dst.class_stride,
                     dst.class_stride, False)
 
 cdef inline void set_fetched(const TwoTerm *t, const Matrix *a, Py_ssize_t i, Py_ssize_t size,

@@ -59,8 +59,8 @@ cdef struct Tile:
 
 cdef inline Py_ssize_t tile_scratch(const Plan *plan) noexcept nogil:
     """The numbers of the plan's dtype that `tiles` needs."""
-    cdef int tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + plan.with_slopes
-    cdef int chunks = (plan.chunk < plan.tile) + (plan.with_hess or plan.with_hvp)
+    cdef Py_ssize_t tiles = 1 + (plan.base_kind == CE_BY_ELEMENT) + plan.with_slopes
+    cdef Py_ssize_t chunks = (plan.chunk < plan.tile) + (plan.with_hess or plan.with_hvp)
     return tiles*plan.tile + chunks*max(plan.chunk, GROUP) + 12*GROUP
 
 cdef inline double *to_add(TileSum *sum, Py_ssize_t j) noexcept nogil:
@@ -198,8 +198,7 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         next, next_stride = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
     elif next_to and stop < job.request.rows:
         next, next_stride = row_at(logits, stop), logits.class_stride
-    if (tile.store_exp and grad.dtype == job.plan.dtype and grad.row_stride == size and n*tile.width <= TILE_SIZE
-            and not job.plan.stream):
+    if tile.store_exp and grad.dtype == job.plan.dtype and grad.row_stride == size and n*tile.width <= TILE_SIZE and not job.plan.stream:
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
@@ -376,7 +375,7 @@ cdef inline void tile_hvp(const Job *job, Tile *tile, State *s, floating *x) noe
             if tile.keep:
                 e = x + j*width
             else:
-                load_logits(job, tile, j, n, 0, e)
+                load_tile(f, &job.request.logits, tile.start, tile.count, j, n, width, e)
                 tile_exponentials(job, tile, n, e)
             if step == 0 or job.request.classes > tile.chunk:
                 load_tile(f, &job.request.vectors, tile.start, tile.count, j, n, width, v)

@@ -329,13 +329,12 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_grad_hess(np.zeros((1, 2)), np.array([1]))
     (array([[ 0.5, -0.5]]), array([[0.25, 0.25]]))
     """
-    targets_and_row = (targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature)
-    mean = (reduction, normalizer, axis, upstream)
-    grad = _run(logits, *targets_and_row, None, *mean, subnormals)[1]
-    p, factor, scale, ignored = _curvature(logits, *targets_and_row, *mean)
+    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis,
+               upstream)  # fmt: skip
+    grad = _run(logits, targets, *options[:6], None, *options[6:], subnormals)[1]
+    p, factor, scale, ignored = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
         hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, subnormals, axis)
-    hess = _stored(hess, logits, None)
     if out is None:
         return grad, hess
     for array, result in zip(out, (grad, hess), strict=True):
@@ -360,7 +359,6 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
         mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
         product = factor * _times(p, v - mean) + 2 * z_loss * p * mean
         product = _finished(product, scale, ignored, temperature, subnormals, axis)
-    product = _stored(product, logits, None)
     if out is None:
         return product
     out[...] = product
@@ -549,7 +547,7 @@ def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction=
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
         g[...] = 0 if scale is None else slope * scale
         _flush(g, subnormals)
-    return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)
+    return loss[..., 0] if reduction == "none" else loss, grad
 
 
 class EvaluatedRows(NamedTuple):
@@ -756,4 +754,4 @@ def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperat
                               np.asarray(upstream) / temperature, axis)  # fmt: skip
         mass = np.add.reduce(q, axis=-1, keepdims=True)
         g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
-    return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)
+    return loss[..., 0] if reduction == "none" else loss, grad

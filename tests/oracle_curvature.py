@@ -64,7 +64,7 @@ def _rows(
     axis: int = -1,
     upstream: Any = 1.0,
 ) -> _Rows:
-    x = _classes_last(logits, axis) / LD(temperature)
+    x = _classes_last(logits, axis)
     lead, classes = x.shape[:-1], x.shape[-1]
     x = x.reshape(-1, classes)
     sample = np.ones(len(x), LD)
@@ -74,7 +74,7 @@ def _rows(
     targets = _classes_last(targets, axis).reshape(-1, classes) if rows_of_targets else np.ravel(targets)
     q, _, ignored, counts = _target_masses(targets, x.shape, weight, LD(label_smoothing), ignore_index)
     ignored = ignored | (sample == 0)
-    m, tail, e, gap, top = _state(x)
+    m, tail, e, gap, top = _state(x, LD(temperature))
     p, other_p = e / (1 + tail), (1 + tail - e) / (1 + tail)
     np.put_along_axis(other_p, top, tail / (1 + tail), -1)
     log_s, z, mass = np.log1p(tail), LD(z_loss), q.sum(axis=-1, keepdims=True)
@@ -83,9 +83,9 @@ def _rows(
         denominator = (counts * sample).sum() if normalizer is None else LD(normalizer)
         factor = 1 / denominator if denominator else LD(0)
     up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
-    distance = _finite(m - x)
+    distance, m_over_t = _finite((m - x) / LD(temperature)), m / LD(temperature)
     return _Rows(
-        x, p, other_p, mass + 2 * z * (m + log_s), np.abs(mass) + 2 * abs(z) * (np.abs(m) + log_s), z,
+        x, p, other_p, mass + 2 * z * (m_over_t + log_s), np.abs(mass) + 2 * abs(z) * (np.abs(m_over_t) + log_s), z,
         (sample * up * factor)[:, None] / LD(temperature) ** 2, np.where(distance == 0, gap, distance),
         top, ignored, _without_number(x, m), lead,
     )  # fmt: skip

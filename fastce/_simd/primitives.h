@@ -3,8 +3,9 @@
 #define FASTCE_PRIMITIVES_H
 
 /* Sums of gaps, row_max - x, that no target multiplies are in this unit: those of numbers that stand for -inf may be more
- * than the dtype holds, though their part of the loss is not. */
-#define CE_GAP_UNIT 0x1p-40
+ * than the dtype holds, though their part of the loss is not. 2^20 gaps of the largest float64 do not overflow, and what
+ * a float32 gap loses by underflow is nothing after a division by the lowest temperature. */
+#define CE_GAP_UNIT 0x1p-22
 
 enum { CE_MAX_LANES = 16 }; /* of the widest vector; every vector's lanes divide it */
 

@@ -211,8 +211,7 @@ CE_INLINE VEC FN(least)(VEC a, double below)
     return SET1((T)(below * EXP_ONE * (1 + 4 * EPSILON))) / MAX(a, SET1(0) - a);
 }
 
-/* The gap between x and a maximum that is multiplied by CE_GAP_UNIT already, in that unit. What is lost by underflow is
- * nothing beside the logarithm of the sum of exponentials. */
+/* The gap between x and a maximum that is multiplied by CE_GAP_UNIT already, in that unit. */
 CE_INLINE VEC FN(unit_gap)(VEC x, VEC scaled_max) { return FMA(x, SET1((T)-CE_GAP_UNIT), scaled_max); }
 
 /* exp(u) - 1 - u for |u| <= 1/2, with square = u^2, computed as u^2*Q(u) with a nearly minimax polynomial Q. */

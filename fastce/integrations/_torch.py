@@ -30,19 +30,32 @@ PARAMETERS = [
     if p.kind is p.KEYWORD_ONLY and p.name != "return_stats"
 ]
 DEFAULTS = {p.name: p.default for p in PARAMETERS}
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TENSORS = [p.name for p in PARAMETERS if TYPES[p.annotation] == "Tensor?"]  # options that are tensors
 _TENSORS_AT = [list(DEFAULTS).index(name) for name in TENSORS]
 
 
+def _bfloat16() -> Any:
+    """NumPy's bfloat16, which is that of another package."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError("tensors of bfloat16 need the package ml_dtypes; install it, or cast them") from None
+    return ml_dtypes.bfloat16
+
+
 def _array(tensor: torch.Tensor) -> Any:
     """A tensor's memory as an array."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(_bfloat16())
     return tensor.numpy()
 
 
 def _tensor(array: Any) -> torch.Tensor:
     """An array's memory as a tensor."""
-    tensor: torch.Tensor = torch.from_numpy(array)
-    return tensor
+    is_bfloat16 = array.dtype.name == "bfloat16"
+    tensor: torch.Tensor = torch.from_numpy(array.view(np.int16) if is_bfloat16 else array)
+    return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
 
 
 def _of_rows(array: Any) -> torch.Tensor:
@@ -179,9 +192,13 @@ def as_option(name: str, value: Any) -> Any:
     return torch.from_numpy(np.array(value, dtype=np.float64))
 
 
-def _check_constant(name: str, tensor: torch.Tensor) -> None:
+def _check_detached(name: str, tensor: torch.Tensor) -> None:
     if tensor.requires_grad:
         raise ValueError(f"{name} requires grad, but the gradient is that of the logits; pass {name}.detach()")
+
+
+def _check_constant(name: str, tensor: torch.Tensor) -> None:
+    _check_detached(name, tensor)
     if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} has dtype {tensor.dtype}, which NumPy has not; cast it: {name}.float()")
 
@@ -192,8 +209,8 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     Parameters
     ----------
     logits : Tensor
-        Of dtype float32 or float64 (integers are computed as float64), any number of dimensions, classes on the last
-        axis (PyTorch's own function has them on axis 1: pass ``axis=1``).
+        Of dtype float16, bfloat16 (with the package ml_dtypes), float32 or float64 (integers are computed as float64),
+        any number of dimensions, classes on the last axis (PyTorch's own function has them on axis 1: pass ``axis=1``).
     targets : Tensor
         Class indices of the shape of `logits` without its class axis, or probabilities of the shape of `logits`.
     **options
@@ -202,7 +219,8 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     Returns
     -------
     loss : Tensor
-        In the dtype of the logits; of the rows' shape for ``reduction="none"``, else without axes.
+        In the dtype of the logits, but float32 for float16 and bfloat16; of the rows' shape for ``reduction="none"``,
+        else without axes.
 
     Raises
     ------
@@ -241,9 +259,12 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -
     for name, value in (("logits", logits), ("targets", targets)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} is {type(value).__name__}, expected a torch.Tensor")
-    if logits.is_floating_point() and logits.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"logits has dtype {logits.dtype}, expected float32 or float64; cast it: logits.float()")
-    _check_constant("targets", targets)
+    for name, value in (("logits", logits), ("targets", targets)):
+        if value.is_floating_point() and value.dtype not in FLOATING:
+            raise TypeError(f"{name} has dtype {value.dtype}, expected one of {', '.join(map(str, FLOATING))}")
+        if value.dtype == torch.bfloat16:
+            _bfloat16()
+    _check_detached("targets", targets)
     for name in TENSORS:
         if values[name] is not None:
             values[name] = as_option(name, values[name])

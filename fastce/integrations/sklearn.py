@@ -20,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from .. import cross_entropy_with_grad, log_softmax, predict, softmax
+from .. import cross_entropy_hvp, cross_entropy_with_grad, log_softmax, predict, softmax
 
 __all__ = ["SoftmaxRegression"]
 
@@ -347,7 +347,7 @@ class _Objective:
         self.logits = np.empty((rows, classes), X.dtype, order)
         keep_logits = model.solver == "newton-cg"
         self.residual = np.empty_like(self.logits) if keep_logits else self.logits
-        self.vectors = np.empty_like(self.logits) if keep_logits else None
+        self.vectors: Any = np.empty_like(self.logits) if keep_logits else None
         self.transform = self._transform(weights)
         self.whitened: Any = None  # where the objective was last evaluated, and its results
         self.loss, self.gradient, self.steepest = math.nan, np.empty(0), math.nan
@@ -416,18 +416,10 @@ class _Objective:
         self(whitened)  # the logits are those of the last evaluation
         theta = self.theta(vector)
         self._multiply(theta, self.vectors)
-        self._hvp()
+        cross_entropy_hvp(
+            self.logits, self.labels, self.vectors, **self.options, upstream=self.upstream, out=self.vectors
+        )
         return self._of_whitened(self._collect(self.vectors, theta))
-
-    def _hvp(self) -> None:
-        """Multiply the vectors by the second derivative with respect to the logits, in place."""
-        vectors = self.vectors
-        p = softmax(self.logits)
-        vectors -= (p * vectors).sum(axis=1, keepdims=True)
-        vectors *= p
-        vectors *= self.upstream
-        if self.options["sample_weight"] is not None:
-            vectors *= self.options["sample_weight"][:, None]
 
     def _multiply(self, theta: Any, out: Any) -> None:
         """Write ``X @ coef.T + intercept`` to the free classes of `out`, and 0 to the fixed one."""

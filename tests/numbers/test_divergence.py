@@ -224,7 +224,7 @@ def test_distillation_multiplies_by_the_squared_temperature():
 
 @dtypes
 @over(DIVERGENCES)
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_extreme_temperatures(scale, family, dtype):
     rng = np.random.default_rng(11)
     x, t = rng.normal(size=(4, 7)), rng.normal(size=(4, 7))
