@@ -14,7 +14,6 @@ from libc.string cimport memcpy
 
 from ._blocks cimport grad_block, load_tile, logit_of, logits_block, next_block, store_block, store_tile
 from ._job cimport BLOCK, BY_TILES, GROUP, Job, Plan, State, Sum, add, set_sum, shift_of, value
-from ._long_rows cimport row_zero_grad
 from ._primitives cimport CE_MAX_LANES, ce_primitives, ce_tail_if_finite
 from ._request cimport ENTROPY, EVALUATE
 from ._rows cimport Rows, load_rows, rows_together
@@ -146,8 +145,6 @@ cdef inline void entropies_of_rows(const Job *job, Py_ssize_t start, Py_ssize_t 
     while r < count:
         if s.ignored > 0 and s.label[r] < 0:    # its logits are not even read
             s.row_max[r], s.tail[r], s.linear[r], s.mass[r], s.x_label[r] = 0, 0, 0, 1, 0
-            if job.plan.with_grad:
-                row_zero_grad(job, start + r, 0, job.request.classes, scratch)
         elif job.request.classes <= BLOCK:
             r += short_entropies(job, start + r, count - r, s, r, scratch)
             continue

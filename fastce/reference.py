@@ -335,6 +335,7 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
     p, factor, scale, ignored = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
         hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, subnormals, axis)
+    hess = _stored(hess, logits, None)
     if out is None:
         return grad, hess
     for array, result in zip(out, (grad, hess), strict=True):
@@ -359,6 +360,7 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
         mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
         product = factor * _times(p, v - mean) + 2 * z_loss * p * mean
         product = _finished(product, scale, ignored, temperature, subnormals, axis)
+    product = _stored(product, logits, None)
     if out is None:
         return product
     out[...] = product
@@ -547,7 +549,7 @@ def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction=
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
         g[...] = 0 if scale is None else slope * scale
         _flush(g, subnormals)
-    return loss[..., 0] if reduction == "none" else loss, grad
+    return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)
 
 
 class EvaluatedRows(NamedTuple):
@@ -754,4 +756,4 @@ def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperat
                               np.asarray(upstream) / temperature, axis)  # fmt: skip
         mass = np.add.reduce(q, axis=-1, keepdims=True)
         g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
-    return loss[..., 0] if reduction == "none" else loss, grad
+    return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)

@@ -167,6 +167,30 @@ def test_layer_and_reference(dtype: Any) -> None:
 
 
 @halves
+def test_reference_returns_and_writes_that_dtype(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, labels, v = rng.normal(size=(30, 10)).astype(dtype), rng.integers(10, size=30), rng.normal(size=(30, 10))
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("cross_entropy_grad_hess", (x, labels)),
+        ("cross_entropy_hvp", (x, labels, v)),
+        ("entropy_with_grad", (x,)),
+        ("kl_divergence_with_grad", (x, v)),
+    ]
+    for name, arrays in calls:
+        got, want = getattr(fastce.reference, name)(*arrays), getattr(fastce, name)(*arrays)
+        whole = [a for a in (got if isinstance(got, tuple) else (got,)) if a.shape]
+        for mine, theirs in zip(
+            whole, [a for a in (want if isinstance(want, tuple) else (want,)) if a.shape], strict=True
+        ):
+            assert mine.dtype == theirs.dtype == dtype
+            np.testing.assert_allclose(mine.astype(F32), theirs.astype(F32), rtol=0.01, atol=1e-5)
+        outs = tuple(np.empty_like(a) for a in whole)
+        getattr(fastce.reference, name)(*arrays, out=outs if len(outs) > 1 else outs[0])
+        for mine, out in zip(whole, outs, strict=True):
+            np.testing.assert_array_equal(out.astype(F32), mine.astype(F32))
+
+
+@halves
 def test_evaluate(dtype: Any) -> None:
     rng = np.random.default_rng(0)
     for shape in ((50, 30), (20, 300), (3, 5000)):
