@@ -59,9 +59,10 @@ DROPPED = re.compile(
     r"|_?PYTHON|FASTCE_|OMP_|GOMP_|KMP_|LIBOMP|OPENBLAS_|MKL_|NPY_|QEMU_|PYTEST_|HYPOTHESIS_"
 )
 
-# What depends on the compiler, the OpenMP runtime or the processor, without the tests of what is plain NumPy.
-NATIVE = "tests/process tests/numbers tests/calls/test_layouts.py tests/calls/test_shared_memory.py".split()
-NATIVE += ["-k", "not reference and not oracle and not minimax and not derivation"]
+# What depends on the compiler, the OpenMP runtime or the processor.
+NATIVE = ["tests/process", "tests/calls/test_layouts.py"]
+NATIVE += [f"tests/numbers/test_{name}.py" for name in (
+    "by_hand", "divergence", "half", "large_arrays", "numerics", "special_values", "subnormals", "values")]  # fmt: skip
 # The same in the time that an emulator needs.
 EMULATED = "tests/process tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()
 EMULATED += ["tests/numbers/test_numerics.py"]
