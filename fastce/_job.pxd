@@ -182,10 +182,18 @@ cdef inline void add_label(const Job *job, double x_label, double e_label, State
                  s.linear + r, s.q + r, s.rest + r, s.rest_at_max + r if plan.weighted_smoothing else NULL)
     s.exact_class[r], s.e[r] = label, e_label
 
+cdef inline void cool(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
+    """Divides linear, which is a sum of gaps between logits, by the temperature. It is done apart from the sum of the
+    loss, because compilers contract a sum of two products in either way, and not everywhere in the same."""
+    cdef Py_ssize_t p
+    for p in range(r, r + n if job.request.temperature != 1 else r):
+        s.linear[p] /= job.request.temperature
+
 cdef inline void coefficients(const Job *job, State *s, Py_ssize_t r, Py_ssize_t n) noexcept nogil:
     """Computes loss if it is wanted, a, b, exact_grad and grad_at_max of n states from r on, which are complete."""
     cdef bint with_log = job.plan.with_loss or job.request.z_loss != 0 or job.request.operation == LOG_SOFTMAX
     cdef Py_ssize_t p
+    cool(job, s, r, n)
     job.plan.primitives.coefficients(
         n, s.row_max + r, s.tail + r, s.mass + r, s.linear + r, job.request.temperature, job.request.z_loss, s.q + r,
         s.rest + r, s.e + r, s.scale + r, s.log_total + r, s.loss + r if with_log else NULL, s.a + r, s.exact_grad + r,

@@ -17,7 +17,7 @@ from ._blocks cimport counted_labels, logit_of, row_at, settle_group
 from ._divergence cimport divergences
 from ._entropy cimport entropies, is_entropy
 from ._jacobians cimport jacobians
-from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, set_sum, value
+from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, cool, set_sum, value
 from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, row_zero_grad, set_states
 from ._plan cimport is_computable, is_divergence, is_product, main_input, make_plan, takes_labels
 from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
@@ -91,6 +91,7 @@ cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t coun
     if not job.plan.with_loss:
         return
     if not job.plan.with_grad:          # else `coefficients` has computed them
+        cool(job, s, 0, count)
         f.losses(count, s.row_max, s.tail, s.mass, s.linear, request.temperature, request.z_loss, s.log_total,
                  s.loss)
     if request.operation == LOGSUMEXP:

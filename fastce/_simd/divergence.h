@@ -72,10 +72,10 @@ CE_INLINE VEC FN(divergence_term)(VEC x, VEC t, VEC e_x, VEC e_t, const FN(diver
 {
     const VEC zero = SET1(0), quarter = SET1((T)0.25);
     const VEC u = FN(cooled)(((x - c->x_shift) - (t - c->t_shift)) - c->gap, inverse) - c->offset, square = u * u;
-    const VEC p = e_x * c->p_factor, q = e_t * c->q_factor, excess = q * FN(excess)(u, square), linear = q * u;
+    const VEC p = e_x * c->p_factor, q = e_t * c->q_factor, excess = q * FN(excess)(u, square), apart = p - q;
     const VEC size = MAX(square, quarter); /* a quarter where |u| <= 1/2 */
-    const VEC difference = SELECT_EQ(size, quarter, linear + excess, p - q);
-    const VEC term = SELECT_EQ(size, quarter, excess, (p - q) - linear);
+    const VEC difference = SELECT_EQ(size, quarter, FMA(q, u, excess), apart);
+    const VEC term = SELECT_EQ(size, quarter, excess, zero - FMSUB(q, u, apart));
     *grad = SELECT_EQ(q, zero, p, difference) * c->scale * SET1((T)(1.0 / CE_ODDS_ONE));
     return SELECT_EQ(q, zero, p, term);
 }

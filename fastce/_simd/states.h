@@ -48,7 +48,7 @@ CE_INLINE double FN(log1p)(double t, double *share)
 CE_INLINE double FN(loss)(double log_total, double row_max, double mass, double linear, double inverse, double z_loss)
 {
     const double lse = row_max * inverse + log_total;
-    return mass * log_total + linear * inverse + (z_loss ? z_loss * lse * lse : 0);
+    return mass * log_total + linear + (z_loss ? z_loss * lse * lse : 0);
 }
 
 static void FN(losses)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
