@@ -13,7 +13,6 @@ A family is a set of functions of the same arguments, whose results one call of 
 from __future__ import annotations
 
 import itertools
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -295,16 +294,6 @@ def over(rows: list[Family] | list[Function]) -> pytest.MarkDecorator:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-# The instruction set, if there is one here, that rounds a product before it adds to it.
-UNFUSED = "" if platform.machine().lower() in ("aarch64", "arm64") else "baseline"
-
-
-def rounded_twice(number: Number) -> Number:
-    """What is allowed where a distance divided by a temperature is rounded once more, and so is off by half as much
-    again."""
-    return number._replace(extra=1.5 * number.extra)
-
-
 def check(
     family: Family,
     arrays: tuple[np.ndarray, ...],
@@ -325,12 +314,9 @@ def check(
         want = family.exact(*arrays, **{k: v for k, v in options.items() if k != "num_threads"})
     right = {} if right is None else right
 
-    twice = options.get("temperature", 1) != 1 and fastce.show_config("dicts")["isa"] == UNFUSED
-
     def compare(function: Function, got: dict[str, Any], more: float) -> None:
         for name, value in got.items():
             number: Number = getattr(want, name)
-            number = rounded_twice(number) if twice else number
             value = back(value) if np.ndim(value) else value
             key = name, value.tobytes()
             if right.get(key, np.inf) > more or value.shape != number.value.shape:

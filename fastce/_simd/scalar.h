@@ -8,6 +8,7 @@
  *     ADD_BY_EQ(a, b, x, where, y, unless)    add x to `where` in the lanes where a == b, y to `unless` in the others
  *     ADD_OR_COUNT(d, y, sum, ones)           where d is 0, count it in `ones`, which is of type ONES and begins with
  *                                             ONES_ZERO; add y to `sum` in the other lanes. COUNTED(ones) is how many
+ *     QUOTIENT(d, inverse)    d / inverse->temperature, rounded once. Needed where FMA is not fused
  *     ADD_NOW(sum)    tells the compiler to compute `sum` where this is written
  *     TOGETHER        how many vectors take turns when exponentials are computed: 1 or 2. Registers must suffice
  *     LOAD_PART(p, n, fill), STORE_PART(p, v, n)   only the first n < LANES numbers, no memory after them
@@ -24,6 +25,7 @@
 #define SET1(s) ((T)(s))
 #define FMA(a, b, c) ((a) * (b) + (c)) /* fused where that is fast */
 #define FMSUB(a, b, c) ((a) * (b) - (c))
+#define QUOTIENT(d, inverse) ((T)((d) / (inverse)->temperature))
 #define MAX(x, m) ((x) > (m) ? (x) : (m)) /* m where x is NaN */
 #define SELECT_EQ(a, b, x, y) ((a) == (b) ? (x) : (y)) /* in each lane */
 #define EQ_BITS(a, b) ((unsigned)((a) == (b))) /* bit k: lane k */

@@ -35,6 +35,13 @@ CE_INLINE VEC FN(select_eq)(VEC a, VEC b, VEC x, VEC y)
 #define WIDEN_LOW(v) _mm_cvtps_pd(v)
 #define WIDEN_HIGH(v) _mm_cvtps_pd(_mm_movehl_ps(v, v))
 #define WIDE_STORE(p, v) _mm_storeu_pd(p, v)
+#define QUOTIENT(d, inverse) FN(rounded_product)(d, _mm_set1_pd((inverse)->itself))
+CE_INLINE VEC FN(rounded_product)(VEC d, WIDE by)
+{
+    return _mm_movelh_ps(_mm_cvtpd_ps(WIDEN_LOW(d) * by), _mm_cvtpd_ps(WIDEN_HIGH(d) * by));
+}
+#else
+#define QUOTIENT(d, inverse) ((d) / SET1((inverse)->temperature))
 #endif
 
 #define EXP_STEPS 1

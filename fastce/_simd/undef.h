@@ -48,6 +48,7 @@
 #undef EXP_STEPS
 #undef TOGETHER
 #undef ADD_NOW
+#undef QUOTIENT
 #undef ONES
 #undef ONES_ZERO
 #undef ADD_OR_COUNT

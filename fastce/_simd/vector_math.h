@@ -94,6 +94,16 @@ CE_INLINE VEC FN(exp)(VEC d)
     return e;
 }
 
+#ifdef QUOTIENT
+typedef struct {
+    double temperature, itself; /* and 1/temperature */
+} FN(inverse);
+
+CE_INLINE FN(inverse) FN(inverse_of)(double temperature)
+{
+    return (FN(inverse)){temperature, 1 / temperature};
+}
+#else
 /* What LN2/ln(2) differs from 1 by. Where ln(2) is subtracted in two steps, that is nothing. */
 #ifndef LN2
 #define LN2_ERROR 0
@@ -120,11 +130,14 @@ CE_INLINE FN(inverse) FN(inverse_of)(double temperature)
     return (FN(inverse)){SET1(high), SET1(low)};
 }
 
-/* d divided by the temperature, rounded once where FMA is fused. `inverse` is NULL for a temperature of 1. */
+#define QUOTIENT(d, inverse) FMA(d, (inverse)->high, (d) * (inverse)->low)
+#endif
+
+/* d divided by the temperature, rounded once. `inverse` is NULL for a temperature of 1. */
 CE_INLINE VEC FN(cooled)(VEC d, const FN(inverse) * inverse)
 {
     if (inverse)
-        d = FMA(d, inverse->high, d * inverse->low);
+        d = QUOTIENT(d, inverse);
     return d;
 }
 

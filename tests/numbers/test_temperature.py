@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from functions import F32, F64, FAMILIES, MAPS, ONE_TERM, UNFUSED, check, dtypes, over, rounded_twice
+from functions import F32, F64, FAMILIES, MAPS, ONE_TERM, check, dtypes, over
 from isa import AVAILABLE, computed_with
 from oracle import OPTION_ULPS, assert_within, needs_longdouble
 from rows import GAPS, check_arranged, confident, on_grid
@@ -124,7 +124,7 @@ def test_every_instruction_set(isa, tmp_path):
     for got, (names, want, about) in zip(computed_with(isa, calls, tmp_path), cases, strict=True):
         for name, value in zip(names, got if len(names) > 1 else (got,), strict=True):
             number = getattr(want, name)
-            assert_within(value, rounded_twice(number) if isa == UNFUSED else number, about + name, more=1)
+            assert_within(value, number, about + name, more=1)
 
 
 @dtypes
