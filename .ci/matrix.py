@@ -60,9 +60,7 @@ DROPPED = re.compile(
 )
 
 # What depends on the compiler, the OpenMP runtime or the processor.
-NATIVE = ["tests/process", "tests/calls/test_layouts.py"]
-NATIVE += [f"tests/numbers/test_{name}.py" for name in (
-    "by_hand", "divergence", "half", "large_arrays", "numerics", "special_values", "subnormals", "values")]  # fmt: skip
+NATIVE = "tests/process tests/numbers tests/calls/test_layouts.py tests/calls/test_shared_memory.py".split()
 # The same in the time that an emulator needs.
 EMULATED = "tests/process tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()
 EMULATED += ["tests/numbers/test_numerics.py"]

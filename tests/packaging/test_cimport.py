@@ -71,6 +71,23 @@ TYPES["Matrix"] = Matrix = struct("Matrix")
 Request = struct("Request")
 
 
+def test_the_order_of_what_others_compiled_changes_with_the_size_only() -> None:
+    """`run` refuses a request of another size. Of the same size, a field or a number in another place would be read as
+    something else. This list is therefore only ever added to, at the end of a group."""
+    assert [name for name, _ in Matrix._fields_] == "data row_stride class_stride blocks rows_per_block dtype".split()
+    assert [name for name, _ in Request._fields_] == [
+        "size", "operation", "rows", "classes", "logits", "labels", "targets", "vectors", "y", "upstream",
+        "ignore_index", "has_ignore_index", "counted", "weight", "pos_weight", "sample_weight", "label_smoothing",
+        "z_loss", "temperature", "softcap", "scale", "flush_below", "stats_given", "num_threads", "grad", "hess",
+        "total", "losses", "row_max", "tail", "first_max", "ranks", "entropies", "confidences",
+    ]  # fmt: skip
+    assert OPERATIONS == [
+        "CROSS_ENTROPY", "SOFTMAX", "LOG_SOFTMAX", "LOGSUMEXP", "SOFTMAX_GRAD", "LOG_SOFTMAX_GRAD", "SIGMOID_TWO_TERM",
+        "SOFTMAX_TWO_TERM", "ARGMAX", "ENTROPY", "EVALUATE", "KL_OF_LOGITS", "KL_OF_PROBABILITIES",
+    ]  # fmt: skip
+    assert DTYPES == ["NO_DTYPE", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "F32", "F64", "F16", "BF16"]
+
+
 def exported() -> dict[str, str]:
     name = ctypes.pythonapi.PyCapsule_GetName
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]

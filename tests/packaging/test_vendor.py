@@ -228,7 +228,7 @@ def test_integrations_work_in_the_copy(site: Path) -> None:
     assert others == [], "the installed fastce was imported"
 
 
-@pytest.mark.parametrize("file", ["numbers/test_by_hand.py", "calls/test_errors_of_arrays.py"])
+@pytest.mark.parametrize("file", ["numbers/test_by_hand.py", "calls/test_errors_of_arrays.py", "calls/test_layouts.py"])
 def test_core_tests_pass_through_the_copy(site: Path, file: str, tmp_path: Path) -> None:
     (tmp_path / "vendored.py").write_text(
         "import sys, hostpkg._vendor.ce as ce\n"
