@@ -184,7 +184,7 @@ def table(
     """A markdown table with a line for each call whose name contains `only`, measured for so many seconds in all."""
     lines: dict[str, list[str]] = {}
     goals = False
-    for shape in shapes:
+    for column, shape in enumerate(shapes, start=2):
         some = {
             name: call
             for name, call in make(*shape, threads or None).items()
@@ -198,7 +198,7 @@ def table(
             cell = f"{times.best / plain.best:.2f} ({times.median / plain.median:.2f})"
             if name in (PLAIN, COPY, ARGMAX):
                 cell = f"{scale * times.best:.3f} ns ({scale * times.median:.3f} ns)"
-            lines.setdefault(name, [name, goal]).append(cell)
+            lines.setdefault(name, [name, goal, *[""] * len(shapes)])[column] = cell  # some are of some shapes only
     header = ["path", "goal", *(shape_text(*shape) for shape in shapes)]
     kept = [k for k in range(len(header)) if goals or k != 1]
     text = [[line[k] for k in kept] for line in (header, ["---"] * len(header), *lines.values())]
