@@ -106,6 +106,12 @@ def calls(rows: int, classes: int, dtype: str, threads: int | None) -> Calls:
         "softmax, temperature": (of("softmax", x, temperature=0.7, out=out), "1.1"),
         "softcap": (of(both, x, labels, softcap=30.0, out=out), "2"),
         "softmax, softcap": (of("softmax", x, softcap=30.0, out=out), "2"),
+        "entropy_with_grad, softcap": (of("entropy_with_grad", x, softcap=30.0, out=out), "2"),
+        "kl_divergence_with_grad, softcap": (
+            of("kl_divergence_with_grad", x, x[::-1].copy(), softcap=30.0, out=out),
+            "3",
+        ),
+        "evaluate, softcap": (of("evaluate", x, labels, softcap=30.0), "2"),
         "subnormals flushed": (of(both, x, labels, subnormals="flush", out=out), "1.05"),
         "subnormals flushed, probability targets": (of(both, x, probabilities, subnormals="flush", out=out), "1.5"),
         "weight and label_smoothing": (of(both, x, labels, weight=weight, label_smoothing=0.1, out=out), "1.3"),

@@ -36,6 +36,7 @@ class _Call(TypedDict, total=False):
 
 class _Softmax(_Call, total=False):
     temperature: float
+    softcap: float | None
 
 class _SeveralAxes(TypedDict, total=False):
     temperature: float
@@ -56,17 +57,11 @@ class _Loss(_Call, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
 
-class _Curvature(_Loss, total=False):
+class _CrossEntropy(_Loss, total=False):
     ignore_index: int | None
     label_smoothing: float
     z_loss: float
     temperature: float
-
-class _AnyCurvature(_Curvature, total=False):
-    reduction: _Scalar | _Rows
-    subnormals: _Subnormals
-
-class _CrossEntropy(_Curvature, total=False):
     softcap: float | None
 
 class _AnyReduction(_CrossEntropy, total=False):
@@ -160,17 +155,17 @@ def cross_entropy_grad(logits: ArrayLike, targets: ArrayLike, *, upstream: Array
 @overload
 def cross_entropy_grad_hess(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[_F], NDArray[_F]] | None = None,
-                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_F], NDArray[_F]]: ...
+                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def cross_entropy_grad_hess(logits: ArrayLike, targets: ArrayLike, *, upstream: ArrayLike = 1.0,
                             out: tuple[NDArray[Any], NDArray[Any]] | None = None,
-                            **options: Unpack[_AnyCurvature]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+                            **options: Unpack[_AnyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
 @overload
 def cross_entropy_hvp(logits: NDArray[_F], targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[_F] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_F]: ...
+                      out: _Buffer[_F] = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...
 @overload
 def cross_entropy_hvp(logits: ArrayLike, targets: ArrayLike, vectors: ArrayLike, *, upstream: ArrayLike = 1.0,
-                      out: _Buffer[Any] = None, **options: Unpack[_AnyCurvature]) -> NDArray[_Floating]: ...
+                      out: _Buffer[Any] = None, **options: Unpack[_AnyGrad]) -> NDArray[_Floating]: ...
 
 class CrossEntropyLoss:
     def __init__(self, *, subnormals: _Subnormals = "keep", reuse_grad: bool = False,

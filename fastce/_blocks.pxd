@@ -114,15 +114,20 @@ cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, P
         gather(a.dtype, src, a.class_stride, n, scratch, 1)
     return scratch
 
-cdef inline const floating *logits_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, floating *scratch,
-                                         floating *slope) noexcept nogil:
-    """n logits of row i from class j on, contiguous: where they lie, or in scratch. With a softcap they are capped, and
-    unless slope is NULL, it receives the derivatives."""
-    cdef const floating *x = block(&job.request.logits, i, j, n, scratch)
+cdef inline const floating *capped(const Job *job, const floating *x, Py_ssize_t n, floating *scratch,
+                                   floating *slope) noexcept nogil:
+    """n logits: x, or with a softcap what is made of them in scratch, which may be x. Then slope receives the
+    derivatives, unless it is NULL."""
     if job.request.softcap == 0:
         return x
     job.plan.primitives.softcap(x, n, job.request.softcap, scratch, slope)
     return scratch
+
+cdef inline const floating *logits_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n, floating *scratch,
+                                         floating *slope) noexcept nogil:
+    """n logits of row i from class j on, contiguous: where they lie, or in scratch. With a softcap they are capped, and
+    unless slope is NULL, it receives the derivatives."""
+    return capped(job, block(&job.request.logits, i, j, n, scratch), n, scratch, slope)
 
 cdef inline floating *slope_block(const Job *job, floating *scratch) noexcept nogil:
     """Where the derivatives of the softcap are, if the gradient is multiplied by them; else NULL."""
@@ -242,6 +247,12 @@ cdef inline void load_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i
     if count < width:
         for k in range(classes):
             memset(tile + k*width + count, 0, (width - count)*size)
+
+cdef inline void load_logits(const Job *job, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j, Py_ssize_t classes,
+                             Py_ssize_t width, floating *tile, floating *slope) noexcept nogil:
+    """The same for logits. With a softcap they are capped, and slope receives the derivatives, unless it is NULL."""
+    load_tile(job.plan.primitives, &job.request.logits, i, count, j, classes, width, tile)
+    capped(job, tile, classes*width, tile, slope)
 
 cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *dst, Py_ssize_t rows, Py_ssize_t classes,
                                  Py_ssize_t width, const floating *tile) noexcept nogil:

@@ -1,14 +1,89 @@
-"""Second derivatives of softmax cross-entropy: the signatures and docstrings. _kernels.pyx runs the calls."""
+"""Second derivatives of softmax cross-entropy: the signatures and docstrings. _kernels.pyx runs the calls, except those
+with a softcap. They are composed here, by the chain rule, of calls without it and of the gradient.
+
+With t = tanh(x/softcap) the capped logits are softcap*t, their derivative is s = 1 - t**2 and their second derivative
+-2*t*s/softcap. The gradient contains s once, so that the Hessian is s_i*H_ij*s_j, where H is that of the loss by the
+capped logits, plus the diagonal matrix of -2*t/softcap times the gradient.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from . import _checks
+from ._cross_entropy import cross_entropy_grad
 from ._kernels import function
+from ._softmax import logsumexp
 from ._stats import Array
 
 
-@function("cross_entropy", "array", "hess")
+def _capped(x: Array, softcap: float) -> tuple[Array, Array, Array]:
+    """The capped logits, s and -2*t/softcap."""
+    with np.errstate(all="ignore"):
+        e = np.exp(-2 * np.abs(x / softcap))
+        t = np.copysign(-np.expm1(-2 * np.abs(x / softcap)) / (1 + e), x)
+        one = x[..., None]  # the logarithm of one exponential is the logit itself, capped as in every kernel
+        return logsumexp(one, softcap=softcap, out=np.empty_like(x)), 4 * e / (1 + e) ** 2, t * (-2 / softcap)
+
+
+def _copied(array: Any, logits: Array) -> Array:
+    """In the dtype that the logits are computed in, and in the memory order of results."""
+    copy = np.empty_like(logits, dtype=_checks.computed_dtype(logits.dtype))
+    with np.errstate(all="ignore"):
+        copy[...] = array
+    return copy
+
+
+def _times(a: Array, b: Array) -> Array:
+    """The product, where 0 times anything is 0: of ignored rows, and of masked classes."""
+    with np.errstate(all="ignore"):
+        return np.where((a == 0) | (b == 0), 0, a * b)
+
+
+def _finished(result: Array, logits: Array, subnormals: str, out: Array | None) -> Array:
+    """The result in the dtype of the logits, in `out` if it is given."""
+    if subnormals == "flush":
+        np.copysign(0, result, out=result, where=np.abs(result) < 2.0 ** (-100 if result.dtype == np.float32 else -900))
+    if out is None:
+        return _checks.converted(result, logits.dtype)
+    with np.errstate(all="ignore"):
+        out[...] = result
+    return out
+
+
+def _capped_grad_hess(
+    logits: Array, targets: Any, *, softcap: float, subnormals: str = "keep", out: Any = None, **options: Any
+) -> tuple[Array, Array]:
+    x = _copied(logits, logits)
+    z, s, bend = _capped(x, softcap)
+    grad = cross_entropy_grad(x, targets, softcap=softcap, **options)
+    _, hess = cross_entropy_grad_hess(z, targets, **options)
+    hess = _times(_times(hess, s), s) + _times(grad, bend)
+    grad_out, hess_out = (None, None) if out is None else out
+    return _finished(grad, logits, subnormals, grad_out), _finished(hess, logits, subnormals, hess_out)
+
+
+def _capped_hvp(
+    logits: Array,
+    targets: Any,
+    vectors: Any,
+    *,
+    softcap: float,
+    subnormals: str = "keep",
+    out: Array | None = None,
+    **options: Any,
+) -> Array:
+    x = _copied(logits, logits)
+    z, s, bend = _capped(x, softcap)
+    v = _copied(vectors, logits)
+    grad = cross_entropy_grad(x, targets, softcap=softcap, **options)
+    product = cross_entropy_hvp(z, targets, _times(s, v), **options)
+    return _finished(_times(product, s) + _times(_times(grad, bend), v), logits, subnormals, out)
+
+
+@function("cross_entropy", "array", "hess", capped=_capped_grad_hess)
 def cross_entropy_grad_hess(
     logits: Any,
     targets: Any,
@@ -19,6 +94,7 @@ def cross_entropy_grad_hess(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -35,7 +111,7 @@ def cross_entropy_grad_hess(
     ----------
     logits, targets : array_like
         As in `cross_entropy`.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
@@ -71,7 +147,13 @@ def cross_entropy_grad_hess(
 
     At the largest logit ``1 - p`` is computed as ``tail/(1 + tail)``, so that the diagonal of a confident row is not
     rounded to 0. Without `z_loss` the error of each number is at most ``(6 + d)*eps`` of it, where d is the distance of
-    its z from the largest, or at the largest the distance to the next. Friedman (2001), "Greedy function approximation:
+    its z from the largest, or at the largest the distance to the next.
+
+    With `softcap`, hess is multiplied by ``s**2``, where ``s = 1 - tanh(x/softcap)**2``, and
+    ``2*tanh(x/softcap)/softcap*grad`` is subtracted. These two terms may cancel: the error is relative to the sum of
+    their absolute values. Such a call takes several passes.
+
+    Friedman (2001), "Greedy function approximation:
     a gradient boosting machine", algorithm 6, where the diagonal is ``p*(1 - p)``.
 
     Examples
@@ -85,7 +167,7 @@ def cross_entropy_grad_hess(
     """
 
 
-@function("cross_entropy", "array")
+@function("cross_entropy", "array", capped=_capped_hvp)
 def cross_entropy_hvp(
     logits: Any,
     targets: Any,
@@ -97,6 +179,7 @@ def cross_entropy_hvp(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -116,7 +199,7 @@ def cross_entropy_hvp(
         As in `cross_entropy`.
     vectors : array_like
         Of the shape of `logits` and any real dtype or bool. It is converted to the dtype of the logits.
-    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature : optional
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap : optional
         As in `cross_entropy`.
     reduction, normalizer, axis, num_threads : optional
         As in `cross_entropy`.
@@ -151,7 +234,13 @@ def cross_entropy_hvp(
     ``v - mean`` is computed from the differences w of v to its number at the largest logit, as ``w - sum(p*w)``.
     Therefore nothing cancels in confident rows: without `z_loss` errors are at most ``(8 + d)*eps`` of
     ``p*(abs(w) + sum(p*abs(w)))``, with d as in `cross_entropy_grad_hess`, and d of each term in the sum. Where p is 0,
-    as at masked classes, an infinite v counts for nothing. In float32, v may be as large as 1e28. Pearlmutter (1994),
+    as at masked classes, an infinite v counts for nothing. In float32, v may be as large as 1e28.
+
+    With `softcap` and s as in `cross_entropy_grad_hess`, ``s*v`` takes the place of v, the product is multiplied by s,
+    and ``2*tanh(x/softcap)/softcap*grad*v`` is subtracted. Errors are relative to the sum of the absolute values of all
+    terms. Such a call takes several passes.
+
+    Pearlmutter (1994),
     "Fast exact multiplication by the Hessian"; Schraudolph (2002), "Fast curvature matrix-vector products for
     second-order gradient descent", for models whose logits are not linear.
 

@@ -17,7 +17,8 @@ from libc.math cimport INFINITY
 from libc.string cimport memcpy
 
 from ._blocks cimport (
-    block, evenly_spaced, grad_block, load_tile, logits_block, next_block, row_at, store_block, store_tile,
+    block, capped, evenly_spaced, grad_block, load_logits, load_tile, logits_block, next_block, row_at, slope_block,
+    store_block, store_tile, times_slope,
 )
 from ._job cimport BLOCK, BY_TILES, GROUP, Job, Plan, State, Sum, add, rescaled, set_sum, value
 from ._long_rows cimport RowSums, add_exponentials, begin_sums
@@ -39,7 +40,7 @@ cdef struct Divergence:
 
 cdef inline Py_ssize_t divergence_scratch(const Plan *plan) noexcept nogil:
     """The numbers of the logits' dtype that `divergences` needs."""
-    return OF_ROWS + (4*plan.tile if plan.path == BY_TILES else 5*BLOCK)
+    return OF_ROWS + (4 + plan.with_slopes)*plan.tile if plan.path == BY_TILES else OF_ROWS + 6*BLOCK
 
 cdef inline void set_rows(const Job *job, ce_divergence *c, const double *scale, Py_ssize_t rows, Py_ssize_t used,
                           floating *scratch) noexcept nogil:
@@ -98,29 +99,36 @@ cdef inline void set_mass(ce_divergence *c, Py_ssize_t p, double total, double l
 
 # -- Rows: vectors along the classes
 
+cdef inline const floating *targets_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
+                                          floating *scratch) noexcept nogil:
+    """n targets of row i from class j on, or target logits, which are capped as the logits are."""
+    cdef const floating *targets = block(&job.request.targets, i, j, n, scratch)
+    return capped(job, targets, n, scratch, NULL) if job.request.operation == KL_OF_LOGITS else targets
+
 cdef inline void load_row_block(const Job *job, Divergence *d, Py_ssize_t j, Py_ssize_t n,
                                 floating *scratch) noexcept nogil:
     """Finds n classes from j on of evenly spaced rows where they lie, or copies them into scratch; and where their
-    exponentials, or the logarithms of targets, will be."""
+    exponentials, or the logarithms of targets, will be. Derivatives of the softcap are behind the gradient."""
     cdef ce_divergence *c = &d.c
     cdef const Matrix *x = &job.request.logits
     cdef const Matrix *targets = &job.request.targets
     cdef Py_ssize_t size = sizeof(floating), pitch = whole_vectors(n), p
     cdef floating *logs = scratch + BLOCK
     cdef floating *e_t = scratch + 3*BLOCK
+    cdef floating *slope = slope_block(job, scratch + 5*BLOCK)
     cdef const floating *row
-    c.x, c.x_step = logits_block(job, d.start, j, n, scratch, NULL), x.row_stride
+    c.x, c.x_step = logits_block(job, d.start, j, n, scratch, slope), x.row_stride
     if c.x == scratch:
         c.x_step = pitch*size
         for p in range(1, d.count):
-            logits_block(job, d.start + p, j, n, scratch + p*pitch, NULL)
+            logits_block(job, d.start + p, j, n, scratch + p*pitch, slope + p*pitch if slope != NULL else NULL)
     scratch = logs if c.of_logits else e_t
-    row = block(targets, d.start, j, n, scratch)
+    row = targets_block(job, d.start, j, n, scratch)
     c.t, c.t_step = row, targets.row_stride
     if row == scratch:
         c.t_step = pitch*size
         for p in range(1, d.count):
-            block(targets, d.start + p, j, n, scratch + p*pitch)
+            targets_block(job, d.start + p, j, n, scratch + p*pitch)
     c.e_t, c.e_t_step = e_t, pitch*size
     if not c.of_logits:
         c.e_t, c.e_t_step = c.t, c.t_step
@@ -143,16 +151,20 @@ cdef inline void set_row_grads(const Job *job, Divergence *d, Py_ssize_t j, floa
         c.grad_step = c.e_x_step
 
 cdef inline void store_row_grads(const Job *job, const Divergence *d, Py_ssize_t j, Py_ssize_t n,
-                                 const floating *scratch) noexcept nogil:
+                                 floating *scratch) noexcept nogil:
     cdef const Matrix *grad = &job.request.grad
+    cdef floating *row
     cdef Py_ssize_t p
     if d.c.grad != scratch:
         return
     for p in range(d.count):
+        row = <floating *>(<char *>scratch + p*d.c.grad_step)
+        if job.plan.with_slopes:
+            times_slope(job, row, row + BLOCK, n, row)
         if job.plan.stream and grad.class_stride == sizeof(floating):
-            job.plan.primitives.store_runs(scratch, 0, 1, n, row_at(grad, d.start) + j*grad.class_stride, 0, True)
+            job.plan.primitives.store_runs(row, 0, 1, n, row_at(grad, d.start + p) + j*grad.class_stride, 0, True)
         else:
-            store_block(job, d.start + p, j, n, <floating *>(<char *>scratch + p*d.c.grad_step), NULL)
+            store_block(job, d.start + p, j, n, row, NULL)
 
 cdef inline const char *next_rows(const Matrix *a, const char *x, Py_ssize_t x_step, Py_ssize_t start,
                                   Py_ssize_t count, Py_ssize_t rows) noexcept nogil:
@@ -206,7 +218,7 @@ cdef inline void long_row(const Job *job, Divergence *d, floating *scratch) noex
         n = min(classes - j, BLOCK)
         x = logits_block(job, d.start, j, n, scratch, NULL)
         add_exponentials(job, n, x, next_block(job, d.start, j + n, x), &x_sums)
-        t = block(&job.request.targets, d.start, j, n, scratch)
+        t = targets_block(job, d.start, j, n, scratch)
         if c.of_logits:
             add_exponentials(job, n, t, t + n if t != scratch and j + n < classes else t, &t_sums)
         else:
@@ -276,16 +288,17 @@ cdef inline void add_tile_mass(const Job *job, ce_divergence *c, const floating 
         job.plan.primitives.add_compensated(c.mass, c.mass_lost, wide, width)
 
 cdef inline void load_tiles(const Job *job, const Divergence *d, Py_ssize_t j, Py_ssize_t n, floating *x,
-                            floating *targets) noexcept nogil:
+                            floating *slope, floating *targets) noexcept nogil:
     """Loads n classes from j on."""
-    cdef const ce_primitives *f = job.plan.primitives
-    load_tile(f, &job.request.logits, d.start, d.count, j, n, d.width, x)
-    load_tile(f, &job.request.targets, d.start, d.count, j, n, d.width, targets)
+    load_logits(job, d.start, d.count, j, n, d.width, x, slope)
+    load_tile(job.plan.primitives, &job.request.targets, d.start, d.count, j, n, d.width, targets)
+    if d.c.of_logits:
+        capped(job, targets, n*d.width, targets, NULL)
 
-cdef inline void tile_state(const Job *job, Divergence *d, floating *x, floating *targets, floating *e_x, floating *e_t,
-                            floating *row_max) noexcept nogil:
-    """Maxima, the logits' at row_max, and sums of all blocks. The last block stays in x and targets, its exponentials
-    in e_x and e_t."""
+cdef inline void tile_state(const Job *job, Divergence *d, floating *x, floating *slope, floating *targets,
+                            floating *e_x, floating *e_t, floating *row_max) noexcept nogil:
+    """Maxima, the logits' at row_max, and sums of all blocks. The last block stays in x, slope and targets, its
+    exponentials in e_x and e_t."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef ce_divergence *c = &d.c
     cdef TileSums x_sums, t_sums
@@ -297,7 +310,7 @@ cdef inline void tile_state(const Job *job, Divergence *d, floating *x, floating
         c.mass[p], c.mass_lost[p] = 0, 0
     for j from 0 <= j < job.request.classes by most:
         n = min(job.request.classes - j, most)
-        load_tiles(job, d, j, n, x, targets)
+        load_tiles(job, d, j, n, x, slope, targets)
         add_tile_sums(job, &x_sums, j, n, width, x, e_x, row_max, before)
         if c.of_logits:
             add_tile_sums(job, &t_sums, j, n, width, targets, e_t, t_max, before)
@@ -325,16 +338,17 @@ cdef inline void divergence_of_tile(const Job *job, Divergence *d, floating *scr
     cdef floating *e_x = scratch + 2*job.plan.tile
     cdef floating *e_t = scratch + 3*job.plan.tile
     cdef floating *targets = t if c.of_logits else e_t
-    cdef floating *row_max = scratch + 4*job.plan.tile + OF_ROWS - 3*GROUP
+    cdef floating *slope = slope_block(job, scratch + 4*job.plan.tile)
+    cdef floating *row_max = scratch + divergence_scratch(&job.plan) - 3*GROUP
     cdef double unused[GROUP]
     cdef bint stored = classes <= chunk, one_block = classes <= most
-    tile_state(job, d, x, targets, e_x if stored else NULL, e_t if stored else NULL, row_max)
+    tile_state(job, d, x, slope, targets, e_x if stored else NULL, e_t if stored else NULL, row_max)
     f.divergence_begin(c)
     c.x_step = c.t_step = c.e_x_step = c.e_t_step = c.grad_step = width*sizeof(floating)
     for j from 0 <= j < classes by chunk:
         m, k = min(classes - j, chunk), j*width if one_block else 0
         if not one_block:
-            load_tiles(job, d, j, m, x, targets)
+            load_tiles(job, d, j, m, x, slope, targets)
         if not stored and not c.of_logits:
             f.tile_exp_sum(x + k, e_x + k, m, width, row_max, row_max, c.temperature, NULL, unused, NULL, NULL, x, 0, x,
                            0)
@@ -345,6 +359,8 @@ cdef inline void divergence_of_tile(const Job *job, Divergence *d, floating *scr
             c.e_x = NULL
         c.grad = x + k if job.plan.with_grad else NULL
         f.divergence(c, m)
+        if slope != NULL:
+            times_slope(job, x + k, slope + k, m*width, x + k)
         if job.plan.with_grad:
             store_tile(f, &job.request.grad, d.start, d.count, j, m, width, x + k, job.plan.stream)
     f.divergence_finish(c)

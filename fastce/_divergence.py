@@ -15,6 +15,7 @@ def kl_divergence(
     *,
     targets: str = "logits",
     temperature: float = 1.0,
+    softcap: float | None = None,
     sample_weight: Any = None,
     reduction: str = "mean",
     normalizer: float | None = None,
@@ -36,6 +37,8 @@ def kl_divergence(
         Its rows need not sum to 1. A negative number gives NaN in its row.
     temperature : float, default 1.0
         Logits are divided by it, in [1e-15, 1e15]. Probabilities are not changed.
+    softcap : float, optional
+        As in `cross_entropy`: ``softcap*tanh(x/softcap)`` takes the place of x, and of t. Default: none.
     sample_weight : array_like of the rows' shape, optional
         A factor of each row's loss, finite and >= 0. Default: ones.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -102,6 +105,7 @@ def kl_divergence_with_grad(
     *,
     targets: str = "logits",
     temperature: float = 1.0,
+    softcap: float | None = None,
     sample_weight: Any = None,
     reduction: str = "mean",
     normalizer: float | None = None,
@@ -116,7 +120,7 @@ def kl_divergence_with_grad(
     ----------
     logits, target_logits : array_like
         As in `kl_divergence`.
-    targets, temperature, sample_weight, reduction, normalizer, axis, num_threads : optional
+    targets, temperature, softcap, sample_weight, reduction, normalizer, axis, num_threads : optional
         As in `kl_divergence`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss, a factor of the result: a scalar, or with
@@ -143,7 +147,8 @@ def kl_divergence_with_grad(
 
         grad = sample_weight * upstream / denominator / temperature * (sum(q)*p - q)
 
-    The difference p - q is computed as ``q*(exp(u) - 1)`` where p and q are nearly equal.
+    The difference p - q is computed as ``q*(exp(u) - 1)`` where p and q are nearly equal. With `softcap` the gradient
+    is multiplied by ``1 - tanh(x/softcap)**2``, as in `cross_entropy_with_grad`.
 
     Examples
     --------

@@ -12,7 +12,9 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp, isnan
 from libc.string cimport memcpy
 
-from ._blocks cimport grad_block, load_tile, logit_of, logits_block, next_block, store_block, store_tile
+from ._blocks cimport (
+    grad_block, load_logits, logit_of, logits_block, next_block, slope_block, store_block, store_tile, times_slope,
+)
 from ._job cimport BLOCK, BY_TILES, GROUP, Job, Plan, State, Sum, add, set_sum, shift_of, value
 from ._primitives cimport CE_MAX_LANES, ce_primitives, ce_tail_if_finite
 from ._request cimport ENTROPY, EVALUATE
@@ -30,7 +32,7 @@ cdef inline bint is_entropy(int operation) noexcept nogil:
 
 cdef inline Py_ssize_t entropy_scratch(const Plan *plan) noexcept nogil:
     """The numbers of the logits' dtype that `entropies` needs."""
-    return plan.tile + 11*GROUP if plan.path == BY_TILES else 3*BLOCK
+    return plan.tile*(2 if plan.with_slopes else 1) + 11*GROUP if plan.path == BY_TILES else 3*BLOCK
 
 cdef inline void begin_entropy(EntropySums *sums) noexcept nogil:
     sums.row_max = -INFINITY
@@ -102,7 +104,8 @@ cdef inline Py_ssize_t short_entropies(const Job *job, Py_ssize_t i, Py_ssize_t 
         f.rows_entropy_grad(rows.x, rows.x_step, e, e_step, rows.grad, rows.grad_step, rows.count, n, s.row_max + r,
                             temperature, s.a + r, s.linear + r, job.request.flush_below, False)
         for p in range(rows.count):
-            store_block(job, i + p, 0, n, <floating *>(rows.grad + p*rows.grad_step), NULL)
+            store_block(job, i + p, 0, n, <floating *>(rows.grad + p*rows.grad_step),
+                        <floating *>rows.slope + p*n if rows.slope != NULL else NULL)
     return rows.count
 
 cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t r, floating *scratch) noexcept nogil:
@@ -111,6 +114,7 @@ cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t
     cdef Py_ssize_t j, n, classes = job.request.classes
     cdef double temperature = job.request.temperature, shift, tail, gap_dot
     cdef const floating *x
+    cdef floating *slope = slope_block(job, scratch + BLOCK)
     cdef floating *dst
     cdef bint new_max
     cdef EntropySums sums
@@ -133,11 +137,11 @@ cdef inline void long_entropy(const Job *job, Py_ssize_t i, State *s, Py_ssize_t
     finish_entropies(s, r, 1)
     for j from 0 <= j < (classes if job.plan.with_grad else 0) by BLOCK:
         n = min(classes - j, BLOCK)
-        x = logits_block(job, i, j, n, scratch, NULL)
+        x = logits_block(job, i, j, n, scratch, slope)
         dst = grad_block(job, i, j, scratch + 2*BLOCK)
         f.rows_entropy_grad(x, 0, NULL, 0, dst, 0, 1, n, s.row_max + r, temperature, s.a + r, s.linear + r,
                             job.request.flush_below, job.plan.stream and dst != scratch + 2*BLOCK)
-        store_block(job, i, j, n, dst, NULL)
+        store_block(job, i, j, n, dst, slope)
 
 cdef inline void entropies_of_rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s,
                                    floating *scratch) noexcept nogil:
@@ -189,9 +193,10 @@ cdef inline void rank_tile(const Job *job, const EntropyTile *tile, Py_ssize_t j
         f.columns_argmax(x, tile.width*sizeof(floating), j, n, tile.count, job.request.first_max + tile.start,
                          tile.largest, (<floating *>tile.largest) + GROUP)
 
-cdef inline void sums_of_tile(const Job *job, const EntropyTile *tile, Py_ssize_t block, floating *x, floating *row_max,
-                              State *s) noexcept nogil:
-    """The sums of a tile's rows. The last block, of so many classes, stays in x."""
+cdef inline void sums_of_tile(const Job *job, const EntropyTile *tile, Py_ssize_t block, floating *x, floating *slope,
+                              floating *row_max, State *s) noexcept nogil:
+    """The sums of a tile's rows. The last block, of so many classes, stays in x, and its derivatives of the softcap in
+    slope."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef Py_ssize_t classes = job.request.classes, j, n, p
     cdef double temperature = job.request.temperature
@@ -205,7 +210,7 @@ cdef inline void sums_of_tile(const Job *job, const EntropyTile *tile, Py_ssize_
     for j from 0 <= j < classes by block:
         n = min(classes - j, block)
         memcpy(tile.row_max_before, row_max, tile.width*sizeof(floating))
-        load_tile(f, &job.request.logits, tile.start, tile.count, j, n, tile.width, x)
+        load_logits(job, tile.start, tile.count, j, n, tile.width, x, slope)
         f.tile_max(x, n, tile.width, row_max)
         if job.plan.with_labels:
             rank_tile(job, tile, j, n, x, <const floating *>tile.rank, s)
@@ -224,6 +229,7 @@ cdef inline void entropies_of_tile(const Job *job, Py_ssize_t start, Py_ssize_t 
     cdef const ce_primitives *f = job.plan.primitives
     cdef Py_ssize_t classes = job.request.classes, block, j, n, p
     cdef floating *x = scratch + 11*GROUP
+    cdef floating *slope = slope_block(job, x + job.plan.tile)
     cdef EntropyTile tile
     tile.start, tile.count = start, count
     tile.width = (count + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
@@ -235,7 +241,7 @@ cdef inline void entropies_of_tile(const Job *job, Py_ssize_t start, Py_ssize_t 
         s.x_label[p] = logit_of(job, start + p, max(s.label[p], 0), scratch)
     if job.plan.with_labels:
         narrow_padded(job, &tile, s.x_label, scratch + 4*GROUP)
-    sums_of_tile(job, &tile, block, x, scratch, s)
+    sums_of_tile(job, &tile, block, x, slope, scratch, s)
     finish_entropies(s, 0, count)
     if not job.plan.with_grad:
         return
@@ -244,9 +250,11 @@ cdef inline void entropies_of_tile(const Job *job, Py_ssize_t start, Py_ssize_t 
     for j from 0 <= j < classes by block:
         n = min(classes - j, block)
         if block < classes:
-            load_tile(f, &job.request.logits, start, count, j, n, tile.width, x)
+            load_logits(job, start, count, j, n, tile.width, x, slope)
         f.tile_entropy_grad(x, n, tile.width, tile.row_max, job.request.temperature, tile.a, tile.mean)
-        if job.request.flush_below > 0:
+        if slope != NULL:
+            times_slope(job, x, slope, n*tile.width, x)
+        elif job.request.flush_below > 0:
             f.flush_small(x, n*tile.width, job.request.flush_below)
         store_tile(f, &job.request.grad, start, count, j, n, tile.width, x, job.plan.stream)
 

@@ -13,6 +13,7 @@ def entropy(
     logits: Any,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     sample_weight: Any = None,
     reduction: str = "mean",
     normalizer: float | None = None,
@@ -29,6 +30,8 @@ def entropy(
         NaN.
     temperature : float, default 1.0
         What the logits are divided by, in [1e-15, 1e15].
+    softcap : float, optional
+        As in `cross_entropy`: ``softcap*tanh(x/softcap)`` takes the place of x. Default: none.
     sample_weight : array_like of the rows' shape, optional
         A factor of each row's entropy, finite and >= 0. Default: ones.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -63,6 +66,7 @@ def entropy(
     ``log1p(tail) + sum(exp(d)*-d)/(1 + tail)``. Every term is >= 0, so the entropy of a confident row keeps its
     relative accuracy: the error is at most ``(8 + D)*eps`` times the entropy. Here eps is the machine epsilon of the
     dtype, and ``D = sum(p*d**2)/sum(p*-d)`` is a mean of -d, near the gap to the runner-up if the row is confident.
+    Logits that are capped add up to ``4*max(abs(x))*eps/temperature``, where x are the capped logits.
 
     Examples
     --------
@@ -79,6 +83,7 @@ def entropy_with_grad(
     logits: Any,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     sample_weight: Any = None,
     reduction: str = "mean",
     normalizer: float | None = None,
@@ -94,7 +99,7 @@ def entropy_with_grad(
     ----------
     logits : array_like
         As in `entropy`.
-    temperature, sample_weight, reduction, normalizer, axis, num_threads : optional
+    temperature, softcap, sample_weight, reduction, normalizer, axis, num_threads : optional
         As in `entropy`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the entropy, a factor of the result: a scalar, or with
@@ -124,7 +129,8 @@ def entropy_with_grad(
 
     With d and D as in `entropy`, ``log(p) + H`` is computed as ``d + m``, where m is the mean of -d under p. These two
     terms may cancel. The error of an element, without the factors before p, is at most ``(8 + D + 2*abs(d))*eps`` times
-    ``p*(abs(d) + m)``. At the largest logit d is 0 and nothing cancels. The gradient of a masked class is 0.
+    ``p*(abs(d) + m)``. At the largest logit d is 0 and nothing cancels. The gradient of a masked class is 0. With
+    `softcap` it is multiplied by ``1 - tanh(x/softcap)**2``, as in `cross_entropy_with_grad`.
 
     Examples
     --------

@@ -170,6 +170,7 @@ def _evaluated(
     labels: Any,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     ignore_index: int | None = -100,
     axis: int = -1,
     return_rows: bool = False,
@@ -190,6 +191,7 @@ def evaluate(
     *,
     top_k: Any = (1, 5),
     temperature: float = 1.0,
+    softcap: float | None = None,
     ignore_index: int | None = -100,
     axis: int = -1,
     return_rows: bool = False,
@@ -207,6 +209,9 @@ def evaluate(
         The k of the top-k accuracies, >= 1. They may be larger than the number of classes.
     temperature : float, default 1.0
         What the logits are divided by, in [1e-15, 1e15].
+    softcap : float, optional
+        As in `cross_entropy`: ``softcap*tanh(x/softcap)`` takes the place of x, for ranks and predictions too. Far
+        beyond the cap, logits become equal. Default: none.
     ignore_index : int or None, default -100
         Rows with this class index count nowhere, whatever their logits are.
     axis : int, default -1
@@ -252,6 +257,7 @@ def evaluate(
         logits,
         labels,
         temperature=temperature,
+        softcap=softcap,
         ignore_index=ignore_index,
         axis=axis,
         return_rows=return_rows,

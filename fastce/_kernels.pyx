@@ -79,6 +79,7 @@ cdef class Function:
     cdef int operation
     cdef int returns            # LOSS, ARRAY or both; or ARRAY and HESS
     cdef int reduction          # the default: MEAN, or NONE for a function that has no such option
+    cdef object capped          # computes a call with a softcap, where the kernels do not; or None
     cdef bint is_product        # of an upstream gradient and a Jacobian: its arguments are upstream and y
     cdef bint folds             # it takes several class axes
 
@@ -282,6 +283,8 @@ cdef object run_call(Function function, object first, object second, object thir
     call = Call.__new__(Call)
     call.function = function
     call.take_arguments(first, second, third, given)
+    if function.capped is not None and call.a.request.softcap != 0:
+        return function.capped(call.input, *present(first, second, third)[1:], **options)
     if function.operation == ARGMAX and input_dtype(&call.a) < F32:     # integers are compared as they are
         return call.input.argmax(call.a.axes.class_axis)
     call.make_results()
@@ -295,7 +298,7 @@ cdef object run_call(Function function, object first, object second, object thir
     return call.results()
 
 
-def function(str operation, *returns):
+def function(str operation, *returns, capped=None):
     """A decorator: bind a signature with a docstring to an operation.
 
     Parameters
@@ -304,6 +307,9 @@ def function(str operation, *returns):
         A key of OPERATIONS.
     *returns
         "loss", "array" or both; or "array" and "hess".
+    capped : callable, optional
+        What is called with the logits, and the other arguments as they were given, if there is a softcap. All of them
+        have been checked before.
 
     Raises
     ------
@@ -312,7 +318,7 @@ def function(str operation, *returns):
     """
     def bind(face):
         cdef Function f = Function.__new__(Function)
-        f.face, f.operation = face, OPERATIONS[operation]
+        f.face, f.operation, f.capped = face, OPERATIONS[operation], capped
         f.arguments = face.__code__.co_varnames[:face.__code__.co_argcount]
         f.count = len(f.arguments)
         f.returns = LOSS*("loss" in returns) | ARRAY*("array" in returns) | HESS*("hess" in returns)

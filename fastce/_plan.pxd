@@ -9,9 +9,9 @@ from ._primitives cimport (
     ce_must_be_serial,
 )
 from ._request cimport (
-    ARGMAX, BF16, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX_GRAD,
-    SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype, is_half, takes_half,
-    takes_softcap,
+    ARGMAX, BF16, CROSS_ENTROPY, EVALUATE, F32, F64, I8, KL_OF_LOGITS, KL_OF_PROBABILITIES, LOG_SOFTMAX,
+    LOG_SOFTMAX_GRAD, SIGMOID_TWO_TERM, SOFTMAX, SOFTMAX_GRAD, SOFTMAX_TWO_TERM, U64, Matrix, Request, computed_dtype,
+    is_half, takes_half, takes_softcap,
 )
 from ._sigmoid cimport ACROSS, SIGMOID_SCRATCH
 from ._softmax_two_term cimport TWO_TERM_SCRATCH, two_term_group
@@ -232,7 +232,8 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.with_hess, p.with_hvp = request.hess.data != NULL, p.with_grad and request.vectors.data != NULL
     # Blocks that are converted share the first-level cache with what they are made of.
     p.block = BLOCK if request.logits.dtype == p.dtype and request.softcap == 0 else BLOCK/2
-    p.with_slopes = p.with_grad and request.softcap != 0 and request.operation == CROSS_ENTROPY
+    p.with_slopes = (p.with_grad and request.softcap != 0 and request.operation != SOFTMAX
+                     and request.operation != LOG_SOFTMAX)
     p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size and not p.with_slopes
     plan_base(request, p)
     p.path = path_of(request, p.base_kind)

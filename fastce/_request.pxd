@@ -57,7 +57,8 @@ cdef struct Request:
     double label_smoothing
     double z_loss
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
-    double softcap                  # before that they become softcap*tanh(x/softcap), if the operation `takes_softcap`; 0: none
+    double softcap                  # before that they become softcap*tanh(x/softcap), if the operation `takes_softcap`, and
+                                    # so do the target logits of KL_OF_LOGITS; 0: they do not
     double scale                    # a factor of the gradient
     double flush_below              # what of grad is smaller than this becomes 0 with its sign; 0: nothing does
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed
@@ -84,11 +85,12 @@ cdef inline int computed_dtype(int dtype) noexcept nogil:
     """What numbers of a dtype are computed in."""
     return F32 if is_half(dtype) else dtype
 
-cdef inline bint takes_softcap(int operation) noexcept nogil:
-    return operation == CROSS_ENTROPY or operation == SOFTMAX or operation == LOG_SOFTMAX or operation == LOGSUMEXP
-
 cdef inline bint takes_half(int operation) noexcept nogil:
-    return takes_softcap(operation) or operation == ENTROPY or operation == EVALUATE
+    return (operation == CROSS_ENTROPY or operation == SOFTMAX or operation == LOG_SOFTMAX or operation == LOGSUMEXP
+            or operation == ENTROPY or operation == EVALUATE)
+
+cdef inline bint takes_softcap(int operation) noexcept nogil:
+    return takes_half(operation) or operation == KL_OF_LOGITS or operation == KL_OF_PROBABILITIES
 
 cdef inline void defaults(Request *request) noexcept nogil:
     """Sets the default options of fastce.cross_entropy, for the sum of the losses; no inputs, no outputs."""

@@ -5,7 +5,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
-from ._blocks cimport base_block, load_tile, logit_of, row_at, store_tile, times_slope
+from ._blocks cimport base_block, load_logits, load_tile, logit_of, row_at, store_tile, times_slope
 from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
@@ -119,15 +119,12 @@ cdef inline void begin_tile(const Job *job, Tile *tile, State *s, floating *row_
         memset(tile.linear.lost, 0, width*sizeof(double))
         memset(tile.rest.lost, 0, width*sizeof(double))
 
-cdef inline void load_logits(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n, Py_ssize_t at,
-                             floating *x) noexcept nogil:
+cdef inline void load_block(const Job *job, const Tile *tile, Py_ssize_t j, Py_ssize_t n, Py_ssize_t at,
+                            floating *x) noexcept nogil:
     """Loads the logits of n classes from j on, and their slopes: those of class `at` of a block, and of the next."""
-    cdef const ce_primitives *f = job.plan.primitives
-    cdef floating *slope = <floating *>tile.slope + at*tile.width if tile.slope != NULL else NULL
-    x += at*tile.width
-    load_tile(f, &job.request.logits, tile.start, tile.count, j, n, tile.width, x)
-    if job.request.softcap != 0:
-        f.softcap(x, n*tile.width, job.request.softcap, x, slope)
+    cdef Py_ssize_t skipped = at*tile.width
+    load_logits(job, tile.start, tile.count, j, n, tile.width, x + skipped,
+                <floating *>tile.slope + skipped if tile.slope != NULL else NULL)
 
 cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize_t n, floating *x,
                               floating *row_max) noexcept nogil:
@@ -138,7 +135,7 @@ cdef inline void load_classes(const Job *job, Tile *tile, Py_ssize_t j, Py_ssize
     memcpy(tile.row_max_before, row_max, tile.width*sizeof(floating))
     for k from 0 <= k < n by tile.chunk:
         m = min(n - k, tile.chunk)
-        load_logits(job, tile, j + k, m, k, x)
+        load_block(job, tile, j + k, m, k, x)
         if not job.request.stats_given:
             f.tile_max(x + k*tile.width, m, tile.width, row_max)
 
@@ -328,7 +325,7 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         if tile.keep:
             src = x + j*width
         else:
-            load_logits(job, tile, j, n, 0, src)
+            load_block(job, tile, j, n, 0, src)
             if tile.from_exp:
                 tile_exponentials(job, tile, n, src)
         if job.plan.with_hess:

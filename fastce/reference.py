@@ -320,8 +320,8 @@ def _reduce(loss, share, sample_weight, reduction, normalizer, upstream, axis):
 
 
 def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
-                            z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
-                            subnormals="keep", out=None):  # fmt: skip
+                            z_loss=0.0, temperature=1.0, softcap=None, reduction="mean", normalizer=None, axis=-1,
+                            upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """Gradient and the diagonal of the Hessian; see `fastce.cross_entropy_grad_hess`.
 
     Examples
@@ -329,13 +329,18 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_grad_hess(np.zeros((1, 2)), np.array([1]))
     (array([[ 0.5, -0.5]]), array([[0.25, 0.25]]))
     """
-    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction, normalizer, axis,
-               upstream)  # fmt: skip
-    grad = _run(logits, targets, *options[:6], None, *options[6:], subnormals)[1]
-    p, factor, scale, ignored = _curvature(logits, targets, *options)
+    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap, reduction,
+               normalizer, axis, upstream)  # fmt: skip
+    grad = _run(_arrays(logits, None)[0], targets, *options)[1]
+    p, factor, scale, ignored, cap = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
-        hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, subnormals, axis)
-    hess = _stored(hess, logits, None)
+        hess = _finished(factor * p * (1 - p) + 2 * z_loss * p**2, scale, ignored, temperature, axis)
+        if cap is not None:
+            slope, bend = cap
+            hess = _times(hess, slope**2) + _times(grad, bend)
+    for result in (grad, hess):
+        _flush(result, subnormals)
+    grad, hess = _stored(grad, logits, None), _stored(hess, logits, None)
     if out is None:
         return grad, hess
     for array, result in zip(out, (grad, hess), strict=True):
@@ -344,8 +349,8 @@ def cross_entropy_grad_hess(logits, targets, *, weight=None, sample_weight=None,
 
 
 def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=None, ignore_index=-100,
-                      label_smoothing=0.0, z_loss=0.0, temperature=1.0, reduction="mean", normalizer=None, axis=-1,
-                      upstream=1.0, subnormals="keep", out=None):  # fmt: skip
+                      label_smoothing=0.0, z_loss=0.0, temperature=1.0, softcap=None, reduction="mean", normalizer=None,
+                      axis=-1, upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """The Hessian times vectors; see `fastce.cross_entropy_hvp`.
 
     Examples
@@ -353,13 +358,20 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
     >>> cross_entropy_hvp(np.zeros((1, 2)), np.array([1]), np.array([[1.0, 0.0]]))
     array([[ 0.25, -0.25]])
     """
-    p, factor, scale, ignored = _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing,
-                                           z_loss, temperature, reduction, normalizer, axis, upstream)  # fmt: skip
+    options = (weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap, reduction,
+               normalizer, axis, upstream)  # fmt: skip
+    p, factor, scale, ignored, cap = _curvature(logits, targets, *options)
     with np.errstate(all="ignore"):
-        v = np.moveaxis(np.asarray(vectors).astype(p.dtype), axis, -1)
-        mean = np.add.reduce(_times(p, v), axis=-1, keepdims=True)
-        product = factor * _times(p, v - mean) + 2 * z_loss * p * mean
-        product = _finished(product, scale, ignored, temperature, subnormals, axis)
+        v = np.asarray(vectors).astype(p.dtype)
+        inner = np.moveaxis(v if cap is None else _times(cap[0], v), axis, -1)
+        mean = np.add.reduce(_times(p, inner), axis=-1, keepdims=True)
+        product = factor * _times(p, inner - mean) + 2 * z_loss * p * mean
+        product = _finished(product, scale, ignored, temperature, axis)
+        if cap is not None:
+            slope, bend = cap
+            grad = _run(_arrays(logits, None)[0], targets, *options)[1]
+            product = _times(product, slope) + _times(_times(grad, bend), v)
+        _flush(product, subnormals)
     product = _stored(product, logits, None)
     if out is None:
         return product
@@ -367,24 +379,29 @@ def cross_entropy_hvp(logits, targets, vectors, *, weight=None, sample_weight=No
     return out
 
 
-def _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, reduction,
-               normalizer, axis, upstream):  # fmt: skip
-    """Probabilities, the factor of ``diag(p) - p p^T``, that of the results and the ignored rows."""
+def _curvature(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
+               reduction, normalizer, axis, upstream):  # fmt: skip
+    """Probabilities, the factor of ``diag(p) - p p^T``, that of the results and the ignored rows. With a softcap also
+    its derivative, and what the gradient is multiplied by in the second derivatives."""
     x, p, _ = _classes_last(logits, None, axis)
     _, _, _, mass, share, ignored = _targets(targets, weight, ignore_index, label_smoothing, axis, p)
     if sample_weight is not None:
         ignored = ignored | (np.asarray(sample_weight) == 0)
-    softmax(x, temperature=temperature, out=p)
+    softmax(x, temperature=temperature, softcap=softcap, out=p)
     with np.errstate(all="ignore"):
-        factor = mass + 2 * z_loss * logsumexp(x, temperature=temperature)[..., None] if z_loss else mass
+        lse = logsumexp(x, temperature=temperature, softcap=softcap)[..., None] if z_loss else 0
+        factor = mass + 2 * z_loss * lse if z_loss else mass
         _, scale = _reduce(np.zeros_like(share, p.dtype), share, sample_weight, reduction, normalizer, upstream, axis)
-    return p, factor, scale, ignored
+        cap = None
+        if softcap is not None:
+            bend = -2 / x.dtype.type(softcap) * np.tanh(x / x.dtype.type(softcap))
+            cap = np.moveaxis(_capped(x, softcap)[1], -1, axis), np.moveaxis(bend, -1, axis)
+    return p, factor, scale, ignored, cap
 
 
-def _finished(result, scale, ignored, temperature, subnormals, axis):
+def _finished(result, scale, ignored, temperature, axis):
     result = np.zeros_like(result) if scale is None else result * (scale / result.dtype.type(temperature**2))
     result[ignored] = 0
-    _flush(result, subnormals)
     return np.moveaxis(result, -1, axis)
 
 
@@ -513,7 +530,8 @@ def predict(logits, *, axis=-1):
 # NaN or +inf, or only masked classes, has entropy NaN, and its label has no rank.
 
 
-def entropy(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1):
+def entropy(logits, *, temperature=1.0, softcap=None, sample_weight=None, reduction="mean", normalizer=None,
+            axis=-1):  # fmt: skip
     """``-sum(p * log(p))`` with ``p = softmax(logits / temperature)``; see `fastce.entropy`.
 
     Examples
@@ -521,12 +539,12 @@ def entropy(logits, *, temperature=1.0, sample_weight=None, reduction="mean", no
     >>> float(entropy(np.zeros((2, 4))))  # log(4)
     1.3862943611198906
     """
-    return entropy_with_grad(logits, temperature=temperature, sample_weight=sample_weight, reduction=reduction,
-                             normalizer=normalizer, axis=axis)[0]  # fmt: skip
+    return entropy_with_grad(logits, temperature=temperature, softcap=softcap, sample_weight=sample_weight,
+                             reduction=reduction, normalizer=normalizer, axis=axis)[0]  # fmt: skip
 
 
-def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction="mean", normalizer=None, axis=-1,
-                      upstream=1.0, subnormals="keep", out=None):  # fmt: skip
+def entropy_with_grad(logits, *, temperature=1.0, softcap=None, sample_weight=None, reduction="mean", normalizer=None,
+                      axis=-1, upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """Entropy and gradient with respect to ``logits``; see `fastce.entropy_with_grad`.
 
     Notes
@@ -542,12 +560,15 @@ def entropy_with_grad(logits, *, temperature=1.0, sample_weight=None, reduction=
     if out is not None:
         sample_weight, upstream = _unshared(out, sample_weight, upstream)
     with np.errstate(all="ignore"):
+        x, slope_of_cap = _capped(x, softcap)
         np.divide(x, g.dtype.type(temperature), out=g)
         p, logp = softmax(g), log_softmax(g)
         loss = -np.add.reduce(_times(p, logp), axis=-1, keepdims=True)
         slope = _times(p, logp + loss) * g.dtype.type(-1 / temperature)
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer, upstream, axis)
         g[...] = 0 if scale is None else slope * scale
+        if softcap is not None:
+            g[...] = _times(g, slope_of_cap)
         _flush(g, subnormals)
     return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)
 
@@ -587,7 +608,8 @@ class Evaluation(NamedTuple):
     calibration_error: float
 
 
-def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, ignore_index=-100, axis=-1, return_rows=False):
+def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, softcap=None, ignore_index=-100, axis=-1,
+             return_rows=False):  # fmt: skip
     """Loss, accuracies, entropy and calibration of ``logits``; see `fastce.evaluate`.
 
     Examples
@@ -599,6 +621,7 @@ def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, ignore_index=-100
     kept = labels != ignore_index
     t = np.where(kept, labels, 0)[..., None]
     with np.errstate(all="ignore"):
+        x, _ = _capped(x, softcap)
         z = x / (x.dtype.type(temperature) if x.dtype.kind == "f" else temperature)
         p, logp = softmax(z), np.take_along_axis(log_softmax(z), t, -1)[..., 0]
         entropies, confidence = entropy(z, reduction="none"), p.max(-1)
@@ -722,8 +745,8 @@ def _softmax_terms(z, a, b):
 #   a row of x or t that contains NaN or +inf, or only -inf, has NaN
 
 
-def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None, reduction="mean",
-                  normalizer=None, axis=-1):  # fmt: skip
+def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, softcap=None, sample_weight=None,
+                  reduction="mean", normalizer=None, axis=-1):  # fmt: skip
     """``sum(q * (log(q) - log(p)))``; see `fastce.kl_divergence`.
 
     Examples
@@ -731,13 +754,14 @@ def kl_divergence(logits, target_logits, *, targets="logits", temperature=1.0, s
     >>> round(float(kl_divergence(np.zeros((1, 2)), np.log([[0.25, 0.75]]))), 6)
     0.130812
     """
-    return kl_divergence_with_grad(logits, target_logits, targets=targets, temperature=temperature,
+    return kl_divergence_with_grad(logits, target_logits, targets=targets, temperature=temperature, softcap=softcap,
                                    sample_weight=sample_weight, reduction=reduction, normalizer=normalizer,
                                    axis=axis)[0]  # fmt: skip
 
 
-def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperature=1.0, sample_weight=None,
-                            reduction="mean", normalizer=None, axis=-1, upstream=1.0, out=None):  # fmt: skip
+def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperature=1.0, softcap=None,
+                            sample_weight=None, reduction="mean", normalizer=None, axis=-1, upstream=1.0,
+                            out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.kl_divergence_with_grad`.
 
     Examples
@@ -747,13 +771,16 @@ def kl_divergence_with_grad(logits, target_logits, *, targets="logits", temperat
     """
     x, g, grad = _classes_last(logits, out, axis)
     t = np.moveaxis(np.asarray(target_logits), axis, -1).astype(g.dtype)
-    log_p = log_softmax(x, temperature=temperature)
     with np.errstate(all="ignore"):
-        log_q = log_softmax(t, temperature=temperature) if targets == "logits" else np.log(t)
+        x, slope = _capped(x, softcap)
+        log_p = log_softmax(x, temperature=temperature)
+        log_q = log_softmax(t, temperature=temperature, softcap=softcap) if targets == "logits" else np.log(t)
         q = np.exp(log_q) if targets == "logits" else t
         loss = np.add.reduce(_times(q, log_q - log_p), axis=-1, keepdims=True)
         loss, scale = _reduce(loss, np.ones_like(loss), sample_weight, reduction, normalizer,
                               np.asarray(upstream) / temperature, axis)  # fmt: skip
         mass = np.add.reduce(q, axis=-1, keepdims=True)
         g[...] = 0 if scale is None else (mass * np.exp(log_p) - q) * scale
+        if softcap is not None:
+            g[...] = _times(g, slope)
     return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)

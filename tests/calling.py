@@ -198,6 +198,13 @@ def _cases() -> Iterator[Case]:
         rest["loose"] = frozenset(["grad"])
         hvp, vectors_too = fastce.cross_entropy_hvp, {"vectors": "whole"}
         yield Case(f"cross_entropy_hvp, {kind}", hvp, given | vectors_too, {"grad": "whole"}, **rest)
+        if kind == "labels":
+            name = "cross_entropy_hvp, labels, softcap"
+            yield Case(name, hvp, given | vectors_too, {"grad": "whole"}, options=capped, **rest)
+            rest["loose"] = frozenset(["grad", "second"])
+            name = "cross_entropy_grad_hess, labels, softcap"
+            yield Case(name, grad_hess, given, {"grad": "whole", "second": "whole"}, options=capped, **rest)
+            rest["loose"] = frozenset(["grad"])
         every = every | vectors_too
         yield Case(f"cross_entropy_hvp, {kind}, options", hvp, every, {"grad": "whole"}, options=second, **rest)
 
@@ -227,10 +234,13 @@ def _cases() -> Iterator[Case]:
     yield Case("entropy_with_grad", fastce.entropy_with_grad, whole, both, **rest)
     every = whole | {"sample_weight": "row", "upstream": "row"}
     results = {"loss": "row", "grad": "whole"}
-    options = none | {"temperature": 0.7}
+    options = none | {"temperature": 0.7, "softcap": 5.0}
     yield Case("entropy_with_grad, options", fastce.entropy_with_grad, every, results, options=options, **rest)
     results = dict.fromkeys(fastce.EvaluatedRows._fields, "row")
-    yield Case("evaluate", evaluated_rows, whole | {"targets": "row"}, results, targets="labels")
+    rest = {"targets": "labels"}
+    yield Case("evaluate", evaluated_rows, whole | {"targets": "row"}, results, **rest)
+    options = {"softcap": 5.0}
+    yield Case("evaluate, softcap", evaluated_rows, whole | {"targets": "row"}, results, options=options, **rest)
     given = whole | {"target_logits": "whole"}
     kl, fused = fastce.kl_divergence, fastce.kl_divergence_with_grad
     every = given | {"sample_weight": "row", "upstream": "row"}
@@ -240,7 +250,7 @@ def _cases() -> Iterator[Case]:
         rest = {"loose": frozenset(["grad", "loss"])}
         yield Case(f"kl_divergence, {targets}", kl, given, {"loss": "row"}, options=options | none, **rest)
         yield Case(f"kl_divergence_with_grad, {targets}", fused, given, both, options=options, **rest)
-        options = options | none | {"temperature": 0.7}
+        options = options | none | {"temperature": 0.7, "softcap": 5.0}
         yield Case(f"kl_divergence_with_grad, {targets}, options", fused, every, results, options=options, **rest)
     yield Case("predict", fastce.predict, whole, {"class": "row"})
 

@@ -192,11 +192,10 @@ class Function:
 
 
 _OF_LOSSES = frozenset({"weight", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
-_OF_CURVATURE = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature"}
-_OF_ONE_TERM = _OF_CURVATURE | {"softcap"}
+_OF_ONE_TERM = _OF_LOSSES | {"label_smoothing", "z_loss", "temperature", "softcap"}
 _OF_PRODUCTS = frozenset({"axis", "temperature"})
 _OF_SOFTMAX = _OF_PRODUCTS | {"softcap"}
-_OF_ENTROPIES = frozenset({"temperature", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
+_OF_ENTROPIES = frozenset({"temperature", "softcap", "sample_weight", "reduction", "normalizer", "axis", "upstream"})
 
 # The values of which tests take every combination. A "random" one has a number for each class or row.
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -232,10 +231,10 @@ ENTROPY = Family("entropy", ("logits",), _alone, exact_entropy, _OF_ENTROPIES)
 
 _AND_VECTORS = ("logits", "targets", "vectors")
 CURVATURE = [
-    Family("hess_index", ("logits", "targets"), _with_labels, exact_grad_hess, _OF_CURVATURE | {"ignore_index"}),
-    Family("hess_probabilities", ("logits", "targets"), _with_rows, exact_grad_hess, _OF_CURVATURE),
-    Family("hvp_index", _AND_VECTORS, _with_vectors(_with_labels), exact_hvp, _OF_CURVATURE | {"ignore_index"}),
-    Family("hvp_probabilities", _AND_VECTORS, _with_vectors(_with_rows), exact_hvp, _OF_CURVATURE),
+    Family("hess_index", ("logits", "targets"), _with_labels, exact_grad_hess, _OF_ONE_TERM | {"ignore_index"}),
+    Family("hess_probabilities", ("logits", "targets"), _with_rows, exact_grad_hess, _OF_ONE_TERM),
+    Family("hvp_index", _AND_VECTORS, _with_vectors(_with_labels), exact_hvp, _OF_ONE_TERM | {"ignore_index"}),
+    Family("hvp_probabilities", _AND_VECTORS, _with_vectors(_with_rows), exact_hvp, _OF_ONE_TERM),
 ]
 
 FAMILIES = [INDEX, PROBABILITIES, SIGMOID, TWO_TERM, MAPS, SOFTMAX_GRAD, LOG_SOFTMAX_GRAD, ENTROPY, DIVERGENCE,

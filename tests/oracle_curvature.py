@@ -11,8 +11,10 @@ from oracle import (
     CONTRACT_ULPS,
     LD,
     Number,
+    _capped,
     _classes_last,
     _finite,
+    _product,
     _state,
     _target_masses,
     _without_number,
@@ -47,6 +49,10 @@ class _Rows(NamedTuple):
     ignored: np.ndarray
     bad: np.ndarray
     lead: tuple[int, ...]
+    slope: np.ndarray  # of the capped logits, and the derivative of its logarithm
+    bend: np.ndarray
+    moved: np.ndarray
+    of_slope: np.ndarray
 
 
 def _rows(
@@ -59,6 +65,7 @@ def _rows(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
@@ -74,6 +81,10 @@ def _rows(
     targets = _classes_last(targets, axis).reshape(-1, classes) if rows_of_targets else np.ravel(targets)
     q, _, ignored, counts = _target_masses(targets, x.shape, weight, LD(label_smoothing), ignore_index)
     ignored = ignored | (sample == 0)
+    dtype = logits.dtype if np.asarray(logits).dtype.kind == "f" else np.dtype(np.float64)
+    bend = np.zeros_like(x) if softcap is None else -2 * np.tanh(x / LD(softcap)) / LD(softcap)
+    x, slope, moved, of_slope, _ = _capped(x, softcap, dtype)
+    moved = moved / LD(temperature)
     m, tail, e, gap, top = _state(x, LD(temperature))
     p, other_p = e / (1 + tail), (1 + tail - e) / (1 + tail)
     np.put_along_axis(other_p, top, tail / (1 + tail), -1)
@@ -87,8 +98,13 @@ def _rows(
     return _Rows(
         x, p, other_p, mass + 2 * z * (m_over_t + log_s), np.abs(mass) + 2 * abs(z) * (np.abs(m_over_t) + log_s), z,
         (sample * up * factor)[:, None] / LD(temperature) ** 2, np.where(distance == 0, gap, distance),
-        top, ignored, _without_number(x, m), lead,
+        top, ignored, _without_number(x, m), lead, slope, bend, moved, of_slope,
     )  # fmt: skip
+
+
+def _whole(rows: _Rows, a: np.ndarray, axis: int) -> np.ndarray:
+    """An array by row and class in the shape of the logits."""
+    return np.moveaxis(a.reshape(*rows.lead, rows.x.shape[-1]), -1, axis)
 
 
 def _number(rows: _Rows, value: Any, size: Any, extra: Any, floor: Any, ulps: float, axis: int) -> Number:
@@ -98,11 +114,23 @@ def _number(rows: _Rows, value: Any, size: Any, extra: Any, floor: Any, ulps: fl
         a[rows.bad] = np.nan
         a[rows.ignored] = 0
     number = Number(value, size, extra, floor * scale + 2, ulps)
-    return number.rearranged(lambda a: np.moveaxis(a.reshape(*rows.lead, rows.x.shape[-1]), -1, axis))
+    return number.rearranged(lambda a: _whole(rows, a, axis))
+
+
+def _bent(number: Number, grad: Number, factor: np.ndarray) -> Number:
+    """The number plus the gradient times a factor, which comes from the second derivative of the softcap."""
+    size = np.abs(factor)
+    return Number(
+        number.value + _product(grad.value, factor),
+        number.size + _product(grad.size, size),
+        number.extra + _product(grad.extra + 8 * grad.size, size),
+        number.floor + np.where(np.isfinite(size), size, 0) * grad.floor,
+        number.ulps,
+    )
 
 
 def exact_grad_hess(logits: Any, targets: Any, *, axis: int = -1, **options: Any) -> ExactGradHess:
-    """hess = k*p*(1 - p) + 2*z_loss*p^2"""
+    """hess = k*p*(1 - p) + 2*z_loss*p^2, and with a softcap s^2 times that plus bend*grad"""
     with np.errstate(all="ignore"):
         r = _rows(logits, targets, axis=axis, **options)
         value = r.k * r.p * r.other_p + 2 * r.z * r.p**2
@@ -110,16 +138,25 @@ def exact_grad_hess(logits: Any, targets: Any, *, axis: int = -1, **options: Any
         # At the maximum the sum of the others' exponentials counts.
         floor = (1 + r.k_size) * np.where(r.p == r.p.max(axis=-1, keepdims=True), r.x.shape[-1], 1)
         grad = exact(logits, targets, axis=axis, **options).grad
-        return ExactGradHess(grad, _number(r, value, size, r.reach * size, floor, HESS_ULPS, axis))
+        extra = (r.reach + r.moved + 2 * r.of_slope) * size + 2 * r.z * r.moved * r.p * r.other_p
+        s = r.slope**2
+        hess = _number(r, value * s, size * s, extra * s, floor * s + 2, HESS_ULPS, axis)
+        if options.get("softcap") is not None:
+            hess = _bent(hess, grad, _whole(r, r.bend, axis))
+        return ExactGradHess(grad, hess)
 
 
 def exact_hvp(logits: Any, targets: Any, vectors: Any, *, axis: int = -1, **options: Any) -> ExactHvp:
-    """hvp = p*(k*(w - mean w) + 2*z_loss*(v_max + mean w)) with w = v - v_max, where 0*inf = 0"""
+    """hvp = p*(k*(w - mean w) + 2*z_loss*(v_max + mean w)) with w = v - v_max, where 0*inf = 0. With a softcap s times
+    that of s*v, plus bend*grad*v."""
     with np.errstate(all="ignore"):
         r = _rows(logits, targets, axis=axis, **options)
         dtype = logits.dtype if np.asarray(logits).dtype.kind == "f" else np.float64
         v = _classes_last(np.asarray(vectors).astype(dtype), axis).reshape(r.x.shape)
+        given, v = v, _product(r.slope, v)
         v_max = np.take_along_axis(v, r.top, -1)
+        off = np.broadcast_to(r.of_slope, v.shape) * np.abs(v)
+        off = np.where(r.p == 0, 0, off) + np.take_along_axis(off, r.top, -1)
         w = np.where(r.p == 0, 0, v - v_max)
         parts, spread = r.p * w, r.p * np.abs(w)
         mean, mean_size = parts.sum(axis=-1, keepdims=True), spread.sum(axis=-1, keepdims=True)
@@ -127,9 +164,15 @@ def exact_hvp(logits: Any, targets: Any, vectors: Any, *, axis: int = -1, **opti
         value = r.p * (r.k * (w - mean) + 2 * r.z * (v_max + mean))
         slope = r.k_size + 2 * r.z
         inner = slope * (np.abs(w) + mean_size) + 2 * r.z * np.abs(v_max)
-        extra = r.p * (r.reach * inner + slope * mean_extra)
+        extra = r.p * ((r.reach + r.moved + r.of_slope) * inner + slope * (mean_extra + r.moved * mean_size))
+        extra = extra + r.p * (slope * (off + (r.p * off).sum(axis=-1, keepdims=True)) + 2 * r.z * r.moved * inner)
         floor = 1 + inner + slope * np.abs(w).sum(axis=-1, keepdims=True)
-        return ExactHvp(_number(r, value, r.p * inner, extra, floor, HVP_ULPS, axis))
+        s = r.slope
+        hvp = _number(r, value * s, r.p * inner * s, extra * s, floor * s, HVP_ULPS, axis)
+        if options.get("softcap") is None:
+            return ExactHvp(hvp)
+        grad = exact(logits, targets, axis=axis, **options).grad
+        return ExactHvp(_bent(hvp, grad, _whole(r, _product(given, r.bend), axis)))
 
 
 def exact_hessian_row(

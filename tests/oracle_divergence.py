@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
-from oracle import LD, Number, _classes_last, _finite, _product, _state, _without_number
+from oracle import LD, Number, _capped, _classes_last, _finite, _product, _state, _without_number
 
 DIVERGENCE_ULPS = 8  # p, q and u have two roundings each besides those of exp; product, difference and sum as many
 
@@ -46,6 +46,7 @@ def exact_divergence(
     *,
     targets: str = "logits",
     temperature: float = 1.0,
+    softcap: float | None = None,
     sample_weight: Any = None,
     reduction: str = "mean",
     normalizer: float | None = None,
@@ -58,11 +59,15 @@ def exact_divergence(
     Allowed in a row are 8 eps of sum |m*q*u'| + m*|log m|, where u' = log p - log(m*q), and the distances of the logits
     from their maxima times |p - q| and the terms, because u and the exponentials are that inexact. In the gradient, 8
     eps and these distances of p and q; of 1 - p and 1 - q at the maximum of both, where the gaps to the runners-up take
-    the place of distances."""
+    the place of distances. Capped logits are `moved` by their error, which changes u, p and q."""
     with np.errstate(all="ignore"):
         x, t, T = _classes_last(logits, axis), _classes_last(target_logits, axis), LD(temperature)
         lead, classes = x.shape[:-1], x.shape[-1]
         x, t = x.reshape(-1, classes), t.reshape(-1, classes)
+        dtype = logits.dtype if np.asarray(logits).dtype.kind == "f" else np.dtype(np.float64)
+        x, slope, x_moved, of_slope, _ = _capped(x, softcap, dtype)
+        t, _, t_moved, _, _ = _capped(t, softcap if targets == "logits" else None, dtype)
+        x_moved, t_moved = x_moved / T, t_moved / T
         xm, x_tail, e_x, x_gap, _ = _state(x, T)
         p, x_distance = e_x / (1 + x_tail), (xm - x) / T
         if targets == "logits":
@@ -87,6 +92,9 @@ def exact_divergence(
         size = mass * np.abs(_product(q, u - log_mass)).sum(axis=-1, keepdims=True) + mass * np.abs(log_mass)
         distance = _finite(x_distance) + _finite(t_distance)
         extra = mass * ((np.abs(difference) + excess) * distance).sum(axis=-1, keepdims=True)
+        # Of the first order by the derivatives of the loss, and what is left where they are 0.
+        extra += mass * (x_moved + t_moved) * np.abs(difference).sum(axis=-1, keepdims=True) + t_moved * size
+        extra += mass * (x_moved + t_moved) ** 2 * LD(np.finfo(dtype).eps)
 
         both = (x_distance == 0) & (t_distance == 0) & (targets == "logits")
         grad_size = p + q
@@ -94,7 +102,7 @@ def exact_divergence(
             rest = x_tail / (1 + x_tail) + t_tail / (1 + t_tail)
             grad_size = np.where(both, np.maximum(p, q) * rest, grad_size)
         reach = p * _finite(x_distance) + q * _finite(t_distance) + np.minimum(p, q) * distance
-        reach = np.where(both, (x_gap + t_gap) * grad_size, reach)
+        reach = np.where(both, (x_gap + t_gap) * grad_size, reach) + (x_moved + t_moved + of_slope) * grad_size
         grad = mass * difference
 
         for a in (losses, grad, size, grad_size):
@@ -111,7 +119,7 @@ def exact_divergence(
         elif reduction == "sum":
             loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
-        scale = (sample * up * factor / T)[:, None]
+        scale = (sample * up * factor / T)[:, None] * slope
         by_size = np.abs(scale) * mass
         number = Number(grad * scale, grad_size * by_size, reach * by_size, 2 + 2 * by_size, DIVERGENCE_ULPS)
         return ExactDivergence(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
-from oracle import LD, Number
+from oracle import LD, Number, _capped
 
 # Four as for every sum and logarithm of the contract; four more for the products with the gaps, and their sum.
 ENTROPY_ULPS = 8
@@ -25,6 +25,7 @@ def exact_entropy(
     logits: np.ndarray,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     sample_weight: Any = None,
     reduction: str = "mean",
     normalizer: float | None = None,
@@ -33,10 +34,16 @@ def exact_entropy(
 ) -> ExactEntropy:
     """H = log1p(tail) + m with m = sum_j p_j*gap_j, and its derivative by x_j, p_j*(gap_j - m)/temperature; gaps are
     those from the maximum, divided by the temperature. Allowed are (8 + D) eps of H and (8 + D + 2*gap_j) eps of
-    p_j*(gap_j + m)/temperature, where D is the mean gap weighted by p_j*gap_j: exp(-gap) is off by gap/2 eps."""
+    p_j*(gap_j + m)/temperature, where D is the mean gap weighted by p_j*gap_j: exp(-gap) is off by gap/2 eps.
+
+    The error of capped logits, `moved`, changes p and the gaps. The gap at the maximum stays 0, unless another logit is
+    so near that it may become the maximum."""
     with np.errstate(all="ignore"):
         x = np.moveaxis(np.asarray(logits), axis, -1).astype(LD, order="C")
         lead, classes = x.shape[:-1], x.shape[-1]
+        dtype = logits.dtype if np.asarray(logits).dtype.kind == "f" else np.dtype(np.float64)
+        x, cap_slope, moved, of_slope, near = _capped(x, softcap, dtype)
+        moved = moved / LD(temperature)
         top = np.argmax(x, axis=-1, keepdims=True)
         largest = np.take_along_axis(x, top, -1)
         gaps = (largest - x) / LD(temperature)
@@ -51,21 +58,26 @@ def exact_entropy(
         p = e / (1 + tail)
         value = (np.log1p(tail) + mean)[..., 0]
         slope, size = p * (gaps - mean) / LD(temperature), p * (gaps + mean) / LD(temperature)
+        share = np.where(gaps * LD(temperature) > near, 1, tail / (1 + tail)) + tail / (1 + tail)
+        second = np.where(np.arange(classes) == top, -np.inf, x).max(axis=-1, keepdims=True)
+        share = np.where(largest - second <= near, 2, share)
+        of_gaps = moved * p * share / LD(temperature)
         bad = (~np.isfinite(largest) | np.isnan(x).any(axis=-1, keepdims=True))[..., 0]
         value[bad] = slope[bad] = size[bad] = np.nan
 
         weight = np.ones(lead, LD) if sample_weight is None else np.asarray(sample_weight).astype(LD)
         value = value * weight
-        rows = Number(value, value, mean_gap[..., 0] * value, 2 + classes * weight, ENTROPY_ULPS)
+        rows = Number(value, value, (mean_gap + moved)[..., 0] * value, 2 + classes * weight, ENTROPY_ULPS)
         factor = LD(1)
         if reduction == "mean":
             denominator = weight.sum() if normalizer is None else LD(normalizer)
             factor = 1 / denominator if denominator else LD(0)
         loss = rows if reduction == "none" else rows.reduced(factor if factor else LD(np.nan), logits.dtype)
-        scale = (weight * np.asarray(upstream).astype(LD) * factor)[..., None]
+        scale = (weight * np.asarray(upstream).astype(LD) * factor)[..., None] * cap_slope
         size = size * np.abs(scale)
+        extra = (mean_gap + 2 * gaps + moved + of_slope) * size + of_gaps * np.abs(scale)
         floor = 2 + np.abs(scale) / LD(temperature) * (1 + classes * p)
-        grad = Number(slope * scale, size, (mean_gap + 2 * gaps) * size, floor, ENTROPY_ULPS)
+        grad = Number(slope * scale, size, extra, floor, ENTROPY_ULPS)
         return ExactEntropy(loss, grad.rearranged(lambda a: np.moveaxis(a, -1, axis)))
 
 

@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
         ],
     ),
     "softcap": (
-        ONE_TERM | {"map", "rows"},
+        ONE_TERM | {"map", "rows", "entropy", "evaluate", "divergence"},
         [
             ("zero", {"softcap": 0}, ValueError, r"^softcap is 0\.0, expected None or a number in \[1e-15, 1e15\]"),
             ("negative", {"softcap": -1.0}, ValueError, r"^softcap is -1\.0"),

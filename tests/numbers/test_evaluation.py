@@ -36,13 +36,15 @@ def ranks_of(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_of_each_row(shape: tuple[int, int], axis: int, dtype: type) -> None:
     x, labels = case(shape, dtype, axis)
-    for temperature in (1.0, 2.0):
-        got = fastce.evaluate(x, labels, axis=axis, temperature=temperature, return_rows=True)[1]
+    for options in ({}, {"temperature": 2.0}, {"softcap": 1.5}):
+        got = fastce.evaluate(x, labels, axis=axis, **options, return_rows=True)[1]
         by_row = x if axis == -1 else x.T
+        if "softcap" in options:
+            by_row = fastce.logsumexp(by_row[..., None], softcap=1.5)  # one class: the capped logit
         kept = labels >= 0
         np.testing.assert_array_equal(got.rank, ranks_of(by_row, labels))
         np.testing.assert_array_equal(got.predicted, np.where(kept, by_row.argmax(1), -1))
-        z = by_row / dtype(temperature)
+        z = by_row / dtype(options.get("temperature", 1))
         loss = fastce.cross_entropy(z, labels, reduction="none")
         for name, want in {
             "log_probability": -loss,
@@ -57,7 +59,14 @@ def test_values_of_each_row(shape: tuple[int, int], axis: int, dtype: type) -> N
 @pytest.mark.parametrize("shape", SHAPES)
 def test_means_are_those_of_the_reference(shape: tuple[int, int], dtype: type) -> None:
     x, labels = case(shape, dtype)
-    for options in ({}, {"temperature": 0.5}, {"top_k": (2, 3, 10**6)}, {"ignore_index": None}, {"top_k": 4}):
+    for options in (
+        {},
+        {"temperature": 0.5},
+        {"softcap": 1.5},
+        {"top_k": (2, 3, 10**6)},
+        {"ignore_index": None},
+        {"top_k": 4},
+    ):
         given = np.maximum(labels, 0) if "ignore_index" in options else labels
         got, want = fastce.evaluate(x, given, **options), reference.evaluate(x, given, **options)
         assert (got.rows, got.accuracy, got.top_k) == (want.rows, want.accuracy, want.top_k)

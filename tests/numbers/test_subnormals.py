@@ -55,6 +55,7 @@ def options_of(function, shape, axis=-1):
         "label_smoothing": 1e-31,
         "z_loss": 1e-3,
         "temperature": 0.7,
+        "softcap": 1e3,
         "upstream": rng.normal(size=rows if function.family.by_row else shape),
     }
     return {name: value for name, value in every.items() if name in function.options}
@@ -69,7 +70,7 @@ def cases_of(function, shape, axis=-1):
     every = options_of(function, shape, axis)
     yield {}
     yield every
-    for name in ("label_smoothing", "temperature", "upstream"):
+    for name in ("label_smoothing", "temperature", "softcap", "upstream"):
         if name in every:
             yield {name: every[name]}
 
