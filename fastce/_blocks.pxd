@@ -254,8 +254,8 @@ cdef inline void load_logits(const Job *job, Py_ssize_t i, Py_ssize_t count, Py_
     load_tile(job.plan.primitives, &job.request.logits, i, count, j, classes, width, tile)
     capped(job, tile, classes*width, tile, slope)
 
-cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *dst, Py_ssize_t rows, Py_ssize_t classes,
-                                 Py_ssize_t width, const floating *tile) noexcept nogil:
+cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *dst, Py_ssize_t rows,
+                                 Py_ssize_t classes, Py_ssize_t width, const floating *tile) noexcept nogil:
     """number k of row p = tile[k, p], rounded, where rows at dst are row_stride apart."""
     cdef floating gathered[GATHERED]
     cdef Py_ssize_t size = sizeof(floating), most = min(classes, <Py_ssize_t>GATHERED/CE_MAX_LANES)
@@ -278,7 +278,7 @@ cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *
 
 cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                             Py_ssize_t classes, Py_ssize_t width, const floating *tile, bint stream) noexcept nogil:
-    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows are written past the caches, unless they are rounded."""
+    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows that are not rounded are written past the caches."""
     cdef Py_ssize_t p = 0, k, r, run, size = sizeof(floating)
     cdef char *dst
     while p < count:

@@ -39,7 +39,7 @@ cdef inline Py_ssize_t rows_on_end(const Job *job, const Matrix *a, Py_ssize_t c
     return count if a.row_stride == job.request.classes*a.class_stride else 1
 
 cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexcept nogil:
-    """Finds the numbers of rows where they lie, or gathers them into scratch. There the gradient replaces the logits."""
+    """Finds the numbers of rows where they lie, or gathers them into scratch, where the gradient replaces them."""
     cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), step, p
     cdef floating *x = scratch
     cdef floating *base = scratch + BLOCK
