@@ -194,14 +194,10 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
     """grad[i, j:j + n] = src, unless it is there already. Unless slope is NULL, src is multiplied by it."""
     cdef const Matrix *grad = &job.request.grad
     cdef char *dst = row_at(grad, i) + j*grad.class_stride
-    if <const char *>src == dst:
-        return
     if slope != NULL:
-        if grad.dtype == own_dtype(slope) and grad.class_stride == sizeof(floating):
-            times_slope(job, src, slope, n, <floating *>dst)
-            return
         times_slope(job, src, slope, n, src)
-    scatter(grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
+    if <const char *>src != dst:
+        scatter(grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
 
 # -- Tiles
 
