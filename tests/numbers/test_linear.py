@@ -1,5 +1,5 @@
-"""The loss of a linear layer, its gradients and its evaluation, in chunks of every size, are those of the logits. Errors
-are raised before anything is written, and memory stays within the bound that is promised."""
+"""The loss of a linear layer, its gradients and its evaluation, in chunks of every size, are those of its logits.
+Errors are raised before anything is written, and memory stays within the bound that is promised."""
 
 from __future__ import annotations
 
