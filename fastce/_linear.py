@@ -300,7 +300,10 @@ class _Sums:
                 some = slice(start, min(start + step, layer.classes))
                 block = self.scratch.array("block", (some.stop - start, layer.features), layer.dtype)
                 np.matmul(grad[:, some].T, hidden, out=block)
-                weight[some] = block if self.empty else weight[some] + block
+                if self.empty:
+                    weight[some] = block
+                else:
+                    weight[some] += block
         self.empty = False
 
     def finish(self) -> None:

@@ -54,8 +54,11 @@ def zeros_on_disk(path: Any, shape: tuple[int, int], dtype: Any) -> np.ndarray:
 WIDE, TALL = (1, 2**31 + 7), (2**24 + 1, 128)
 
 
+ON_REQUEST = pytest.mark.skipif("FASTCE_LARGE" not in os.environ, reason="takes long; set FASTCE_LARGE=1")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [WIDE, TALL], ids=str)
+@pytest.mark.parametrize("shape", [WIDE, pytest.param(TALL, marks=ON_REQUEST)], ids=str)
 def test_more_than_2_to_31_logits(shape: tuple[int, int], tmp_path: Any) -> None:
     """Few logits are not 0: the last ones of the first and of the last row, and labels are there."""
     rows, classes = shape
@@ -67,7 +70,7 @@ def test_more_than_2_to_31_logits(shape: tuple[int, int], tmp_path: Any) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("FASTCE_LARGE" not in os.environ, reason="takes minutes; set FASTCE_LARGE=1")
+@ON_REQUEST
 @pytest.mark.parametrize("shape", [WIDE, (5, 2**29)], ids=str)
 def test_gradients_of_more_than_2_to_31_logits(shape: tuple[int, int], tmp_path: Any) -> None:
     rows, classes = shape
