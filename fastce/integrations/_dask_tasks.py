@@ -1,0 +1,276 @@
+"""What the tasks of dask.py compute: functions of NumPy arrays, which are blocks of dask arrays. _dask.py builds the
+graph that calls them.
+
+Where Dask sums over an axis that has one block, it hands over a list that holds this block. It could concatenate
+instead, but that would copy each block.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import _merging, cross_entropy, cross_entropy_with_grad, evaluate, log_softmax, logsumexp, predict, softmax
+from .._merging import Block, BlockStats
+
+STATE = len(BlockStats._fields)
+
+
+def only(value: Any) -> Any:
+    """A block, out of the lists that hold it."""
+    while isinstance(value, list):
+        (value,) = value
+    return value
+
+
+def located(task: Callable[..., Any]) -> Callable[..., Any]:
+    """A task whose first argument is the place of its rows: the index of the first one, with None where the sizes of
+    the blocks are not known, and the number of the block. Its errors name the index in the whole array."""
+
+    @functools.wraps(task)
+    def run(place: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return task(*map(only, arguments), **options)
+        except (IndexError, ValueError) as error:
+            raise type(error)(_in_the_whole_array(str(error), *place)) from None
+
+    return run
+
+
+def _in_the_whole_array(text: str, starts: tuple[int | None, ...], number: tuple[int, ...]) -> str:
+    found = re.match(r"(targets|labels|sample_weight|upstream)\[([\d, ]+)\]", text)
+    if found is None or None in starts:
+        return f"{text} (in the block {number} of the rows)"
+    index = [int(k) for k in found[2].split(",")]
+    index[: len(starts)] = [k + start for k, start in zip(index, starts, strict=False)]
+    return f"{found[1]}[{', '.join(map(str, index))}]{text[found.end() :]}"
+
+
+def same(x: Any, axis: Any = None, keepdims: Any = None) -> Any:
+    """A reduction's first step, where the block is reduced already."""
+    return x
+
+
+def first(pair: Any) -> Any:
+    return only(pair)[0]
+
+
+def second(pair: Any) -> Any:
+    return only(pair)[1]
+
+
+# --- Sums over all rows -----------------------------------------------------------------------------------------------
+
+
+@located
+def shares(labels: Any, sample_weight: Any, weight: Any, *, num_classes: int, ignore_index: Any, ndim: int) -> Any:
+    """What the rows of a block add to the denominator: two numbers, whose sum it is, on the last axis."""
+    pair = _merging.row_shares(labels, num_classes, ignore_index, weight, sample_weight)
+    return pair.reshape((1,) * ndim + (2,))
+
+
+def counts(targets: Any, *, axis: int, ndim: int) -> Any:
+    """`shares` of rows that nothing but their number is known of."""
+    shape = only(targets).shape
+    return np.array([math.prod(shape[:axis] + shape[axis + 1 :]), 0.0]).reshape((1,) * ndim + (2,))
+
+
+def sum_of_sums(x: Any, axis: Any = None, keepdims: Any = None) -> Any:
+    """A number, or two whose sum is it: what the first one's rounding lost is the second."""
+    numbers = x.ravel().tolist()
+    finite = np.isfinite(x).all()
+    total = math.fsum(numbers) if finite else float(np.add.reduce(x, axis=None))
+    lost = math.fsum([*numbers, -total]) if finite else 0.0
+    return np.array([total, lost]).reshape((1,) * (x.ndim - 1) + (2,))
+
+
+def total(x: Any, axis: Any = None, keepdims: Any = None, *, result: Any) -> Any:
+    """All that `sum_of_sums` left, as one number."""
+    return np.asarray(sum_of_sums(x).sum(), result)
+
+
+def quotient(total: Any, denominator: Any, *, result: Any) -> Any:
+    return np.asarray(total / denominator if denominator else np.nan, result)
+
+
+# --- Classes in one block ---------------------------------------------------------------------------------------------
+
+
+@located
+def loss(x: Any, targets: Any, sample_weight: Any, weight: Any, *, reduction: str, **options: Any) -> Any:
+    """The losses of rows, or their sum."""
+    value = cross_entropy(x, targets, weight=weight, sample_weight=sample_weight, reduction=reduction, **options)
+    return value if reduction == "none" else _as_sum(value, x.ndim)
+
+
+def _as_sum(value: Any, ndim: int) -> Any:
+    return np.array([value, 0.0], np.float64).reshape((1,) * (ndim - 1) + (2,))
+
+
+@located
+def loss_and_grad(
+    x: Any,
+    targets: Any,
+    sample_weight: Any,
+    weight: Any,
+    denominator: Any,
+    upstream: Any,
+    *,
+    reduction: str,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Both in one pass. The losses are summed, and divided by the denominator, unless they are those of rows."""
+    nothing = reduction == "mean" and not denominator > 0
+    if reduction == "mean" and not nothing:
+        options["normalizer"] = float(denominator)
+    if nothing:  # all rows have a weight of 0
+        reduction, upstream = "sum", 0.0
+    value, grad = cross_entropy_with_grad(
+        x, targets, sample_weight=sample_weight, weight=weight, reduction=reduction, upstream=upstream, **options
+    )
+    if nothing:
+        value = np.nan
+        grad[...] = 0
+    return (value if reduction == "none" else _as_sum(value, x.ndim)), grad
+
+
+# --- Classes in several blocks ----------------------------------------------------------------------------------------
+
+
+def _block(class_offset: int, weight: Any, options: dict[str, Any]) -> Block:
+    return Block(class_offset, weight=weight, **{name: options[name] for name in Block._fields if name in options})
+
+
+def _as_stats(state: Any, axis: int) -> BlockStats:
+    rows = state.reshape(state.shape[:axis] + state.shape[axis + 1 :])
+    return BlockStats(*(rows[..., k] for k in range(STATE)))
+
+
+def block_state(place: Any, x: Any, targets: Any, weight: Any, *, axis: int, **options: Any) -> Any:
+    """The state of a block of classes, with its numbers on a new last axis and one class. `place` is that of the block,
+    rows and classes."""
+    stats = _merging.block_stats(x, only(targets), _block(place[axis], only(weight), {**options, "axis": axis}))
+    return np.expand_dims(np.stack(stats, axis=-1), axis)
+
+
+def merged_states(x: Any, axis: Any = None, keepdims: Any = None, *, class_axis: int, temperature: float) -> Any:
+    """The state of several blocks of classes."""
+    parts = [_as_stats(part, class_axis) for part in np.split(x, x.shape[class_axis], axis=class_axis)]
+    merged = functools.reduce(functools.partial(_merging.merge_stats, temperature=temperature), parts)
+    return np.expand_dims(np.stack(merged, axis=-1), class_axis)
+
+
+def _counted(labels: Any, sample_weight: Any, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
+    if labels is not None:
+        return _merging.counted_rows(labels, options["num_classes"], options["ignore_index"], sample_weight)
+    return np.ones(shape, bool) if sample_weight is None else np.asarray(sample_weight) != 0
+
+
+@located
+def loss_of_states(
+    state: Any,
+    labels: Any,
+    sample_weight: Any,
+    *,
+    reduction: str,
+    axis: int,
+    z_loss: float,
+    temperature: float,
+    result: Any,
+    **options: Any,
+) -> Any:
+    """The losses of rows, or their sum, from merged states."""
+    stats = _as_stats(state, axis)
+    counted = _counted(labels, sample_weight, stats.tail.shape, options)
+    losses = _merging.losses_of_stats(stats, z_loss, temperature)
+    with np.errstate(all="ignore"):
+        losses = np.where(counted, losses if sample_weight is None else losses * sample_weight, 0.0)
+        return losses.astype(result) if reduction == "none" else _as_sum(losses.sum(), state.ndim - 1)
+
+
+def grad_of_states(
+    place: Any,
+    x: Any,
+    targets: Any,
+    weight: Any,
+    state: Any,
+    sample_weight: Any,
+    denominator: Any,
+    upstream: Any,
+    *,
+    axis: int,
+    reduction: str,
+    z_loss: float,
+    subnormals: str,
+    **options: Any,
+) -> Any:
+    """The gradient of a block, from the merged states of its rows."""
+    targets, stats = only(targets), _as_stats(only(state), axis)
+    sample_weight, upstream = only(sample_weight), only(upstream)
+    shape = stats.tail.shape
+    counted = _counted(targets if targets.ndim < x.ndim else None, sample_weight, shape, options)
+    if reduction == "mean":
+        counted &= bool(denominator > 0)
+        upstream = upstream / float(denominator) if denominator > 0 else 0.0
+    scale = np.broadcast_to(np.asarray(upstream, np.float64), shape)
+    if sample_weight is not None:
+        scale = scale * sample_weight
+    of_block = _block(place[axis], only(weight), {**options, "axis": axis})
+    return _merging.block_grad(x, targets, stats, of_block, scale, counted, z_loss, subnormals)
+
+
+def logsumexp_of_states(state: Any, *, axis: int, temperature: float, result: Any, keepdims: bool) -> Any:
+    lse = _merging.lse_of_stats(_as_stats(only(state), axis), temperature).astype(result)
+    return np.expand_dims(lse, axis) if keepdims else lse
+
+
+def softmax_of_states(x: Any, state: Any, *, axis: int, subnormals: str, **options: Any) -> Any:
+    of_block = _block(0, None, {**options, "axis": axis})
+    return _merging.block_softmax(x, _as_stats(only(state), axis), of_block, subnormals)
+
+
+def log_softmax_of_states(x: Any, state: Any, *, axis: int, **options: Any) -> Any:
+    of_block = _block(0, None, {**options, "axis": axis})
+    return _merging.block_log_softmax(x, _as_stats(only(state), axis), of_block)
+
+
+# --- Functions of the same name, for whole rows -----------------------------------------------------------------------
+
+
+def softmax_of_rows(x: Any, **options: Any) -> Any:
+    return softmax(x, **options)
+
+
+def log_softmax_of_rows(x: Any, **options: Any) -> Any:
+    return log_softmax(x, **options)
+
+
+def logsumexp_of_rows(x: Any, **options: Any) -> Any:
+    return logsumexp(only(x), **options)
+
+
+def predict_of_rows(x: Any, **options: Any) -> Any:
+    return predict(only(x), **options)
+
+
+@located
+def evaluate_rows(x: Any, labels: Any, **options: Any) -> tuple[Any, Any]:
+    """The evaluation and, if wanted, what each row is evaluated by."""
+    found = evaluate(x, labels, **options)
+    return found if isinstance(found, tuple) else (found, None)
+
+
+def sum_of_evaluations(parts: Any, axis: Any = None, keepdims: Any = None) -> Any:
+    flat = [parts]
+    while isinstance(flat[0], list):
+        flat = [part for some in flat for part in some]
+    return sum(flat[1:], flat[0])
+
+
+def field(pair: Any, *, attribute: str) -> Any:
+    return getattr(only(pair)[1], attribute)
