@@ -9,6 +9,7 @@ is (-inf, -1, 0, 0). These are the formulas of `State` in _job.pxd, for arrays o
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ._cross_entropy import cross_entropy, cross_entropy_grad
 from ._stats import Array, SoftmaxStats
 
 PIECE = 1 << 16  # as many numbers of a block as stay in cache while they are worked on
+WIDER = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant  # and sums in it are faster than math.fsum
 SMALLEST = {np.dtype(np.float32): 2.0**-100, np.dtype(np.float64): 2.0**-900}  # with subnormals="flush"
 
 
@@ -55,15 +57,20 @@ def counted_rows(labels: Array, num_classes: int, ignore_index: int | None, samp
     return ~ignored if sample_weight is None else ~ignored & (np.asarray(sample_weight) != 0)
 
 
+def check_weights(name: str, weight: Any) -> None:
+    """Raise what `cross_entropy` raises for weights that are no finite numbers >= 0."""
+    if weight is not None and not ((weight >= 0) & (weight < np.inf)).all():
+        raise _checks.weight_error(name, weight, _checks.F64)
+
+
 def row_shares(
     labels: Array | None, num_classes: int, ignore_index: int | None, weight: Any, sample_weight: Any
 ) -> Array:
     """What rows add to the denominator of the mean: the sum, and what its rounding to float64 lost."""
     share: Any = None
     if sample_weight is not None:
+        check_weights("sample_weight", sample_weight)
         share = np.asarray(sample_weight, np.float64)
-        if not ((share >= 0) & (share < np.inf)).all():
-            raise _checks.weight_error("sample_weight", sample_weight, _checks.F64)
     if labels is not None:
         counted = counted_rows(labels, num_classes, ignore_index)
         if weight is not None:
@@ -72,8 +79,12 @@ def row_shares(
         if share is None:
             return np.array([np.count_nonzero(counted), 0.0])
         share = np.where(counted, share, 0.0)
-    total = np.add.reduce(share, axis=None, dtype=np.longdouble)
-    return np.array([total, total - np.float64(total)], np.float64)
+    if WIDER:
+        total = np.add.reduce(share, axis=None, dtype=np.longdouble)
+        return np.array([total, total - np.float64(total)], np.float64)
+    numbers = share.ravel().tolist()
+    total = math.fsum(numbers)
+    return np.array([total, math.fsum([*numbers, -total])])
 
 
 def no_classes(shape: tuple[int, ...]) -> BlockStats:
@@ -171,7 +182,7 @@ def _at(logits: Array, labels: Array, axis: int) -> Array:
 
 
 def _capped(x: Array, softcap: float | None) -> Array:
-    """As the kernels do it to the last bit, so that a maximum's distance from `row_max` is 0: it is that of one class."""
+    """As the kernels do it, as the `row_max` of one class: to the bit, so that a maximum's distance from it is 0."""
     if softcap is None:
         return x
     rows = x.reshape(-1, 1)

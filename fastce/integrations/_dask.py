@@ -64,9 +64,7 @@ class Logits:
         """Logits of no rows, for what fastce checks and the dtypes that it returns."""
         return np.empty(self.no_rows, self.x.dtype)
 
-    def blockwise(
-        self, task: Callable[..., Any], name: str, dtype: Any, out: Any, *arrays: Any, **options: Any
-    ) -> Any:
+    def blockwise(self, task: Callable[..., Any], name: str, dtype: Any, out: Any, *arrays: Any, **options: Any) -> Any:
         """An array with the axes `out` of blocks that a task computes. `arrays` are arrays and their axes in turn."""
         meta = np.empty((0,) * len(out), dtype)
         return da.blockwise(task, out, *arrays, align_arrays=False, token=f"fastce-{name}", meta=meta, **options)
@@ -82,14 +80,14 @@ class Logits:
             sums,
             chunk=tasks.same,
             combine=tasks.sum_of_sums,
-            aggregate=functools.partial(tasks.total, result=dtype),
+            aggregate=functools.partial(tasks.total, result=np.dtype(dtype)),
             name=f"fastce-{name}",
             dtype=dtype,
             concatenate=True,
             meta=np.empty((), dtype),
         )
 
-    def states(self, *targets_and_weight: Any, temperature: float, softcap: Any, num_threads: Any, **options: Any) -> Any:
+    def states(self, *targets_and_weight: Any, temperature: float, **options: Any) -> Any:
         """The merged states of all rows: one class, whose numbers are on a new last axis."""
         axes = self.state_axes
         states = self.blockwise(
@@ -106,8 +104,6 @@ class Logits:
             adjust_chunks={self.axis: 1},
             axis=self.axis,
             temperature=temperature,
-            softcap=softcap,
-            num_threads=num_threads,
             num_classes=self.classes,
             **options,
         )
@@ -119,7 +115,7 @@ class Logits:
             aggregate=merge,
             axis=self.axis,
             keepdims=True,
-            name="fastce-merge",
+            name="fastce-state",
             dtype=np.float64,
             concatenate=True,
             meta=np.empty((0,) * len(axes)),
@@ -147,7 +143,7 @@ class Logits:
                 chunk=tasks.same,
                 combine=tasks.sum_of_evaluations,
                 aggregate=tasks.sum_of_evaluations,
-                name="fastce-evaluation-sum",
+                name="fastce-evaluation",
                 dtype=object,
                 concatenate=False,
                 meta=np.empty((), object),
@@ -203,6 +199,9 @@ class Loss:
 
     def __init__(self, logits: Any, targets: Any, options: dict[str, Any]) -> None:
         self.options = options = dict(options)
+        for name in options.keys() - {"weight", "sample_weight", "upstream"}:
+            if isinstance(options[name], da.Array):
+                raise TypeError(f"{name} is a dask array, expected a value that is known")
         self.at = at = Logits("logits", logits, options.pop("axis"))
         x, rows = at.x, at.row_shape
         self.targets, self.target_axes = self._targets(targets)
@@ -212,20 +211,23 @@ class Loss:
             expected = f"{rows}: one for each row"
             self.sample_weight = along("sample_weight", options["sample_weight"], at.row_chunks, expected)
         self.upstream = options.pop("upstream", 1.0)
-        by_row = options["reduction"] == "none" and getattr(self.upstream, "ndim", np.ndim(self.upstream)) > 0
+        lazy = isinstance(self.upstream, da.Array)
+        by_row = options["reduction"] == "none" and (self.upstream.ndim if lazy else np.ndim(self.upstream)) > 0
         if by_row:
             self.upstream = along("upstream", self.upstream, at.row_chunks, f"a scalar or {rows}")
+        elif lazy:
+            self.upstream = along("upstream", self.upstream, (), "a scalar")
+        self.upstream_axes = at.rows if by_row else () if lazy else None
         weight = options["weight"]
         self.weight = None
         if weight is not None:
             expected = f"({at.classes},): one for each class"
             self.weight = along("weight", weight, (x.chunks[at.axis],), expected)
-        self._check(weight, by_row)
+        self._check(weight)
         for name in ("weight", "sample_weight"):
             options.pop(name)
         self.reduction, self.normalizer = options.pop("reduction"), options.pop("normalizer")
         self.subnormals = options.pop("subnormals", "keep")
-        self.upstream_axes = at.rows if by_row else None
 
     def _targets(self, targets: Any) -> tuple[Any, Any]:
         at = self.at
@@ -236,14 +238,16 @@ class Loss:
             return along("targets", targets, at.x.chunks, labels), at.axes
         return along("targets", targets, at.row_chunks, labels), at.rows
 
-    def _check(self, weight: Any, by_row: bool) -> None:
+    def _check(self, weight: Any) -> None:
         """Let fastce check the dtypes and options, and tell the dtypes of loss and gradient."""
         at, rows = self.at, (0,) * len(self.at.rows)
         shape = at.no_rows if self.labels is None else rows
         options = dict(self.options)
         options["weight"] = np.ones(at.classes, weight.dtype) if isinstance(weight, da.Array) else weight
         options["sample_weight"] = None if self.sample_weight is None else np.empty(rows, self.sample_weight.dtype)
-        options["upstream"] = np.empty(rows, self.upstream.dtype) if by_row else self.upstream
+        options["upstream"] = self.upstream
+        if self.upstream_axes is not None:
+            options["upstream"] = np.ones((0,) * self.upstream.ndim, self.upstream.dtype)
         targets = np.empty(shape, self.targets.dtype)
         loss, grad = cross_entropy_with_grad(at.empty(), targets, axis=at.axis, **options)
         self.loss_dtype, self.grad_dtype = loss.dtype, grad.dtype
@@ -262,9 +266,7 @@ class Loss:
                 return float(np.prod(at.row_shape))
             if self.labels is None:
                 one = self.targets.blocks[tuple(0 if k == at.axis else slice(None) for k in at.axes)]
-                sums = at.per_block(
-                    tasks.counts, "fastce-count", one, at.axes, axis=at.axis, ndim=len(at.rows)
-                )
+                sums = at.per_block(tasks.counts, "fastce-count", one, at.axes, axis=at.axis, ndim=len(at.rows))
                 return at.sum(sums, np.float64, "denominator")
             labels = self.labels
         weight = None if self.weight is None else self.weight.rechunk(-1)
@@ -341,7 +343,8 @@ class Loss:
         of_call = [*_number(denominator), self.upstream, self.upstream_axes]
         if not at.whole:
             states, losses = self._of_states()
-            arrays = [at.starts, at.axes, *self.arrays("x", "targets", "weight"), states, at.state_axes]
+            arrays = [at.places, at.rows, at.starts, at.axes, *self.arrays("x", "targets", "weight")]
+            arrays += [states, at.state_axes]
             arrays += [*self.arrays("sample_weight"), *of_call]
             more["num_classes"] = at.classes
             grad = at.blockwise(tasks.grad_of_states, "grad", self.grad_dtype, at.axes, *arrays, **more)

@@ -84,18 +84,21 @@ def sum_of_sums(x: Any, axis: Any = None, keepdims: Any = None) -> Any:
     """A number, or two whose sum is it: what the first one's rounding lost is the second."""
     numbers = x.ravel().tolist()
     finite = np.isfinite(x).all()
-    total = math.fsum(numbers) if finite else float(np.add.reduce(x, axis=None))
+    with np.errstate(all="ignore"):
+        total = math.fsum(numbers) if finite else float(np.add.reduce(x, axis=None))
     lost = math.fsum([*numbers, -total]) if finite else 0.0
     return np.array([total, lost]).reshape((1,) * (x.ndim - 1) + (2,))
 
 
 def total(x: Any, axis: Any = None, keepdims: Any = None, *, result: Any) -> Any:
     """All that `sum_of_sums` left, as one number."""
-    return np.asarray(sum_of_sums(x).sum(), result)
+    with np.errstate(all="ignore"):
+        return result.type(sum_of_sums(x).sum())
 
 
 def quotient(total: Any, denominator: Any, *, result: Any) -> Any:
-    return np.asarray(total / denominator if denominator else np.nan, result)
+    with np.errstate(all="ignore"):  # a total that is infinite in float32
+        return result.type(total / denominator if denominator else np.nan)
 
 
 # --- Classes in one block ---------------------------------------------------------------------------------------------
@@ -143,6 +146,7 @@ def loss_and_grad(
 
 
 def _block(class_offset: int, weight: Any, options: dict[str, Any]) -> Block:
+    _merging.check_weights("weight", weight)
     return Block(class_offset, weight=weight, **{name: options[name] for name in Block._fields if name in options})
 
 
@@ -151,10 +155,11 @@ def _as_stats(state: Any, axis: int) -> BlockStats:
     return BlockStats(*(rows[..., k] for k in range(STATE)))
 
 
-def block_state(place: Any, x: Any, targets: Any, weight: Any, *, axis: int, **options: Any) -> Any:
-    """The state of a block of classes, with its numbers on a new last axis and one class. `place` is that of the block,
-    rows and classes."""
-    stats = _merging.block_stats(x, only(targets), _block(place[axis], only(weight), {**options, "axis": axis}))
+def block_state(starts: Any, x: Any, targets: Any, weight: Any, *, axis: int, **options: Any) -> Any:
+    """The state of a block of classes, with its numbers on a new last axis and one class. It starts at these rows and
+    classes."""
+    of_block = _block(starts[axis], only(weight), {**options, "axis": axis})
+    stats = _merging.block_stats(x, only(targets), of_block)
     return np.expand_dims(np.stack(stats, axis=-1), axis)
 
 
@@ -166,6 +171,7 @@ def merged_states(x: Any, axis: Any = None, keepdims: Any = None, *, class_axis:
 
 
 def _counted(labels: Any, sample_weight: Any, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
+    _merging.check_weights("sample_weight", sample_weight)
     if labels is not None:
         return _merging.counted_rows(labels, options["num_classes"], options["ignore_index"], sample_weight)
     return np.ones(shape, bool) if sample_weight is None else np.asarray(sample_weight) != 0
@@ -193,8 +199,9 @@ def loss_of_states(
         return losses.astype(result) if reduction == "none" else _as_sum(losses.sum(), state.ndim - 1)
 
 
+@located
 def grad_of_states(
-    place: Any,
+    starts: Any,
     x: Any,
     targets: Any,
     weight: Any,
@@ -210,8 +217,7 @@ def grad_of_states(
     **options: Any,
 ) -> Any:
     """The gradient of a block, from the merged states of its rows."""
-    targets, stats = only(targets), _as_stats(only(state), axis)
-    sample_weight, upstream = only(sample_weight), only(upstream)
+    stats = _as_stats(state, axis)
     shape = stats.tail.shape
     counted = _counted(targets if targets.ndim < x.ndim else None, sample_weight, shape, options)
     if reduction == "mean":
@@ -220,7 +226,7 @@ def grad_of_states(
     scale = np.broadcast_to(np.asarray(upstream, np.float64), shape)
     if sample_weight is not None:
         scale = scale * sample_weight
-    of_block = _block(place[axis], only(weight), {**options, "axis": axis})
+    of_block = _block(starts[axis], weight, {**options, "axis": axis})
     return _merging.block_grad(x, targets, stats, of_block, scale, counted, z_loss, subnormals)
 
 

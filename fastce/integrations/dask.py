@@ -1,10 +1,10 @@
 """fastce on dask arrays: logits that need not be in memory at once, nor on one machine, in chunks along the rows and
 along the classes.
 
-Results are lazy. Where the classes are in one chunk, one task computes the loss and the gradient of a chunk in one pass.
-Where they are in several, the states of the chunks are merged in a tree, and the gradient reads each chunk once more.
-Denominators are those of all rows. Each task uses one thread unless `num_threads` says otherwise, because Dask runs
-several tasks at a time.
+Results are lazy. Where the classes are in one chunk, one task computes the loss and the gradient of a chunk in one
+pass. Where they are in several, the states of the chunks are merged in a tree, and a second task computes each chunk's
+gradient from the merged state. Denominators are those of all rows. Each task uses one thread unless `num_threads` says
+otherwise, because Dask runs several tasks at a time.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def cross_entropy(
 
     See Also
     --------
-    cross_entropy_with_grad : Loss and gradient, each chunk is read once.
+    cross_entropy_with_grad : Loss and gradient in one task.
 
     Notes
     -----
@@ -292,7 +292,7 @@ def softmax(
 
     Notes
     -----
-    The formula is that of `fastce.softmax`. If the classes are in several chunks, each chunk is read twice.
+    The formula is that of `fastce.softmax`. If the classes are in several chunks, two tasks use each chunk.
 
     Examples
     --------
@@ -345,7 +345,7 @@ def log_softmax(
 
     Notes
     -----
-    The formula is that of `fastce.log_softmax`. If the classes are in several chunks, each chunk is read twice.
+    The formula is that of `fastce.log_softmax`. If the classes are in several chunks, two tasks use each chunk.
 
     Examples
     --------

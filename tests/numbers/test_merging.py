@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastce
+from fastce import _merging
 from fastce._merging import (
     Block,
     BlockStats,
@@ -21,6 +23,7 @@ from fastce._merging import (
     lse_of_stats,
     merge_stats,
     no_classes,
+    row_shares,
 )
 
 ROWS, CLASSES = 40, 23
@@ -228,6 +231,25 @@ def test_labels_out_of_range_are_refused_as_fastce_refuses_them() -> None:
         counted_rows(labels, CLASSES, -100)
     assert str(mine.value) == str(theirs.value)
     assert counted_rows(labels, 24, -100, [1, 0, 1]).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("wider", [True, False])
+def test_shares_of_blocks_add_up_to_the_denominator(wider: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, so that gradients of blocks are those of the whole array."""
+    if not wider:
+        monkeypatch.setattr(_merging, "WIDER", False)
+    rng = np.random.default_rng(15)
+    rows = 5003
+    labels, sample_weight, weight = rng.integers(0, 7, rows), rng.random(rows), rng.random(7)
+    labels[::9] = -1
+    x = np.zeros((rows, 7))
+    for w, sw in ((weight, None), (None, sample_weight), (weight, sample_weight), (None, None)):
+        blocks = [slice(k, k + 619) for k in range(0, rows, 619)]
+        shares = [row_shares(labels[b], 7, -1, w, None if sw is None else sw[b]) for b in blocks]
+        denominator = math.fsum(np.ravel(shares))
+        options: dict[str, Any] = {"weight": w, "sample_weight": sw, "ignore_index": -1}
+        grad = fastce.cross_entropy_grad(x, labels, normalizer=denominator, **options)
+        np.testing.assert_array_equal(grad, fastce.cross_entropy_grad(x, labels, **options))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -3])
