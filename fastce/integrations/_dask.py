@@ -8,6 +8,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.array.reductions import _tree_reduce
 from dask.layers import ArrayBlockwiseDep
 
 from .. import _checks, cross_entropy_with_grad
@@ -34,6 +35,33 @@ class Starts(ArrayBlockwiseDep):  # type: ignore[misc]
 
 def known(sizes: tuple[Any, ...]) -> bool:
     return not np.isnan(sizes).any()
+
+
+def reduced(
+    x: Any,
+    combine: Callable[..., Any],
+    finish: Callable[..., Any],
+    name: str,
+    axes: tuple[int, ...],
+    keepdims: bool,
+    meta: Any,
+    concatenate: bool = True,
+) -> Any:
+    """A tree over blocks that are reduced already. `da.reduction` would have a first step for each block, too."""
+    several = len(axes) > 1
+    result = _tree_reduce(
+        x,
+        finish,
+        axes,
+        keepdims,
+        meta.dtype,
+        split_every=dict.fromkeys(axes, max(2, int(16 ** (1 / (len(axes) - 1))))) if several else None,
+        combine=combine,
+        name=f"fastce-{name}",
+        concatenate=concatenate,
+    )
+    result._meta = meta
+    return result
 
 
 class Logits:
@@ -69,23 +97,15 @@ class Logits:
         meta = np.empty((0,) * len(out), dtype)
         return da.blockwise(task, out, *arrays, align_arrays=False, token=f"fastce-{name}", meta=meta, **options)
 
-    def per_block(self, task: Callable[..., Any], name: str, *arrays: Any, **options: Any) -> Any:
-        """Two numbers for each block of rows, of which `sum` makes one."""
-        more = {"new_axes": {SUM: 2}, "adjust_chunks": dict.fromkeys(self.rows, 1)}
+    def per_block(self, task: Callable[..., Any], name: str, *arrays: Any, numbers: int = 2, **options: Any) -> Any:
+        """Pairs of numbers for each block of rows, which `sum` adds."""
+        more = {"new_axes": {SUM: numbers}, "adjust_chunks": dict.fromkeys(self.rows, 1)}
         return self.blockwise(task, name, np.float64, (*self.rows, SUM), *arrays, **more, **options)
 
-    def sum(self, sums: Any, dtype: Any, name: str) -> Any:
-        """One number, from two for each block of rows."""
-        return da.reduction(
-            sums,
-            chunk=tasks.same,
-            combine=tasks.sum_of_sums,
-            aggregate=functools.partial(tasks.total, result=np.dtype(dtype)),
-            name=f"fastce-{name}",
-            dtype=dtype,
-            concatenate=True,
-            meta=np.empty((), dtype),
-        )
+    def sum(self, sums: Any, name: str, dtype: Any, denominator: float | None = 1.0) -> Any:
+        """The total of all blocks, divided by the denominator. Without one, the second pairs add up to it."""
+        finish = functools.partial(tasks.total, denominator=denominator, result=np.dtype(dtype))
+        return reduced(sums, tasks.sum_of_sums, finish, name, tuple(range(sums.ndim)), False, np.empty((), dtype))
 
     def states(self, *targets_and_weight: Any, temperature: float, **options: Any) -> Any:
         """The merged states of all rows: one class, whose numbers are on a new last axis."""
@@ -108,18 +128,7 @@ class Logits:
             **options,
         )
         merge = functools.partial(tasks.merged_states, class_axis=self.axis, temperature=temperature)
-        return da.reduction(
-            states,
-            chunk=tasks.same,
-            combine=merge,
-            aggregate=merge,
-            axis=self.axis,
-            keepdims=True,
-            name="fastce-state",
-            dtype=np.float64,
-            concatenate=True,
-            meta=np.empty((0,) * len(axes)),
-        )
+        return reduced(states, merge, merge, "state", (self.axis,), True, np.empty((0,) * len(axes)))
 
     def argmax(self) -> Any:
         """The first index of the maximum, of classes in several chunks."""
@@ -138,16 +147,9 @@ class Logits:
     def sum_of_evaluations(self, parts: Any) -> Any:
         """The sum of blocks that hold an evaluation each, as a Delayed."""
         if self.rows:
-            parts = da.reduction(
-                parts,
-                chunk=tasks.same,
-                combine=tasks.sum_of_evaluations,
-                aggregate=tasks.sum_of_evaluations,
-                name="fastce-evaluation",
-                dtype=object,
-                concatenate=False,
-                meta=np.empty((), object),
-            )
+            add = tasks.sum_of_evaluations
+            axes, meta = tuple(range(parts.ndim)), np.empty((), object)
+            parts = reduced(parts, add, add, "evaluation", axes, False, meta, concatenate=False)
         return parts.to_delayed(optimize_graph=False).item()
 
 
@@ -252,40 +254,29 @@ class Loss:
         loss, grad = cross_entropy_with_grad(at.empty(), targets, axis=at.axis, **options)
         self.loss_dtype, self.grad_dtype = loss.dtype, grad.dtype
 
-    def denominator(self) -> Any:
-        """What a mean divides by: a number, or a dask array of no dimensions where it depends on what arrays hold."""
+    def denominator(self) -> float | None:
+        """What the losses' sum is divided by, if it does not depend on what arrays hold."""
         at, labels = self.at, self.labels
         if self.reduction != "mean":
-            return None
+            return 1.0
         if self.normalizer is not None:
             return float(self.normalizer)
-        if labels is not None and self.options["ignore_index"] is None and self.weight is None:
-            labels = None
-        if labels is None and self.sample_weight is None:
-            if all(map(known, at.row_chunks)):
-                return float(np.prod(at.row_shape))
-            if self.labels is None:
-                one = self.targets.blocks[tuple(0 if k == at.axis else slice(None) for k in at.axes)]
-                sums = at.per_block(tasks.counts, "fastce-count", one, at.axes, axis=at.axis, ndim=len(at.rows))
-                return at.sum(sums, np.float64, "denominator")
-            labels = self.labels
-        weight = None if self.weight is None else self.weight.rechunk(-1)
-        sums = at.per_block(
-            tasks.shares,
-            "share",
-            at.places,
-            at.rows,
-            labels,
-            None if labels is None else at.rows,
-            self.sample_weight,
-            None if self.sample_weight is None else at.rows,
-            weight,
-            None if weight is None else (WHOLE_WEIGHT,),
-            num_classes=at.classes,
-            ignore_index=self.options["ignore_index"],
-            ndim=len(at.rows),
+        all_count = self.sample_weight is None and (
+            labels is None or (self.options["ignore_index"] is None and self.weight is None)
         )
-        return at.sum(sums, np.float64, "denominator")
+        return float(np.prod(at.row_shape)) if all_count and all(map(known, at.row_chunks)) else None
+
+    def lazy_denominator(self) -> Any:
+        at = self.at
+        if self.labels is None and self.sample_weight is None:  # the rows of the first classes' targets are counted
+            first = self.targets.blocks[tuple(0 if k == at.axis else slice(None) for k in at.axes)]
+            sums = at.per_block(tasks.counts, "count", first, at.axes, axis=at.axis)
+        else:
+            arrays = self.arrays("labels", "sample_weight", "whole_weight")
+            classes, ignored = at.classes, self.options["ignore_index"]
+            more = {"num_classes": classes, "ignore_index": ignored, "ndim": len(at.rows)}
+            sums = at.per_block(tasks.shares, "denominator", at.places, at.rows, *arrays, **more)
+        return at.sum(sums, "denominator", np.float64)
 
     def arrays(self, *names: str) -> list[Any]:
         """Arrays and the names of their axes, in pairs, as `blockwise` takes them."""
@@ -296,63 +287,54 @@ class Loss:
             "labels": (self.labels, at.rows),
             "sample_weight": (self.sample_weight, at.rows),
             "weight": (self.weight, (at.axis,)),
+            "whole_weight": (None if self.weight is None else self.weight.rechunk(-1), (WHOLE_WEIGHT,)),
             "upstream": (self.upstream, self.upstream_axes),
         }
         return [part for name in names for part in (pairs[name] if pairs[name][0] is not None else (None, None))]
 
-    def _of_states(self) -> tuple[Any, Any]:
-        """The merged states of the rows, and their losses or sums."""
-        at, options = self.at, self.options
-        of_block = {name: options[name] for name in ("temperature", "softcap", "num_threads", "label_smoothing")}
-        of_block["ignore_index"] = options["ignore_index"]
-        states = at.states(*self.arrays("targets", "weight"), **of_block)
-        arrays = [at.places, at.rows, states, at.state_axes, *self.arrays("labels", "sample_weight")]
-        more = {name: options[name] for name in ("z_loss", "temperature", "ignore_index")}
-        more |= {"axis": at.axis, "num_classes": at.classes, "reduction": self.reduction, "result": self.loss_dtype}
-        return states, self._reduced(tasks.loss_of_states, *arrays, **more)
+    def _states(self) -> Any:
+        names = ("ignore_index", "label_smoothing", "temperature", "softcap", "num_threads")
+        return self.at.states(*self.arrays("targets", "weight"), **{name: self.options[name] for name in names})
 
-    def _reduced(self, task: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
-        """The losses of rows, or sums of blocks."""
-        at = self.at
+    def _loss(self, states: Any) -> Any:
+        """From merged states, or from logits whose classes are in one block."""
+        at, options, denominator = self.at, self.options, self.denominator()
+        more: dict[str, Any] = {"axis": at.axis, "ignore_index": options["ignore_index"], "num_classes": at.classes}
+        more |= {"reduction": "none" if self.reduction == "none" else "sum", "with_share": denominator is None}
+        if states is None:
+            task, arrays, more = tasks.loss, self.arrays("x", "targets", "sample_weight", "weight"), {**options, **more}
+        else:
+            task, arrays = tasks.loss_of_states, self.arrays("labels", "sample_weight", "whole_weight")
+            arrays = [states, at.state_axes, *arrays]
+            more |= {name: options[name] for name in ("z_loss", "temperature")} | {"result": self.loss_dtype}
         if self.reduction == "none":
-            return at.blockwise(task, "loss", self.loss_dtype, at.rows, *arrays, **options)
-        return at.per_block(task, "loss", *arrays, **options)
-
-    def _finished(self, losses: Any, denominator: Any) -> Any:
-        """The loss that is returned; the denominator is None if the losses contain it."""
-        at, dtype = self.at, self.loss_dtype
-        if self.reduction == "none":
-            return losses
-        if denominator is None:
-            return at.sum(losses, dtype, "loss")
-        total = at.sum(losses, np.float64, "loss-sum")
-        return at.blockwise(tasks.quotient, "loss", dtype, (), total, (), *_number(denominator), result=dtype)
+            return at.blockwise(task, "loss", self.loss_dtype, at.rows, at.places, at.rows, *arrays, **more)
+        numbers = 4 if denominator is None else 2
+        sums = at.per_block(task, "loss", at.places, at.rows, *arrays, numbers=numbers, **more)
+        return at.sum(sums, "loss", self.loss_dtype, denominator)
 
     def loss(self) -> Any:
-        at, denominator = self.at, self.denominator()
-        if not at.whole:
-            return self._finished(self._of_states()[1], denominator)
-        arrays = [at.places, at.rows, *self.arrays("x", "targets", "sample_weight", "weight")]
-        reduction = "none" if self.reduction == "none" else "sum"
-        losses = self._reduced(tasks.loss, *arrays, axis=at.axis, reduction=reduction, **self.options)
-        return self._finished(losses, denominator)
+        return self._loss(None if self.at.whole else self._states())
 
     def loss_and_grad(self) -> tuple[Any, Any]:
         at, denominator = self.at, self.denominator()
         more = {"axis": at.axis, "reduction": self.reduction, "subnormals": self.subnormals, **self.options}
-        of_call = [*_number(denominator), self.upstream, self.upstream_axes]
+        of_call = [*_number(self.lazy_denominator() if denominator is None else denominator)]
+        of_call += [self.upstream, self.upstream_axes]
         if not at.whole:
-            states, losses = self._of_states()
+            states = self._states()
             arrays = [at.places, at.rows, at.starts, at.axes, *self.arrays("x", "targets", "weight")]
-            arrays += [states, at.state_axes]
-            arrays += [*self.arrays("sample_weight"), *of_call]
+            arrays += [states, at.state_axes, *self.arrays("sample_weight"), *of_call]
             more["num_classes"] = at.classes
-            grad = at.blockwise(tasks.grad_of_states, "grad", self.grad_dtype, at.axes, *arrays, **more)
-            return self._finished(losses, denominator), grad
+            return self._loss(states), at.blockwise(
+                tasks.grad_of_states, "grad", self.grad_dtype, at.axes, *arrays, **more
+            )
         arrays = [at.places, at.rows, *self.arrays("x", "targets", "sample_weight", "weight"), *of_call]
         pairs = at.blockwise(tasks.loss_and_grad, "cross-entropy-with-grad", self.grad_dtype, at.axes, *arrays, **more)
         grad = at.blockwise(tasks.second, "grad", self.grad_dtype, at.axes, pairs, at.axes)
-        return self._finished(self._reduced(tasks.first, pairs, at.axes), None), grad
+        if self.reduction == "none":
+            return at.blockwise(tasks.first, "loss", self.loss_dtype, at.rows, pairs, at.axes), grad
+        return at.sum(at.per_block(tasks.first, "loss", pairs, at.axes), "loss", self.loss_dtype), grad
 
 
 def _number(value: Any) -> tuple[Any, Any]:

@@ -51,11 +51,6 @@ def _in_the_whole_array(text: str, starts: tuple[int | None, ...], number: tuple
     return f"{found[1]}[{', '.join(map(str, index))}]{text[found.end() :]}"
 
 
-def same(x: Any, axis: Any = None, keepdims: Any = None) -> Any:
-    """A reduction's first step, where the block is reduced already."""
-    return x
-
-
 def first(pair: Any) -> Any:
     return only(pair)[0]
 
@@ -67,52 +62,80 @@ def second(pair: Any) -> Any:
 # --- Sums over all rows -----------------------------------------------------------------------------------------------
 
 
+def _pairs(*pairs: Any, ndim: int) -> Any:
+    """Sums of a block and what their rounding lost, in turn on the last axis, after `ndim` others."""
+    return np.array(pairs, np.float64).reshape((1,) * ndim + (-1,))
+
+
 @located
 def shares(labels: Any, sample_weight: Any, weight: Any, *, num_classes: int, ignore_index: Any, ndim: int) -> Any:
-    """What the rows of a block add to the denominator: two numbers, whose sum it is, on the last axis."""
-    pair = _merging.row_shares(labels, num_classes, ignore_index, weight, sample_weight)
-    return pair.reshape((1,) * ndim + (2,))
+    """What the rows of a block add to the denominator."""
+    return _pairs(_merging.row_shares(labels, num_classes, ignore_index, weight, sample_weight), ndim=ndim)
 
 
-def counts(targets: Any, *, axis: int, ndim: int) -> Any:
+def counts(targets: Any, *, axis: int) -> Any:
     """`shares` of rows that nothing but their number is known of."""
     shape = only(targets).shape
-    return np.array([math.prod(shape[:axis] + shape[axis + 1 :]), 0.0]).reshape((1,) * ndim + (2,))
+    return _pairs((math.prod(shape[:axis] + shape[axis + 1 :]), 0), ndim=len(shape) - 1)
+
+
+def _sums(losses: Any, rows: tuple[int, ...], labels: Any, sample_weight: Any, weight: Any, options: Any) -> Any:
+    """The sum of losses and, if the loss is divided by it, the sum of shares."""
+    if not options["with_share"]:
+        return _pairs((losses, 0), ndim=len(rows))
+    share: Any = (math.prod(rows), 0)
+    if labels is not None or sample_weight is not None:
+        share = _merging.row_shares(labels, options["num_classes"], options["ignore_index"], weight, sample_weight)
+    return _pairs((losses, 0), share, ndim=len(rows))
 
 
 def sum_of_sums(x: Any, axis: Any = None, keepdims: Any = None) -> Any:
-    """A number, or two whose sum is it: what the first one's rounding lost is the second."""
-    numbers = x.ravel().tolist()
-    finite = np.isfinite(x).all()
+    """The sums of several blocks."""
+    sums = [_exact(pairs) for pairs in np.moveaxis(x.reshape(-1, x.shape[-1] // 2, 2), 1, 0)]
+    return _pairs(*sums, ndim=x.ndim - 1)
+
+
+def _exact(pairs: Any) -> tuple[float, float]:
+    if not np.isfinite(pairs).all():
+        with np.errstate(all="ignore"):
+            return float(np.add.reduce(pairs, axis=None)), 0.0
+    numbers = pairs.ravel().tolist()
+    total = math.fsum(numbers)
+    return total, math.fsum([*numbers, -total])
+
+
+def total(x: Any, axis: Any = None, keepdims: Any = None, *, denominator: float | None, result: Any) -> Any:
+    """All that `sum_of_sums` left as one number, divided by the denominator or by the second sum."""
+    sums = sum_of_sums(x).ravel()
+    divisor = sums[2] + sums[3] if denominator is None else denominator
     with np.errstate(all="ignore"):
-        total = math.fsum(numbers) if finite else float(np.add.reduce(x, axis=None))
-    lost = math.fsum([*numbers, -total]) if finite else 0.0
-    return np.array([total, lost]).reshape((1,) * (x.ndim - 1) + (2,))
-
-
-def total(x: Any, axis: Any = None, keepdims: Any = None, *, result: Any) -> Any:
-    """All that `sum_of_sums` left, as one number."""
-    with np.errstate(all="ignore"):
-        return result.type(sum_of_sums(x).sum())
-
-
-def quotient(total: Any, denominator: Any, *, result: Any) -> Any:
-    with np.errstate(all="ignore"):  # a total that is infinite in float32
-        return result.type(total / denominator if denominator else np.nan)
+        return result.type((sums[0] + sums[1]) / divisor if divisor else np.nan)
 
 
 # --- Classes in one block ---------------------------------------------------------------------------------------------
 
 
 @located
-def loss(x: Any, targets: Any, sample_weight: Any, weight: Any, *, reduction: str, **options: Any) -> Any:
-    """The losses of rows, or their sum."""
-    value = cross_entropy(x, targets, weight=weight, sample_weight=sample_weight, reduction=reduction, **options)
-    return value if reduction == "none" else _as_sum(value, x.ndim)
-
-
-def _as_sum(value: Any, ndim: int) -> Any:
-    return np.array([value, 0.0], np.float64).reshape((1,) * (ndim - 1) + (2,))
+def loss(
+    x: Any,
+    targets: Any,
+    sample_weight: Any,
+    weight: Any,
+    *,
+    axis: int,
+    reduction: str,
+    with_share: bool,
+    num_classes: int,
+    **options: Any,
+) -> Any:
+    """The losses of rows, or sums."""
+    more = {"weight": weight, "sample_weight": sample_weight, "reduction": reduction, "axis": axis}
+    value = cross_entropy(x, targets, **more, **options)
+    if reduction == "none":
+        return value
+    labels = targets if targets.ndim < x.ndim else None
+    of_share = {"with_share": with_share, "num_classes": num_classes, "ignore_index": options["ignore_index"]}
+    return _sums(value, x.shape[:axis] + x.shape[axis + 1 :], labels, sample_weight, weight, of_share)
 
 
 @located
@@ -139,7 +162,7 @@ def loss_and_grad(
     if nothing:
         value = np.nan
         grad[...] = 0
-    return (value if reduction == "none" else _as_sum(value, x.ndim)), grad
+    return (value if reduction == "none" else _pairs((value, 0), ndim=x.ndim - 1)), grad
 
 
 # --- Classes in several blocks ----------------------------------------------------------------------------------------
@@ -182,6 +205,7 @@ def loss_of_states(
     state: Any,
     labels: Any,
     sample_weight: Any,
+    weight: Any,
     *,
     reduction: str,
     axis: int,
@@ -190,13 +214,15 @@ def loss_of_states(
     result: Any,
     **options: Any,
 ) -> Any:
-    """The losses of rows, or their sum, from merged states."""
+    """The losses of rows, or sums, from merged states and the weights of all classes."""
     stats = _as_stats(state, axis)
     counted = _counted(labels, sample_weight, stats.tail.shape, options)
     losses = _merging.losses_of_stats(stats, z_loss, temperature)
     with np.errstate(all="ignore"):
         losses = np.where(counted, losses if sample_weight is None else losses * sample_weight, 0.0)
-        return losses.astype(result) if reduction == "none" else _as_sum(losses.sum(), state.ndim - 1)
+        if reduction == "none":
+            return losses.astype(result)
+        return _sums(losses.sum(), losses.shape, labels, sample_weight, weight, options)
 
 
 @located
