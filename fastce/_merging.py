@@ -131,23 +131,28 @@ def block_stats(logits: Array, targets: Array | None, block: Block) -> BlockStat
         mass = hot * of_targets + uniform * weight.sum()
 
     row_max, tail = (np.asarray(part, np.float64) for part in stats)
+    linear = np.zeros(shape)
     with np.errstate(all="ignore"):
-        linear = block.temperature * (base_scale * np.asarray(loss, np.float64) - mass * np.log1p(tail))
-        linear = np.where(mass == 0, 0.0, linear)
-        row_max = np.where(np.isnan(tail) & np.isfinite(row_max), np.nan, row_max)
-        infinite = np.isinf(row_max)
-        if infinite.any():
-            has_nan = np.isnan(np.moveaxis(logits, axis, -1)[infinite]).any(axis=-1)
-            row_max[infinite] = np.where(has_nan, np.nan, row_max[infinite])
-        empty = row_max == -np.inf
-        tail = np.where(empty, -1.0, tail)
-        linear = np.where(empty & (mass != 0), mass * np.inf, linear)
+        if base_scale:
+            linear = block.temperature * (base_scale * np.asarray(loss, np.float64) - mass * np.log1p(tail))
+            linear = np.where(mass == 0, 0.0, linear)
+        if np.isnan(tail).any():
+            row_max, tail, linear = _of_special_rows(np.moveaxis(logits, axis, -1), row_max, tail, mass, linear)
         if targets is not None and has_labels:
             x_label, added, inside = _of_labels(logits, targets, axis, block)
-            gap = np.where(empty, 0.0, row_max) - x_label
-            mass = mass + np.where(inside, added, 0.0)
-            linear = linear + np.where(inside & (added != 0), added * gap, 0.0)
+            gap = np.where(row_max == -np.inf, 0.0, row_max) - x_label
+            mass += np.where(inside, added, 0.0)
+            linear += np.where(inside & (added != 0), added * gap, 0.0)
     return BlockStats(row_max, tail, mass, linear)
+
+
+def _of_special_rows(x: Array, row_max: Array, tail: Array, mass: Array, linear: Array) -> tuple[Array, Array, Array]:
+    """The state where some rows hold NaN or +inf, or only -inf. `row_max` tells which it is."""
+    row_max = np.where(np.isnan(tail) & np.isfinite(row_max), np.nan, row_max)
+    infinite = np.isinf(row_max)
+    row_max[infinite] = np.where(np.isnan(x[infinite]).any(axis=-1), np.nan, row_max[infinite])
+    empty = row_max == -np.inf
+    return row_max, np.where(empty, -1.0, tail), np.where(empty & (mass != 0), mass * np.inf, linear)
 
 
 def _local(labels: Array, classes: int, block: Block) -> tuple[Array, Array]:
@@ -338,15 +343,24 @@ def _subtract(
     if grad.ndim == 1:
         grad, x, scale = grad[None], x[None], scale[None]
         targets = None if targets is None else targets[None]
+    dtype = grad.dtype
+    scale, base, hot = scale.astype(dtype), base.astype(dtype), dtype.type(1 - block.label_smoothing)
     step = max(1, PIECE // max(1, grad[:1].size))
+    buffer = np.empty_like(grad[:step], order="C")
     for start in range(0, len(grad), step):
         rows = slice(start, start + step)
-        q = base * uniform if targets is None else base * ((1 - block.label_smoothing) * targets[rows] + uniform)
-        part = scale[rows][..., None] * q
+        part = buffer[: len(grad[rows])]
+        if targets is None:
+            np.multiply(scale[rows][..., None], base * dtype.type(uniform), out=part)
+        else:
+            np.multiply(targets[rows], hot, out=part, casting="same_kind")
+            part += dtype.type(uniform)
+            part *= base
+            part *= scale[rows][..., None]
+            np.copyto(part, 0.0, where=(scale[rows] == 0)[..., None])  # rows that do not count may hold NaN
         if block.softcap is not None:
-            part *= _slope(np.asarray(x[rows], np.float64), block.softcap)
-        np.copyto(part, 0.0, where=(scale[rows] == 0)[..., None])  # rows that do not count may hold NaN
-        grad[rows] -= part.astype(grad.dtype)
+            part *= np.nan_to_num(_slope(x[rows], dtype.type(block.softcap)))
+        grad[rows] -= part
 
 
 def block_softmax(logits: Array, stats: BlockStats, block: Block, subnormals: str = "keep") -> Array:

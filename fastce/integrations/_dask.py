@@ -81,7 +81,7 @@ class Logits:
         self.whole = self.x.numblocks[self.axis] == 1  # rows are in one block each
         self.axes = tuple(range(self.x.ndim))
         self.rows = self.axes[: self.axis] + self.axes[self.axis + 1 :]
-        self.state_axes = (*self.axes, STATE)
+        self.state_axes = (STATE, *self.axes)
         self.row_chunks = tuple(self.x.chunks[k] for k in self.rows)
         self.row_shape = tuple(self.x.shape[k] for k in self.rows)
         self.starts = Starts(self.x.chunks, False)
@@ -108,7 +108,7 @@ class Logits:
         return reduced(sums, tasks.sum_of_sums, finish, name, tuple(range(sums.ndim)), False, np.empty((), dtype))
 
     def states(self, *targets_and_weight: Any, temperature: float, **options: Any) -> Any:
-        """The merged states of all rows: one class, whose numbers are on a new last axis."""
+        """The merged states of all rows: one class, whose numbers are on a new first axis."""
         axes = self.state_axes
         states = self.blockwise(
             tasks.block_state,
@@ -128,7 +128,8 @@ class Logits:
             **options,
         )
         merge = functools.partial(tasks.merged_states, class_axis=self.axis, temperature=temperature)
-        return reduced(states, merge, merge, "state", (self.axis,), True, np.empty((0,) * len(axes)))
+        meta = np.empty((0,) * len(axes))
+        return reduced(states, merge, merge, "state", (self.axis + 1,), True, meta, concatenate=False)
 
     def argmax(self) -> Any:
         """The first index of the maximum, of classes in several chunks."""

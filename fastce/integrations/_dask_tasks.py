@@ -28,6 +28,11 @@ def only(value: Any) -> Any:
     return value
 
 
+def leaves(value: Any) -> list[Any]:
+    """All blocks, out of the lists that hold them."""
+    return [leaf for part in value for leaf in leaves(part)] if isinstance(value, list) else [value]
+
+
 def located(task: Callable[..., Any]) -> Callable[..., Any]:
     """A task whose first argument is the place of its rows: the index of the first one, with None where the sizes of
     the blocks are not known, and the number of the block. Its errors name the index in the whole array."""
@@ -173,24 +178,27 @@ def _block(class_offset: int, weight: Any, options: dict[str, Any]) -> Block:
     return Block(class_offset, weight=weight, **{name: options[name] for name in Block._fields if name in options})
 
 
+def _as_state(stats: BlockStats, axis: int) -> Any:
+    """One array of a state, with its numbers on the first axis, and one class."""
+    return np.expand_dims(np.stack(stats), axis + 1)
+
+
 def _as_stats(state: Any, axis: int) -> BlockStats:
-    rows = state.reshape(state.shape[:axis] + state.shape[axis + 1 :])
-    return BlockStats(*(rows[..., k] for k in range(STATE)))
+    return BlockStats(*(state.squeeze(axis + 1)))
 
 
 def block_state(starts: Any, x: Any, targets: Any, weight: Any, *, axis: int, **options: Any) -> Any:
-    """The state of a block of classes, with its numbers on a new last axis and one class. It starts at these rows and
-    classes."""
+    """The state of a block of classes, which starts at these rows and classes."""
     of_block = _block(starts[axis], only(weight), {**options, "axis": axis})
-    stats = _merging.block_stats(x, only(targets), of_block)
-    return np.expand_dims(np.stack(stats, axis=-1), axis)
+    return _as_state(_merging.block_stats(x, only(targets), of_block), axis)
 
 
-def merged_states(x: Any, axis: Any = None, keepdims: Any = None, *, class_axis: int, temperature: float) -> Any:
-    """The state of several blocks of classes."""
-    parts = [_as_stats(part, class_axis) for part in np.split(x, x.shape[class_axis], axis=class_axis)]
-    merged = functools.reduce(functools.partial(_merging.merge_stats, temperature=temperature), parts)
-    return np.expand_dims(np.stack(merged, axis=-1), class_axis)
+def merged_states(parts: Any, axis: Any = None, keepdims: Any = None, *, class_axis: int, temperature: float) -> Any:
+    """The state of several blocks of classes, which are in lists."""
+    states = [_as_stats(part, class_axis) for part in leaves(parts)]
+    return _as_state(
+        functools.reduce(functools.partial(_merging.merge_stats, temperature=temperature), states), class_axis
+    )
 
 
 def _counted(labels: Any, sample_weight: Any, shape: tuple[int, ...], options: dict[str, Any]) -> Any:
@@ -298,10 +306,7 @@ def evaluate_rows(x: Any, labels: Any, **options: Any) -> tuple[Any, Any]:
 
 
 def sum_of_evaluations(parts: Any, axis: Any = None, keepdims: Any = None) -> Any:
-    flat = [parts]
-    while isinstance(flat[0], list):
-        flat = [part for some in flat for part in some]
-    return sum(flat[1:], flat[0])
+    return sum(leaves(parts))
 
 
 def field(pair: Any, *, attribute: str) -> Any:
