@@ -17,7 +17,7 @@ from . import _dask_tasks as tasks
 SUM, STATE, WHOLE_WEIGHT = -1, -2, -3  # axes of arrays beside those of the logits, which are 0, 1, ...
 
 
-class Starts(ArrayBlockwiseDep):  # type: ignore[misc]
+class Starts(ArrayBlockwiseDep):
     """Where blocks begin: an index for each axis, None where it is not known."""
 
     def __init__(self, chunks: tuple[Any, ...], with_number: bool) -> None:
@@ -140,7 +140,7 @@ class Logits:
         if self.whole:
             return self
         size = max(int(np.prod([max(sizes) for sizes in self.x.chunks if known(sizes)])), 1) * self.x.dtype.itemsize
-        chunks = {k: "auto" if k != self.axis and known(self.x.chunks[k]) else None for k in self.axes}
+        chunks: dict[int, Any] = {k: "auto" if k != self.axis and known(self.x.chunks[k]) else None for k in self.axes}
         chunks[self.axis] = -1
         x = self.x.rechunk(chunks, block_size_limit=size)
         return Logits("logits", x, self.axis)
@@ -180,7 +180,7 @@ def along(name: str, value: Any, chunks: tuple[Any, ...], expected: str) -> Any:
                 f"{name} is not a dask array, but logits has chunks of unknown sizes along the rows: "
                 f"logits.compute_chunk_sizes() finds them"
             )
-        return da.from_array(value, chunks=chunks, name=False if value.dtype.hasobject else None)
+        return da.from_array(value, chunks=chunks)
     wanted = tuple(
         theirs if known(theirs) and known(mine) else mine for mine, theirs in zip(value.chunks, chunks, strict=True)
     )
@@ -189,12 +189,8 @@ def along(name: str, value: Any, chunks: tuple[Any, ...], expected: str) -> Any:
             f"{name} is in {value.numblocks} chunks and logits in {tuple(map(len, chunks))} along the same axes, and "
             f"some of their sizes are unknown: compute_chunk_sizes() finds them"
         )
-    return value.rechunk(wanted) if wanted != value.chunks and all(map(known, value.chunks)) else _partly(value, wanted)
-
-
-def _partly(value: Any, wanted: tuple[Any, ...]) -> Any:
-    changed = {k: new for k, (old, new) in enumerate(zip(value.chunks, wanted, strict=True)) if new is not old}
-    return value.rechunk(changed) if any(changed[k] != value.chunks[k] for k in changed) else value
+    other = {k: sizes for k, sizes in enumerate(wanted) if known(sizes) and sizes != value.chunks[k]}
+    return value.rechunk(other) if other else value
 
 
 class Loss:
@@ -209,11 +205,11 @@ class Loss:
         x, rows = at.x, at.row_shape
         self.targets, self.target_axes = self._targets(targets)
         self.labels = self.targets if self.target_axes == at.rows else None
-        self.sample_weight = self.upstream = None
+        self.sample_weight: Any = None
         if options["sample_weight"] is not None:
             expected = f"{rows}: one for each row"
             self.sample_weight = along("sample_weight", options["sample_weight"], at.row_chunks, expected)
-        self.upstream = options.pop("upstream", 1.0)
+        self.upstream: Any = options.pop("upstream", 1.0)
         lazy = isinstance(self.upstream, da.Array)
         by_row = options["reduction"] == "none" and (self.upstream.ndim if lazy else np.ndim(self.upstream)) > 0
         if by_row:
@@ -222,7 +218,7 @@ class Loss:
             self.upstream = along("upstream", self.upstream, (), "a scalar")
         self.upstream_axes = at.rows if by_row else () if lazy else None
         weight = options["weight"]
-        self.weight = None
+        self.weight: Any = None
         if weight is not None:
             expected = f"({at.classes},): one for each class"
             self.weight = along("weight", weight, (x.chunks[at.axis],), expected)

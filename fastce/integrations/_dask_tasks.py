@@ -51,8 +51,7 @@ def _in_the_whole_array(text: str, starts: tuple[int | None, ...], number: tuple
     found = re.match(r"(targets|labels|sample_weight|upstream)\[([\d, ]+)\]", text)
     if found is None or None in starts:
         return f"{text} (in the block {number} of the rows)"
-    index = [int(k) for k in found[2].split(",")]
-    index[: len(starts)] = [k + start for k, start in zip(index, starts, strict=False)]
+    index = [int(k) + (start or 0) for k, start in zip(found[2].split(","), starts, strict=True)]
     return f"{found[1]}[{', '.join(map(str, index))}]{text[found.end() :]}"
 
 
@@ -161,13 +160,13 @@ def loss_and_grad(
         options["normalizer"] = float(denominator)
     if nothing:  # all rows have a weight of 0
         reduction, upstream = "sum", 0.0
-    value, grad = cross_entropy_with_grad(
-        x, targets, sample_weight=sample_weight, weight=weight, reduction=reduction, upstream=upstream, **options
-    )
+    options |= {"sample_weight": sample_weight, "weight": weight, "reduction": reduction, "upstream": upstream}
+    value, grad = cross_entropy_with_grad(x, targets, **options)
     if nothing:
-        value = np.nan
         grad[...] = 0
-    return (value if reduction == "none" else _pairs((value, 0), ndim=x.ndim - 1)), grad
+    if reduction == "none":
+        return value, grad
+    return _pairs((np.nan if nothing else value, 0), ndim=x.ndim - 1), grad
 
 
 # --- Classes in several blocks ----------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_docstrings_are_complete(module: str) -> None:
 def test_docstrings_of_integrations_are_complete(name: str) -> None:
     """Their examples run in tests/peers/test_integrations.py."""
     library = name.lstrip("_").partition("_")[0]
-    if library in ("autograd", "jax", "sklearn", "torch"):  # these import their library
+    if library in ("autograd", "dask", "jax", "sklearn", "torch"):  # these import their library
         pytest.importorskip(library, reason=f"{library} is not installed")
     names = public_names(f"fastce.integrations.{name}")
     assert names

@@ -3,7 +3,6 @@ computing before it is asked for."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
