@@ -49,7 +49,7 @@ def reduced(
 ) -> Any:
     """A tree over blocks that are reduced already. `da.reduction` would have a first step for each block, too."""
     several = len(axes) > 1
-    result = _tree_reduce(
+    return _tree_reduce(
         x,
         finish,
         axes,
@@ -60,8 +60,6 @@ def reduced(
         name=f"fastce-{name}",
         concatenate=concatenate,
     )
-    result._meta = meta
-    return result
 
 
 class Logits:
