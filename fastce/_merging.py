@@ -139,10 +139,15 @@ def block_stats(logits: Array, targets: Array | None, block: Block) -> BlockStat
         if np.isnan(tail).any():
             row_max, tail, linear = _of_special_rows(np.moveaxis(logits, axis, -1), row_max, tail, mass, linear)
         if targets is not None and has_labels:
-            x_label, added, inside = _of_labels(logits, targets, axis, block)
-            gap = np.where(row_max == -np.inf, 0.0, row_max) - x_label
-            mass += np.where(inside, added, 0.0)
-            linear += np.where(inside & (added != 0), added * gap, 0.0)
+            local, inside = _local(targets, classes, block)
+            added = _hot(local, inside, classes, block)
+            x_label = _capped(
+                _classes_last(logits, axis)[_places(inside, local)].astype(_computed(logits)), block.softcap
+            )
+            largest = row_max[inside]
+            gap = np.where(largest == -np.inf, 0.0, largest) - x_label
+            mass[inside] += added
+            linear[inside] += np.where(added == 0, 0.0, added * gap)
     return BlockStats(row_max, tail, mass, linear)
 
 
@@ -163,12 +168,19 @@ def _local(labels: Array, classes: int, block: Block) -> tuple[Array, Array]:
     return np.where(inside, labels, 0).astype(np.int64) - np.where(inside, block.class_offset, 0), inside
 
 
-def _of_labels(logits: Array, labels: Array, axis: int, block: Block) -> tuple[Array, Array, Array]:
-    """The capped logit at each label, what is added to q there, and which labels are of the block."""
-    local, inside = _local(labels, logits.shape[axis], block)
-    weight = block.weights(logits.shape[axis])
-    x_label = _capped(_at(logits, local, axis), block.softcap).astype(np.float64)
-    return x_label, weight[local] * (1 - block.label_smoothing), inside
+def _hot(local: Array, inside: Array, classes: int, block: Block) -> Array:
+    """What labels of the block add to q."""
+    return block.weights(classes)[local[inside]] * (1 - block.label_smoothing)
+
+
+def _classes_last(x: Array, axis: int) -> Array:
+    """With at least one axis before that of the classes."""
+    return x[None] if x.ndim == 1 else np.moveaxis(x, axis, -1)
+
+
+def _places(rows: Array, classes: Array) -> tuple[Array, ...]:
+    """Where the classes of some rows are, with the classes last."""
+    return *np.nonzero(np.atleast_1d(rows)), classes[rows]
 
 
 def _computed(logits: Array) -> Any:
@@ -179,11 +191,6 @@ def _computed(logits: Array) -> Any:
 def _stored(array: Array, logits: Array) -> Array:
     """A result in the dtype of the logits, if that is of floats."""
     return array if logits.dtype.kind in "iub" else _checks.converted(array, logits.dtype)
-
-
-def _at(logits: Array, labels: Array, axis: int) -> Array:
-    found = np.take_along_axis(logits, np.expand_dims(labels, axis), axis)
-    return found.reshape(labels.shape).astype(_computed(logits))
 
 
 def _capped(x: Array, softcap: float | None) -> Array:
@@ -271,15 +278,16 @@ def block_grad(
         base = block.weights(logits.shape[axis]) / block.temperature
     with np.errstate(all="ignore"):
         if has_labels and (uniform or z_loss):
-            x_label, added, _ = _of_labels(x, targets, axis, block)
-            slope = _slope(_at(x, local, axis).astype(np.float64), block.softcap)
-            _add_at(grad, local, axis, inside & counted, (a - scale * added) / block.temperature * slope)
+            inside &= counted
+            at = _places(inside, local)
+            value = a[inside] - scale[inside] * _hot(local, inside, logits.shape[axis], block)
+            slope = _slope(_classes_last(x, axis)[at].astype(np.float64), block.softcap)
+            _classes_last(grad, axis)[at] += (value / block.temperature * slope).astype(grad.dtype)
         if base is not None:
             subtracted = np.where(counted, scale, 0.0)
-            of_targets = None if has_labels else np.moveaxis(targets, axis, -1)
-            _subtract(
-                np.moveaxis(grad, axis, -1), np.moveaxis(x, axis, -1), of_targets, subtracted, base, uniform, block
-            )
+            of_targets = None if has_labels else _classes_last(targets, axis)
+            g = _classes_last(grad, axis)
+            _subtract(g, _classes_last(x, axis), of_targets, np.atleast_1d(subtracted), base, uniform, block)
     if base is not None and subnormals == "flush":
         np.copysign(0, grad, out=grad, where=np.abs(grad) < SMALLEST[grad.dtype])
     return _stored(grad, logits)
@@ -329,20 +337,10 @@ def _times_softmax(
     return grad, x
 
 
-def _add_at(grad: Array, labels: Array, axis: int, where: Array, value: Array) -> None:
-    index = np.expand_dims(labels, axis)
-    old = np.take_along_axis(grad, index, axis)
-    new = old + np.expand_dims(np.where(where, value, 0.0), axis)
-    np.put_along_axis(grad, index, new.astype(grad.dtype), axis)
-
-
 def _subtract(
     grad: Array, x: Array, targets: Array | None, scale: Array, base: Array, uniform: float, block: Block
 ) -> None:
     """Subtract ``scale*base*(hot*targets + uniform)``, times the slope of the softcap. The classes are last."""
-    if grad.ndim == 1:
-        grad, x, scale = grad[None], x[None], scale[None]
-        targets = None if targets is None else targets[None]
     dtype = grad.dtype
     scale, base, hot = scale.astype(dtype), base.astype(dtype), dtype.type(1 - block.label_smoothing)
     step = max(1, PIECE // max(1, grad[:1].size))
