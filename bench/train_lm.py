@@ -5,8 +5,9 @@
 The text is the source of Python's standard library. The model predicts a token, one of 12,000, from the three tokens
 before it. It has embeddings, a tanh layer and a softmax over the vocabulary, as in Bengio et al. (2003), "A neural
 probabilistic language model". A second model starts from the same weights and is trained with the NumPy reference of
-the loss. The times show the share of the loss in a training step, and the loss curves show that both models learn the
-same. The exit status is 1 if the curves differ or if the model has not learnt more than the frequencies of the tokens.
+the loss, and a third one with `fastce.linear_cross_entropy_with_grad`, for which the logits never exist as a whole. The
+times show the share of the loss in a training step, and the loss curves show that all models learn the same. The exit
+status is 1 if the curves differ or if the model has not learnt more than the frequencies of the tokens.
 Only NumPy is required."""
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ EMBEDDING, HIDDEN = 32, 64
 BATCH = 1024
 LEARNING_RATE, DECAY_1, DECAY_2, TINY = 1e-2, 0.9, 0.99, 1e-8
 LAST = 20  # the final loss is the mean over so many steps
-# Both losses agree up to the rounding of float32. These small differences grow with the number of steps.
+CHUNK_BYTES = 12 * 2**20  # of the logits that the third model holds at a time
+# The losses agree up to the rounding of float32. These small differences grow with the number of steps.
 CURVES_AGREE = 1e-4
 
 
@@ -82,8 +84,18 @@ class Model:
         self.inner = normal(CONTEXT * EMBEDDING, HIDDEN)
         self.outer = normal(HIDDEN, VOCABULARY)
         self.adam = Adam([self.embedding, self.inner, self.outer])
-        self.logits = np.empty((BATCH, VOCABULARY), np.float32)
+        self.logits: np.ndarray | None = None
         self.seconds, self.seconds_in_loss = [], []
+
+    def through_logits(self, hidden: np.ndarray, following: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """The loss, and its gradients with respect to the hidden states and `outer`."""
+        if self.logits is None:
+            self.logits = np.empty((BATCH, VOCABULARY), np.float32)
+        logits = np.matmul(hidden, self.outer, out=self.logits)
+        start = time.perf_counter()
+        loss, gradient = self.loss_with_grad(logits, following, out=logits)
+        self.seconds_in_loss.append(time.perf_counter() - start)
+        return loss, gradient @ self.outer.T, hidden.T @ gradient
 
     def train_batch(self, context: np.ndarray, following: np.ndarray) -> float:
         start = time.perf_counter()
@@ -91,14 +103,8 @@ class Model:
         x = self.embedding[context].reshape(len(context), -1)
         hidden = np.tanh(x @ self.inner)
         hidden[:, 0] = 1  # a constant unit, whose row of `outer` is the bias
-        logits = np.matmul(hidden, self.outer, out=self.logits)
-
-        start_of_loss = time.perf_counter()
-        loss, gradient = self.loss_with_grad(logits, following, out=logits)
-        self.seconds_in_loss.append(time.perf_counter() - start_of_loss)
-
-        d_outer = hidden.T @ gradient
-        d_hidden = (gradient @ self.outer.T) * (1 - hidden * hidden)  # 0 for the constant unit
+        loss, d_hidden, d_outer = self.through_logits(hidden, following)
+        d_hidden = d_hidden * (1 - hidden * hidden)  # 0 for the constant unit
         d_inner = x.T @ d_hidden
         d_x = d_hidden @ self.inner.T
         d_embedding = np.zeros_like(self.embedding)
@@ -107,6 +113,15 @@ class Model:
 
         self.seconds.append(time.perf_counter() - start)
         return float(loss)
+
+
+class ModelWithoutLogits(Model):
+    """The same, with the loss of the last layer's input and weight. Their products are a part of the loss here."""
+
+    def through_logits(self, hidden: np.ndarray, following: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        loss = self.loss_with_grad(hidden, self.outer.T, following, chunk_bytes=CHUNK_BYTES)
+        grads = self.loss_with_grad.backward()
+        return loss, grads.hidden, grads.weight.T
 
 
 def main() -> int:
@@ -125,19 +140,22 @@ def main() -> int:
 
     mine = Model(fastce.cross_entropy_with_grad, arguments.seed)
     theirs = Model(reference.cross_entropy_with_grad, arguments.seed)
+    without = ModelWithoutLogits(fastce.LinearCrossEntropyLoss(), arguments.seed)
+    models = mine, theirs, without
     curves = []
-    print("\n step   loss with fastce   loss with NumPy   a step with fastce   with NumPy")
+    print("\n step   loss with fastce   loss with NumPy   a step with fastce   with NumPy   without logits")
     for step in range(1, arguments.steps + 1):
         at = rng.integers(CONTEXT, len(tokens), BATCH)
         context, following = tokens[at[:, None] - np.arange(CONTEXT, 0, -1)], tokens[at]
-        # The models take turns, so that a slow moment of the machine affects both.
-        curves.append([model.train_batch(context, following) for model in (mine, theirs)])
+        # The models take turns, so that a slow moment of the machine affects all.
+        curves.append([model.train_batch(context, following) for model in models])
         if step == 1 or step % 10 == 0:
-            times = [f"{model.seconds[-1] * 1e3:.1f} ms" for model in (mine, theirs)]
-            print(f"{step:5}{curves[-1][0]:19.5f}{curves[-1][1]:18.5f}{times[0]:>21}{times[1]:>13}", flush=True)
+            times = [f"{model.seconds[-1] * 1e3:.1f} ms" for model in models]
+            losses = f"{step:5}{curves[-1][0]:19.5f}{curves[-1][1]:18.5f}"
+            print(f"{losses}{times[0]:>21}{times[1]:>13}{times[2]:>17}", flush=True)
 
     final = float(np.mean(curves[-LAST:], axis=0)[0])
-    apart = float(np.abs(np.diff(curves, axis=1)).max())
+    apart = float(np.ptp(curves, axis=1).max())
     print(f"\nloss                {curves[0][0]:.3f} at the start, {final:.3f} at the end")
     print(f"                    {frequencies_alone:.3f} from the frequencies of the tokens")
     print(f"loss curves         differ by at most {apart:.1e}")
@@ -150,6 +168,8 @@ def main() -> int:
         )
     whole, loss = np.divide(*medians)
     print(f"speed-up            {loss:.1f}x of the loss, {whole:.2f}x of the step")
+    print(f"without logits      {np.median(without.seconds) * 1e3:.1f} ms per step (median)")
+    print(f"memory for logits   {BATCH * VOCABULARY * 4 / 2**20:.0f} MiB, without logits {CHUNK_BYTES / 2**20:.0f} MiB")
 
     failures = []
     if not apart <= CURVES_AGREE:

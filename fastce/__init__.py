@@ -8,6 +8,13 @@ from ._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from ._divergence import kl_divergence, kl_divergence_with_grad
 from ._entropy import entropy, entropy_with_grad
 from ._evaluation import EvaluatedRows, Evaluation, evaluate
+from ._linear import (
+    LinearCrossEntropyLoss,
+    LinearGrads,
+    evaluate_linear,
+    linear_cross_entropy,
+    linear_cross_entropy_with_grad,
+)
 from ._softmax import log_softmax, log_softmax_grad, logsumexp, one_hot, predict, softmax, softmax_grad
 from ._stats import SoftmaxStats
 from ._two_term import binary_cross_entropy, binary_cross_entropy_with_grad
@@ -16,6 +23,8 @@ __all__ = [
     "CrossEntropyLoss",
     "EvaluatedRows",
     "Evaluation",
+    "LinearCrossEntropyLoss",
+    "LinearGrads",
     "SoftmaxStats",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -27,8 +36,11 @@ __all__ = [
     "entropy",
     "entropy_with_grad",
     "evaluate",
+    "evaluate_linear",
     "kl_divergence",
     "kl_divergence_with_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",

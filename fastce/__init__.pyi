@@ -12,10 +12,11 @@ from . import reference as reference
 
 # fmt: off
 __all__ = [
-    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
-    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
-    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "kl_divergence",
-    "kl_divergence_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads", "SoftmaxStats",
+    "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad",
+    "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad",
+    "evaluate", "evaluate_linear", "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy",
+    "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
     "show_config", "softmax", "softmax_grad",
 ]
 __version__: Final[str]
@@ -57,12 +58,35 @@ class _Loss(_Call, total=False):
     sample_weight: ArrayLike | None
     normalizer: float | None
 
-class _CrossEntropy(_Loss, total=False):
+class _OfLabels(TypedDict, total=False):
+    weight: ArrayLike | None
+    sample_weight: ArrayLike | None
+    normalizer: float | None
     ignore_index: int | None
     label_smoothing: float
     z_loss: float
     temperature: float
     softcap: float | None
+    num_threads: int | None
+
+class _CrossEntropy(_OfLabels, total=False):
+    axis: int
+
+class _Linear(_OfLabels, total=False):
+    linear_bias: ArrayLike | None
+    chunk_bytes: int | None
+
+class _AnyLinear(_Linear, total=False):
+    reduction: _Scalar | _Rows
+
+class _EvaluateLinear(TypedDict, total=False):
+    linear_bias: ArrayLike | None
+    top_k: int | Iterable[int]
+    temperature: float
+    softcap: float | None
+    ignore_index: int | None
+    num_threads: int | None
+    chunk_bytes: int | None
 
 class _AnyReduction(_CrossEntropy, total=False):
     reduction: _Scalar | _Rows
@@ -308,9 +332,63 @@ def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: Literal[True]
              **options: Unpack[_Evaluate]) -> tuple[Evaluation, EvaluatedRows]: ...
 @overload  # `return_rows` is a variable
 def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: bool, **options: Unpack[_Evaluate]) -> Any: ...
+@overload
+def linear_cross_entropy(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
+                         reduction: _Scalar = "mean", **options: Unpack[_Linear]) -> _F: ...
+@overload
+def linear_cross_entropy(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
+                         **options: Unpack[_Linear]) -> NDArray[_F]: ...
+@overload
+def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
+                         reduction: _Scalar = "mean", **options: Unpack[_Linear]) -> _Floating: ...
+@overload
+def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
+                         **options: Unpack[_Linear]) -> NDArray[_Floating]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Scalar = "mean", upstream: _Number = 1.0,
+                                   out: LinearGrads | None = None, accumulate: bool = False,
+                                   **options: Unpack[_Linear]) -> tuple[_F, LinearGrads]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Rows, upstream: ArrayLike = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False,
+                                   **options: Unpack[_Linear]) -> tuple[NDArray[_F], LinearGrads]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Scalar = "mean", upstream: _Number = 1.0,
+                                   out: LinearGrads | None = None, accumulate: bool = False,
+                                   **options: Unpack[_Linear]) -> tuple[_Floating, LinearGrads]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Rows, upstream: ArrayLike = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False,
+                                   **options: Unpack[_Linear]) -> tuple[NDArray[_Floating], LinearGrads]: ...
+@overload
+def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLike, *, return_rows: _No = False,
+                    **options: Unpack[_EvaluateLinear]) -> Evaluation: ...
+@overload
+def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLike, *, return_rows: Literal[True],
+                    **options: Unpack[_EvaluateLinear]) -> tuple[Evaluation, EvaluatedRows]: ...
 def predict(logits: ArrayLike, *, axis: int = -1, num_threads: int | None = None) -> NDArray[np.intp] | Any: ...
 def one_hot(labels: ArrayLike, num_classes: int, *, dtype: Any = ..., axis: int = -1) -> NDArray[Any]: ...
 # fmt: on
+
+class LinearGrads(NamedTuple):
+    hidden: NDArray[Any]
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+
+class LinearCrossEntropyLoss:
+    def __init__(
+        self, *, chunk_bytes: int | None = None, reduction: _Scalar | _Rows = "mean", **options: Unpack[_OfLabels]
+    ) -> None: ...
+    def __call__(
+        self, hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, **options: Unpack[_AnyLinear]
+    ) -> _Floating | Any: ...
+    def backward(
+        self, upstream: ArrayLike = 1.0, *, out: LinearGrads | None = None, accumulate: bool = False
+    ) -> LinearGrads: ...
 
 class EvaluatedRows(NamedTuple):
     log_probability: NDArray[Any]

@@ -194,14 +194,10 @@ cdef inline void store_block(const Job *job, Py_ssize_t i, Py_ssize_t j, Py_ssiz
     """grad[i, j:j + n] = src, unless it is there already. Unless slope is NULL, src is multiplied by it."""
     cdef const Matrix *grad = &job.request.grad
     cdef char *dst = row_at(grad, i) + j*grad.class_stride
-    if <const char *>src == dst:
-        return
     if slope != NULL:
-        if grad.dtype == own_dtype(slope) and grad.class_stride == sizeof(floating):
-            times_slope(job, src, slope, n, <floating *>dst)
-            return
         times_slope(job, src, slope, n, src)
-    scatter(grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
+    if <const char *>src != dst:
+        scatter(grad.dtype, src, n, dst, grad.class_stride, job.plan.stream)
 
 # -- Tiles
 
@@ -254,8 +250,8 @@ cdef inline void load_logits(const Job *job, Py_ssize_t i, Py_ssize_t count, Py_
     load_tile(job.plan.primitives, &job.request.logits, i, count, j, classes, width, tile)
     capped(job, tile, classes*width, tile, slope)
 
-cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *dst, Py_ssize_t rows, Py_ssize_t classes,
-                                 Py_ssize_t width, const floating *tile) noexcept nogil:
+cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *dst, Py_ssize_t rows,
+                                 Py_ssize_t classes, Py_ssize_t width, const floating *tile) noexcept nogil:
     """number k of row p = tile[k, p], rounded, where rows at dst are row_stride apart."""
     cdef floating gathered[GATHERED]
     cdef Py_ssize_t size = sizeof(floating), most = min(classes, <Py_ssize_t>GATHERED/CE_MAX_LANES)
@@ -278,7 +274,7 @@ cdef inline void store_half_tile(const ce_primitives *f, const Matrix *a, char *
 
 cdef inline void store_tile(const ce_primitives *f, const Matrix *a, Py_ssize_t i, Py_ssize_t count, Py_ssize_t j,
                             Py_ssize_t classes, Py_ssize_t width, const floating *tile, bint stream) noexcept nogil:
-    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows are written past the caches, unless they are rounded."""
+    """a[i + p, j + k] = tile[k, p]. With stream, contiguous rows that are not rounded are written past the caches."""
     cdef Py_ssize_t p = 0, k, r, run, size = sizeof(floating)
     cdef char *dst
     while p < count:

@@ -152,15 +152,18 @@ cdef inline void set_row_grads(const Job *job, Divergence *d, Py_ssize_t j, floa
 
 cdef inline void store_row_grads(const Job *job, const Divergence *d, Py_ssize_t j, Py_ssize_t n,
                                  floating *scratch) noexcept nogil:
+    """Multiplies the gradient by the derivatives of the softcap, and copies it from scratch, if it is there."""
     cdef const Matrix *grad = &job.request.grad
     cdef floating *row
     cdef Py_ssize_t p
-    if d.c.grad != scratch:
+    if d.c.grad != scratch and not job.plan.with_slopes:
         return
     for p in range(d.count):
-        row = <floating *>(<char *>scratch + p*d.c.grad_step)
+        row = <floating *>(<char *>d.c.grad + p*d.c.grad_step)
         if job.plan.with_slopes:
-            times_slope(job, row, row + BLOCK, n, row)
+            times_slope(job, row, scratch + BLOCK + p*whole_vectors(n), n, row)
+        if d.c.grad != scratch:
+            continue
         if job.plan.stream and grad.class_stride == sizeof(floating):
             job.plan.primitives.store_runs(row, 0, 1, n, row_at(grad, d.start + p) + j*grad.class_stride, 0, True)
         else:

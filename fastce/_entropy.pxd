@@ -233,7 +233,8 @@ cdef inline void entropies_of_tile(const Job *job, Py_ssize_t start, Py_ssize_t 
     cdef EntropyTile tile
     tile.start, tile.count = start, count
     tile.width = (count + CE_MAX_LANES - 1)/CE_MAX_LANES*CE_MAX_LANES
-    tile.row_max, tile.row_max_before, tile.a, tile.mean = scratch, scratch + GROUP, scratch + 2*GROUP, scratch + 3*GROUP
+    tile.row_max, tile.row_max_before = scratch, scratch + GROUP
+    tile.a, tile.mean = scratch + 2*GROUP, scratch + 3*GROUP
     tile.x_label, tile.label, tile.rank = scratch + 4*GROUP, scratch + 5*GROUP, scratch + 6*GROUP
     tile.largest = scratch + 7*GROUP
     block = job.plan.tile/tile.width

@@ -13,7 +13,7 @@ cdef enum:
 cdef struct Tally:
     Sum entropy             # over rows
     Sum confidence
-    double bins[3][BINS]    # rows, rows whose label is predicted, and sums of the confidence; without rows that have NaN
+    double bins[3][BINS]    # rows, rows whose label is predicted, sums of the confidence; without rows that have NaN
 
 cdef inline void tally_as(const Request *request, const floating *dtype, Tally *t) noexcept nogil:
     cdef const floating *entropies = <const floating *>request.entropies

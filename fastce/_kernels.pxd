@@ -18,8 +18,8 @@
 # Distances may be negative or 0. classes >= 1. weight and pos_weight have one number for each class, sample_weight one
 # for each row. These and all outputs except grad are contiguous. Pointers and distances are aligned to the type.
 #
-# Dtypes. Logits are F32, F64, or for operations that `takes_half` allows F16 and BF16, which are computed in F32; grad has
-# their dtype. Losses, row_max and tail are F64 for F64, else F32.
+# Dtypes. Logits are F32, F64, or for operations that `takes_half` allows F16 and BF16, which are computed in F32; grad
+# has their dtype. Losses, row_max and tail are F64 for F64, else F32.
 #
 # Values. Weights are finite and >= 0, label_smoothing is in [0, 1], z_loss >= 0. None of this is checked.
 #

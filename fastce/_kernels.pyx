@@ -275,7 +275,7 @@ cdef object run_call(Function function, object first, object second, object thir
     for name, value in options.items():
         number = function.options.get(name)
         if number is None:
-            function.face(*present(first, second, third), **options)    # raises what Python raises for an unknown option
+            function.face(*present(first, second, third), **options)    # raises TypeError: an unknown option
         given[<int>number] = <PyObject *>value
     if function.folds and is_folded(given):
         return _axes.call_folded(function.public, function.arguments[function.is_product],

@@ -234,7 +234,7 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.block = BLOCK if request.logits.dtype == p.dtype and request.softcap == 0 else BLOCK/2
     p.with_slopes = (p.with_grad and request.softcap != 0 and request.operation != SOFTMAX
                      and request.operation != LOG_SOFTMAX)
-    p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size and not p.with_slopes
+    p.grad_ready = request.grad.dtype == p.dtype and request.grad.class_stride == size
     plan_base(request, p)
     p.path = path_of(request, p.base_kind)
     plan_threads(request, p)
@@ -242,3 +242,5 @@ cdef inline void make_plan(const Request *request, Plan *p) noexcept nogil:
     p.threads = <int>min(p.threads, p.units, MAX_THREADS)
     p.scratch = scratch_of(request, p)
     p.stream = is_streamed(request, p, request.rows*request.classes*size)
+    if p.with_slopes and p.path != BY_TILES:
+        p.stream = False        # the gradient of rows is multiplied by them where it lies

@@ -38,8 +38,8 @@ cdef struct Request:
     int operation
     Py_ssize_t rows
     Py_ssize_t classes
-    # Inputs. The dtype of the logits is that of grad. Losses, row_max and tail are of the dtype that is computed in: F64
-    # for F64, else F32. `takes_half` says which operations take logits of F16 and BF16.
+    # Inputs. The dtype of the logits is that of grad. Losses, row_max and tail are of the dtype that is computed in:
+    # F64 for F64, else F32. `takes_half` says which operations take logits of F16 and BF16.
     Matrix logits
     Matrix labels                   # one integer for each row, of any integer dtype; class_stride is not used
     Matrix targets                  # where labels.data is NULL: one number for each element, of any dtype
@@ -57,8 +57,8 @@ cdef struct Request:
     double label_smoothing
     double z_loss
     double temperature              # the logits are divided by it, except for *_TWO_TERM; not 0
-    double softcap                  # before that they become softcap*tanh(x/softcap), if the operation `takes_softcap`, and
-                                    # so do the target logits of KL_OF_LOGITS; 0: they do not
+    double softcap                  # before that they become softcap*tanh(x/softcap), if the operation `takes_softcap`,
+                                    # and so do the target logits of KL_OF_LOGITS; 0: they do not
     double scale                    # a factor of the gradient
     double flush_below              # what of grad is smaller than this becomes 0 with its sign; 0: nothing does
     bint stats_given                # row_max and tail are inputs, which a forward wrote; then only grad is computed

@@ -39,7 +39,7 @@ cdef inline Py_ssize_t rows_on_end(const Job *job, const Matrix *a, Py_ssize_t c
     return count if a.row_stride == job.request.classes*a.class_stride else 1
 
 cdef inline void load_rows(const Job *job, Rows *rows, floating *scratch) noexcept nogil:
-    """Finds the numbers of rows where they lie, or gathers them into scratch. There the gradient replaces the logits."""
+    """Finds the numbers of rows where they lie, or gathers them into scratch, where the gradient replaces them."""
     cdef Py_ssize_t n = job.request.classes, size = sizeof(floating), step, p
     cdef floating *x = scratch
     cdef floating *base = scratch + BLOCK
@@ -148,12 +148,12 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
         add_label(job, s.x_label[p], s.e[p], s, p)
 
 cdef inline void store_rows(const Job *job, const Rows *rows, const floating *dtype) noexcept nogil:
-    """Copies the gradient from scratch, if it is there."""
+    """Multiplies the gradient by the derivatives of the softcap, and copies it from scratch, if it is there."""
     cdef Py_ssize_t n = job.request.classes, step = rows_on_end(job, &job.request.grad, rows.count), p
-    cdef floating *grad = <floating *>rows.grad
     cdef floating *slope = <floating *>rows.slope
-    for p from 0 <= p < (0 if job.plan.grad_ready else rows.count) by step:
-        store_block(job, rows.start + p, 0, step*n, grad + p*n, slope + p*n if slope != NULL else NULL)
+    for p from 0 <= p < (0 if job.plan.grad_ready and slope == NULL else rows.count) by step:
+        store_block(job, rows.start + p, 0, step*n, <floating *>(rows.grad + p*rows.grad_step),
+                    slope + p*n if slope != NULL else NULL)
 
 cdef inline void hess_of_rows(const Job *job, const Rows *rows, State *s, Py_ssize_t r,
                               const floating *dtype) noexcept nogil:

@@ -195,7 +195,8 @@ cdef inline void add_tile_exponentials(const Job *job, Tile *tile, State *s, Py_
         next, next_stride = row_at(logits, tile.start) + (j + n)*logits.class_stride, logits.class_stride
     elif next_to and stop < job.request.rows:
         next, next_stride = row_at(logits, stop), logits.class_stride
-    if tile.store_exp and grad.dtype == job.plan.dtype and grad.row_stride == size and n*tile.width <= TILE_SIZE and not job.plan.stream:
+    if (tile.store_exp and grad.dtype == job.plan.dtype and grad.row_stride == size and n*tile.width <= TILE_SIZE
+            and not job.plan.stream):
         dst, dst_stride = row_at(grad, tile.start), grad.class_stride
     job.plan.primitives.tile_exp_sum(
         tile.x, tile.x if tile.store_exp else NULL, n, tile.width, tile.row_max, tile.row_max_before,
@@ -350,8 +351,8 @@ cdef inline void tile_grad(const Job *job, Tile *tile, State *s, floating *x) no
         store_tile(f, &job.request.grad, tile.start, tile.count, j, n, width, grad, job.plan.stream)
 
 cdef inline void tile_hvp(const Job *job, Tile *tile, State *s, floating *x) noexcept nogil:
-    """The Hessian times the vectors: of each vector the number at the maximum, the sum of its differences from that, and
-    the product. The vectors are loaded for each of them, unless all classes are in one chunk."""
+    """The Hessian times the vectors: of each vector the number at the maximum, the sum of its differences from that,
+    and the product. The vectors are loaded for each of them, unless all classes are in one chunk."""
     cdef const ce_primitives *f = job.plan.primitives
     cdef floating *e = x
     cdef floating *v = <floating *>tile.other

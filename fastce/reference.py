@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "SoftmaxStats", "binary_cross_entropy",
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearGrads", "SoftmaxStats", "binary_cross_entropy",
     "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
-    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "kl_divergence",
-    "kl_divergence_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
-    "softmax_grad"]  # fmt: skip
+    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "evaluate_linear",
+    "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy", "linear_cross_entropy_with_grad", "log_softmax",
+    "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -573,6 +573,70 @@ def entropy_with_grad(logits, *, temperature=1.0, softcap=None, sample_weight=No
     return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)
 
 
+class LinearGrads(NamedTuple):
+    """Gradients of a loss of ``hidden @ weight.T + bias``; see `fastce.LinearGrads`.
+
+    Examples
+    --------
+    >>> linear_cross_entropy_with_grad(np.ones((1, 1)), np.zeros((2, 1)), np.array([1]))[1].weight
+    array([[ 0.5],
+           [-0.5]])
+    """
+
+    hidden: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+def linear_cross_entropy(hidden, linear_weight, targets, *, linear_bias=None, weight=None, sample_weight=None,
+                         ignore_index=-100, label_smoothing=0.0, z_loss=0.0, temperature=1.0, softcap=None,
+                         reduction="mean", normalizer=None):  # fmt: skip
+    """`cross_entropy` of ``hidden @ linear_weight.T + linear_bias``; see `fastce.linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> round(float(linear_cross_entropy(np.ones((1, 2)), np.zeros((2, 2)), np.array([1]))), 6)
+    0.693147
+    """
+    logits = _logits(hidden, linear_weight, linear_bias)
+    return cross_entropy(logits, targets, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
+                         label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature, softcap=softcap,
+                         reduction=reduction, normalizer=normalizer)  # fmt: skip
+
+
+def linear_cross_entropy_with_grad(hidden, linear_weight, targets, *, linear_bias=None, weight=None, sample_weight=None,
+                                   ignore_index=-100, label_smoothing=0.0, z_loss=0.0, temperature=1.0, softcap=None,
+                                   reduction="mean", normalizer=None, upstream=1.0, out=None,
+                                   accumulate=False):  # fmt: skip
+    """Loss and gradients; see `fastce.linear_cross_entropy_with_grad`.
+
+    Examples
+    --------
+    >>> linear_cross_entropy_with_grad(np.ones((1, 2)), np.zeros((2, 2)), np.array([1]))[1].weight
+    array([[ 0.5,  0.5],
+           [-0.5, -0.5]])
+    """
+    logits = _logits(hidden, linear_weight, linear_bias)
+    loss, g = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
+                   reduction, normalizer, -1, upstream, "flush")[:2]  # fmt: skip
+    rows, features = g.reshape(-1, g.shape[-1]), np.reshape(hidden, (-1, np.shape(hidden)[-1]))
+    kept = rows.any(axis=-1)  # of ignored rows, whose hidden states may be NaN, the gradient is 0
+    bias = None if linear_bias is None else np.add.reduce(rows, axis=0)
+    grads = LinearGrads(np.matmul(g, linear_weight), np.matmul(rows[kept].T, features[kept]), bias)
+    if out is None:
+        return loss, grads
+    for array, grad in zip(out, grads, strict=True):
+        if grad is not None:
+            array[...] = array + grad if accumulate else grad
+    return loss, out
+
+
+def _logits(hidden, linear_weight, linear_bias):
+    with np.errstate(all="ignore"):
+        logits = np.matmul(np.asarray(hidden), np.transpose(linear_weight))
+        return logits if linear_bias is None else logits + np.asarray(linear_bias, logits.dtype)
+
+
 class EvaluatedRows(NamedTuple):
     """What each row is evaluated by; see `fastce.EvaluatedRows`.
 
@@ -644,6 +708,20 @@ def evaluate(logits, labels, *, top_k=(1, 5), temperature=1.0, softcap=None, ign
                         {k: mean((rank >= 0) & (rank < k)) for k in np.atleast_1d(top_k).tolist()}, mean(rows.entropy),
                         confidence, float(error) / n if n and confidence == confidence else float("nan"))  # fmt: skip
     return (result, rows) if return_rows else result
+
+
+def evaluate_linear(hidden, linear_weight, labels, *, linear_bias=None, top_k=(1, 5), temperature=1.0, softcap=None,
+                    ignore_index=-100, return_rows=False):  # fmt: skip
+    """`evaluate` of ``hidden @ linear_weight.T + linear_bias``; see `fastce.evaluate_linear`.
+
+    Examples
+    --------
+    >>> evaluate_linear(np.eye(3), np.eye(3), np.array([0, 1, 1]), top_k=3).top_k
+    {3: 1.0}
+    """
+    logits = _logits(hidden, linear_weight, linear_bias)
+    return evaluate(logits, labels, top_k=top_k, temperature=temperature, softcap=softcap, ignore_index=ignore_index,
+                    return_rows=return_rows)  # fmt: skip
 
 
 # The two-term form, with a = weight * pos_weight * c and b = weight * (1 - c).

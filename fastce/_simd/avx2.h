@@ -41,7 +41,8 @@ CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 #define STREAM_BF16(p, v) _mm_stream_si128((__m128i *)(p), FN(to_bf16)(v))
 CE_INLINE __m128i FN(to_bf16)(VEC v)
 {
-    const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i nearest = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
     const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(1 << 22));
     const __m256i halves = _mm256_srli_epi32(

@@ -67,7 +67,8 @@ CE_INLINE VEC FN(flushed)(VEC v, VEC below)
 #define STREAM_BF16(p, v) _mm256_stream_si256((__m256i *)(p), FN(to_bf16)(v))
 CE_INLINE __m256i FN(to_bf16)(VEC v)
 {
-    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
     const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(1 << 22));
     return _mm512_cvtepi32_epi16(

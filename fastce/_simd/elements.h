@@ -1,6 +1,6 @@
 /* Primitives that treat every element alike. */
 
-/* With y = |x| / cap and e = exp(-2y), tanh(y) = 1 - 2e/(1 + e) and 1 - tanh(y)^2 = 4e/(1 + e)^2. Where y is small, the
+/* With y = x / cap and e = exp(-2|y|), tanh(|y|) = 1 - 2e/(1 + e) and 1 - tanh(y)^2 = 4e/(1 + e)^2. Where y is small, the
  * first difference cancels, and a polynomial serves. The second does not cancel there. Often all logits are small, and
  * then neither exponentials nor quotients are needed. Each element is computed alike in both cases. */
 static void FN(softcap)(const void *x_, Py_ssize_t n, double cap_, void *z_, void *slope_)
@@ -12,12 +12,14 @@ static void FN(softcap)(const void *x_, Py_ssize_t n, double cap_, void *z_, voi
     const VEC rest = SET1((T)((cap_ - cap) / cap_)), one_scaled = SET1(EXP_ONE);
     const VEC zero = SET1(0), one = SET1(1), two = SET1(2), limit = SET1((T)(25. / 64));
     for (Py_ssize_t i = 0; i < n; i += LANES) {
-        const VEC s = FN(load_upto)(x + i, n - i), size = MAX(zero - s, s);
-        const VEC y = FN(cooled)(size, &inverse), u = y * y, near = MAX(u, limit); /* limit where x is NaN */
-        const VEC excess = FN(tanh_excess)(u), t = FMA(y, excess, y);
-        VEC capped = FMA(s, excess, s), derivative = FMA(zero - t, t, one);
+        const VEC s = FN(load_upto)(x + i, n - i), y = FN(cooled)(s, &inverse), u = y * y;
+        const VEC near = MAX(u, limit), excess = FN(tanh_excess)(u), t = FMA(y, excess, y); /* limit where x is NaN */
+        VEC capped = FMA(s, excess, s), derivative = zero;
+        if (slope)
+            derivative = FMA(zero - t, t, one);
         if (EQ_BITS(near, limit) != (1u << LANES) - 1) {
-            const VEC e = FN(exp)(zero - two * y), share = one / (one_scaled + e), part = two * e * share;
+            const VEC size = MAX(zero - s, s), e = FN(exp)(zero - two * MAX(zero - y, y));
+            const VEC share = one / (one_scaled + e), part = two * e * share;
             const VEC bound = SELECT_EQ(size, s, SET1(cap), SET1(-cap));
             const VEC large = SELECT_EQ(size, SET1((T)INFINITY), s, FMA(bound, rest - part, bound));
             capped = SELECT_EQ(near, limit, capped, large);

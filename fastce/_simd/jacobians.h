@@ -79,20 +79,24 @@ CE_INLINE void FN(row_jacobian)(const T *y, const T *u, T *grad, Py_ssize_t n, T
 #undef PRODUCT
 }
 
-static void FN(rows_jacobian)(const void *y_, Py_ssize_t y_row_stride, const void *u_, Py_ssize_t u_row_stride,
-                              void *grad_, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n, int of_log,
+static void FN(rows_jacobian)(const void *y, Py_ssize_t y_row_stride, const void *u, Py_ssize_t u_row_stride,
+                              void *grad, Py_ssize_t grad_row_stride, Py_ssize_t rows, Py_ssize_t n, int of_log,
                               double scale, double below)
 {
-    for (Py_ssize_t r = 0; r < rows; r++) {
-        const T *y = ce_at(y_, r * y_row_stride), *u = ce_at(u_, r * u_row_stride);
-        T *grad = ce_at(grad_, r * grad_row_stride);
-#define ROW(of_log, flush) FN(row_jacobian)(y, u, grad, n, (T)scale, of_log, flush, (T)below)
-        if (of_log)
-            below > 0 ? ROW(1, 1) : ROW(1, 0);
-        else
-            below > 0 ? ROW(0, 1) : ROW(0, 0);
-#undef ROW
-    }
+    /* A loop for each kind: what depends on the kind alone stays in registers from row to row. */
+#define ROWS(of_log, flush) \
+    for (Py_ssize_t r = 0; r < rows; r++) \
+        FN(row_jacobian)(ce_at(y, r * y_row_stride), ce_at(u, r * u_row_stride), ce_at(grad, r * grad_row_stride), n, \
+                         (T)scale, of_log, flush, (T)below)
+    if (of_log && below > 0)
+        ROWS(1, 1);
+    else if (of_log)
+        ROWS(1, 0);
+    else if (below > 0)
+        ROWS(0, 1);
+    else
+        ROWS(0, 0);
+#undef ROWS
 }
 
 /* ----- Vectors across the rows ----- */

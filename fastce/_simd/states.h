@@ -65,8 +65,8 @@ static void FN(losses)(Py_ssize_t n, const double *restrict row_max, const doubl
 
 CE_INLINE void FN(coefficients_)(Py_ssize_t n, const double *restrict row_max, const double *restrict tail,
                                  const double *restrict mass, const double *restrict linear, double temperature,
-                                 double z_loss, const double *restrict q, const double *restrict rest, const double *restrict e,
-                                 const double *restrict scale, double *restrict log_total, double *restrict loss,
+                                 double z_loss, const double *restrict q, const double *restrict rest,
+                                 const double *restrict e, const double *restrict scale, double *restrict log_total, double *restrict loss,
                                  double *restrict a, double *restrict exact_grad,
                                  const double *restrict rest_at_max, double *restrict grad_at_max)
 {

@@ -29,6 +29,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ignore_index": {"ignore_index": 2},
     "keepdims": {"keepdims": True},
     "label_smoothing": {"label_smoothing": 0.3},
+    "linear_bias": {"linear_bias": [0.0, 1.0, 3.0]},
     "normalizer": {"normalizer": 7.0},
     "out": {"out": None},  # made for each call
     "pos_weight": {"pos_weight": [1.0, 2.0, 3.0]},
@@ -48,7 +49,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 ARGUMENTS: dict[str, Any] = {
     "logits": X, "x": X, "y": P, "targets": LABELS, "upstream": X[::-1].copy(), "labels": LABELS, "num_classes": 3,
-    "target_logits": P, "vectors": X[::-1].copy(),
+    "target_logits": P, "vectors": X[::-1].copy(), "hidden": X, "linear_weight": 3 * X[:3],
 }  # fmt: skip
 FUNCTIONS = [getattr(fastce, name) for name in fastce.__all__ if inspect.isroutine(getattr(fastce, name))]
 FUNCTIONS.remove(fastce.show_config)
@@ -107,11 +108,19 @@ def returned(function: Callable[..., Any], **options: Any) -> list[np.ndarray]:
     return [np.asarray(repr(part) if isinstance(part, fastce.Evaluation) else part) for part in parts]
 
 
+def assert_linear_grads_are_written(usual: list[np.ndarray], accumulate: bool) -> None:
+    out = fastce.LinearGrads(np.ones_like(usual[1]), np.ones_like(usual[2]), None)
+    got = returned(fastce.linear_cross_entropy_with_grad, out=out, accumulate=accumulate)
+    assert got[1] is out.hidden and got[2] is out.weight
+    np.testing.assert_allclose(out.hidden, usual[1] + accumulate, rtol=1e-14)
+    np.testing.assert_allclose(out.weight, usual[2] + accumulate, rtol=1e-14)
+
+
 @pytest.mark.parametrize(("function", "name"), OPTIONS, ids=[f"{f.__name__}-{name}" for f, name in OPTIONS])
 def test_each_option_changes_something(function: Callable[..., Any], name: str) -> None:
-    if name == "num_threads":  # results are the same for every number, but a wrong one is an error
-        with pytest.raises(ValueError, match="num_threads is 0"):
-            returned(function, num_threads=0)
+    if name in ("num_threads", "chunk_bytes"):  # results are the same for every number, but a wrong one is an error
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            returned(function, **{name: 0})
         return
     # Where a sigmoid is of each element, the axis matters only to the shape of weights.
     others = {"activation": "softmax"} if name == "axis" and "binary" in function.__name__ else {}
@@ -121,6 +130,9 @@ def test_each_option_changes_something(function: Callable[..., Any], name: str) 
         parameters = inspect.signature(function).parameters
         others = {"x": 500 * X} if "x" in parameters else {"upstream": 1e-300 * (X if "y" in parameters else 1)}
     usual = returned(function, **others)
+    if function is fastce.linear_cross_entropy_with_grad and name in ("out", "accumulate"):
+        assert_linear_grads_are_written(usual, name == "accumulate")
+        return
     if name == "out":
         if function is fastce.cross_entropy_grad_hess:
             pair = np.empty_like(usual[0]), np.empty_like(usual[1])

@@ -31,7 +31,8 @@ TIME_LIMIT = 300  # seconds; about ten without mypy's cache
 FUNCTIONS = [
     name for name in fastce.__all__ if callable(getattr(fastce, name)) and not inspect.isclass(getattr(fastce, name))
 ]
-METHODS = [f"CrossEntropyLoss.{name}" for name in ("__init__", "__call__", "backward")]
+LAYERS = ("CrossEntropyLoss", "LinearCrossEntropyLoss")
+METHODS = [f"{layer}.{name}" for layer in LAYERS for name in ("__init__", "__call__", "backward")]
 
 # What stubtest may complain of (regular expressions): names that Cython adds; a NumPy class by another name; modules
 # whose library is not installed. The functions that take **options in the stub are added to it.
@@ -40,7 +41,7 @@ fastce\._kernels\.__test__
 fastce\._kernels\.(\w+\.)?__(reduce|setstate)_cython__
 fastce\._kernels\.(Call|Function)
 fastce\._config\.error
-fastce\.CrossEntropyLoss\.__signature__
+fastce\.(Linear)?CrossEntropyLoss\.__signature__
 fastce\.integrations\..*
 """
 
@@ -53,7 +54,7 @@ def named(statements: list[ast.stmt], name: str) -> list[Any]:
 STUB = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8")).body
 IN_STUB: dict[str, list[ast.FunctionDef]] = {
     **{name: named(STUB, name) for name in FUNCTIONS},
-    **{name: named(named(STUB, "CrossEntropyLoss")[0].body, name.partition(".")[2]) for name in METHODS},
+    **{name: named(named(STUB, name.partition(".")[0])[0].body, name.partition(".")[2]) for name in METHODS},
 }
 WITH_OPTIONS = [name for name, overloads in IN_STUB.items() if any(o.args.kwarg for o in overloads)]
 
@@ -67,8 +68,10 @@ def keys(typed_dict: str) -> list[str]:
 def run_time_parameters(name: str) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(attrgetter(name)(fastce)).parameters)
     if parameters.pop("options", None):  # of the layer
-        ours = inspect.signature(fastce.cross_entropy).parameters.values()
-        parameters |= {p.name: p for p in ours if p.kind is p.KEYWORD_ONLY and p.name != "return_stats"}
+        linear = name.startswith("Linear")
+        ours = inspect.signature(fastce.linear_cross_entropy if linear else fastce.cross_entropy).parameters.values()
+        without = {"return_stats"} | ({"linear_bias"} if name == "LinearCrossEntropyLoss.__init__" else set())
+        parameters |= {p.name: p for p in ours if p.kind is p.KEYWORD_ONLY and p.name not in without}
     return parameters
 
 
@@ -122,7 +125,7 @@ def documented_defaults(thing: Any) -> dict[str, Any]:
     return defaults
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "CrossEntropyLoss", "CrossEntropyLoss.backward"])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *LAYERS, *(f"{layer}.backward" for layer in LAYERS)])
 def test_the_documented_defaults_are_those_of_the_run_time(name: str) -> None:
     thing = attrgetter(name)(fastce)
     parameters = inspect.signature(thing).parameters.values()

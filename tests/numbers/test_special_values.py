@@ -10,6 +10,7 @@ import pytest
 from functions import (
     F32,
     F64,
+    FAMILIES,
     FUNCTIONS,
     INDEX,
     LOSSES,
@@ -406,6 +407,22 @@ def test_mean_of_rows_without_weight(package, family, dtype):
         got = function(*arrays, package=package, reduction="mean", sample_weight=np.zeros(3))
         np.testing.assert_array_equal(got.get("loss", NAN), NAN if family.by_row or "loss" not in got else 0)
         assert (got.get("grad", np.zeros(1)) == 0).all()
+
+
+@dtypes
+@over([family for family in FAMILIES if "sample_weight" in family.options])
+@pytest.mark.parametrize("shape", [(40, 5), (200, 40), (40, 300), (3, 9000)], ids=str)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_weight_0_may_hold_anything(order, shape, family, dtype):
+    arrays = [np.array(a, order=order) for a in family.arguments(numbers(shape, dtype))]
+    arrays[0][1], arrays[0][2] = NAN, INF
+    weight = np.ones(shape[0])
+    weight[1:3] = 0
+    for function in family.functions:
+        for reduction in ("none", "mean"):
+            for name, value in function(*arrays, sample_weight=weight, reduction=reduction).items():
+                assert np.isfinite(value).all(), name
+                assert np.ndim(value) == 0 or (value[1:3] == 0).all(), name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
