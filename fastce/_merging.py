@@ -49,11 +49,13 @@ class Block(NamedTuple):
         return np.ones(classes) if self.weight is None else np.asarray(self.weight, np.float64)
 
 
-def counted_rows(labels: Array, num_classes: int, ignore_index: int | None, sample_weight: Any = None) -> Array:
+def counted_rows(
+    labels: Array, num_classes: int, ignore_index: int | None, sample_weight: Any = None, name: str = "targets"
+) -> Array:
     """Which rows count. Raises what `cross_entropy` raises for labels that are out of range."""
     ignored = np.zeros(labels.shape, bool) if ignore_index is None else labels == ignore_index
     if (((labels < 0) | (labels >= num_classes)) & ~ignored).any():
-        raise _checks.label_error(labels, num_classes, ignore_index, "targets")
+        raise _checks.label_error(labels, num_classes, ignore_index, name)
     return ~ignored if sample_weight is None else ~ignored & (np.asarray(sample_weight) != 0)
 
 
