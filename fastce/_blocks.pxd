@@ -351,12 +351,14 @@ cdef inline double mean_weight(const Request *request) noexcept nogil:
     cdef int64_t scratch[512]
     cdef const int64_t *label
     cdef Py_ssize_t i = 0, n, p
-    cdef Sum total
+    cdef Sum total, part[4]
     if request.operation == SIGMOID_TWO_TERM:
         return <double>request.rows*request.classes
     if request.sample_weight == NULL and (request.labels.data == NULL or request.weight == NULL):
         return request.rows if request.labels.data == NULL else request.counted
-    set_sum(&total, 0)
+    # Each weight is added with compensation, so that the sum is the rounded exact one: that of parts, added, too.
+    for p in range(4):
+        set_sum(&part[p], 0)
     while i < request.rows:
         n = min(request.rows - i, 512)
         for p in range(n):
@@ -368,6 +370,16 @@ cdef inline double mean_weight(const Request *request) noexcept nogil:
             for p in range(n):
                 weight[p] *= request.weight[max(scratch[p], 0)] if request.weight != NULL else 1
             ce_chosen_f64.zero_ignored(scratch, n, weight)
-        add(&total, ce_chosen_f64.row_sum(weight, n))
+        for p in range(n, (n + 3) & -4):
+            weight[p] = 0
+        for p in range(0, n, 4):
+            add(&part[0], weight[p])
+            add(&part[1], weight[p + 1])
+            add(&part[2], weight[p + 2])
+            add(&part[3], weight[p + 3])
         i += n
+    total = part[0]
+    for p in range(1, 4):
+        add(&total, part[p].total)
+        total.lost += part[p].lost
     return value(&total)

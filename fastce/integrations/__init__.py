@@ -1,6 +1,6 @@
-"""fastce inside other libraries, one small module for each: `autograd`, `jax`, `lightgbm`, `scipy`, `sklearn`, `torch`,
-`xgboost`.
+"""fastce inside other libraries, one small module for each: `autograd`, `dask`, `jax`, `lightgbm`, `mpi`, `scipy`,
+`sklearn`, `torch`, `xgboost`.
 
 Import the one that is wanted (``from fastce.integrations import torch``); it imports its library, and nothing else here
-or in fastce does. Each uses fastce's public functions only: a vendored copy of fastce works without this folder.
+or in fastce does. Nothing in fastce needs them: a vendored copy works without this folder.
 """

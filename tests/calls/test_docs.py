@@ -107,8 +107,8 @@ def test_docstrings_are_complete(module: str) -> None:
 @pytest.mark.parametrize("name", [*INTEGRATIONS, "_torch_functional"])
 def test_docstrings_of_integrations_are_complete(name: str) -> None:
     """Their examples run in tests/peers/test_integrations.py."""
-    library = name.lstrip("_").partition("_")[0]
-    if library in ("autograd", "jax", "sklearn", "torch"):  # these import their library
+    library = {"mpi": "mpi4py"}.get(name, name.lstrip("_").partition("_")[0])
+    if library in ("autograd", "dask", "jax", "mpi4py", "sklearn", "torch"):  # these import their library
         pytest.importorskip(library, reason=f"{library} is not installed")
     names = public_names(f"fastce.integrations.{name}")
     assert names

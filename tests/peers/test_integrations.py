@@ -32,7 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def integration(name: str) -> ModuleType:
-    pytest.importorskip(name, reason=f"{name} is not installed")
+    library = {"mpi": "mpi4py"}.get(name, name)
+    pytest.importorskip(library, reason=f"{library} is not installed")
     return importlib.import_module(f"fastce.integrations.{name}")
 
 
