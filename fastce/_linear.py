@@ -337,7 +337,7 @@ def _checked_out(layer: _Layer, out: Any, accumulate: bool) -> LinearGrads:
         for other, array in others.items():
             if np.shares_memory(buffers[name], array):
                 raise ValueError(f"out.{name} and {other} share memory")
-    return LinearGrads(out.hidden, out.weight, buffers.get("bias"))
+    return out
 
 
 def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -729,17 +729,20 @@ class LinearCrossEntropyLoss:
         """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
-        arguments, options, layer, grads = self._saved
+        arguments, options, layer = self._saved[:3]
+        grads: LinearGrads | None = self._saved[3]
         if grads is None:
             more = {"upstream": upstream, "out": out, "accumulate": accumulate}
-            return linear_cross_entropy_with_grad(*arguments, **options, **more)[1]  # type: ignore[no-any-return]
+            computed: LinearGrads = linear_cross_entropy_with_grad(*arguments, **options, **more)[1]
+            return computed
         factor = layer.dtype.type(_checks.as_number("upstream", upstream))
         if out is None and not accumulate:
             if factor == 1:
                 return grads
             bias = None if grads.bias is None else grads.bias * factor
             return LinearGrads(grads.hidden * factor, grads.weight * factor, bias)
-        for buffer, grad in zip(_checked_out(layer, out, accumulate), grads, strict=True):
+        out = _checked_out(layer, out, accumulate)
+        for buffer, grad in zip(out, grads, strict=True):
             if buffer is not None:
                 buffer[...] = buffer + grad * factor if accumulate else grad * factor
-        return out  # type: ignore[return-value]  # it is not None: that was checked
+        return out
