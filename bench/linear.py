@@ -1,6 +1,6 @@
 """Compare the loss of a linear layer with and without its logits.
 
-    python bench/linear.py [--shape 4096x512x32000] [--chunk-mib 256 64 32] [--repeats 3] [--threads 1] [--peers]
+    python bench/linear.py [--shape 4096x512x32000] [--chunk-mib 256 128 64 32] [--repeats 3] [--threads 1] [--peers]
 
 A shape is rows x features x classes. Times are multiples of the time of NumPy's bare products, three for loss and
 gradients, one for the loss: medians of interleaved calls, CPU time with one thread and wall time with more. Memory is
@@ -15,7 +15,7 @@ import sys
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shape", nargs="+", default=["4096x512x32000", "2048x1024x128256"])
-parser.add_argument("--chunk-mib", nargs="+", type=float, default=[256, 64, 32])
+parser.add_argument("--chunk-mib", nargs="+", type=float, default=[256, 128, 64, 32])
 parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--peers", action="store_true", help="PyTorch too")

@@ -17,7 +17,8 @@ from ._checks import Array
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._evaluation import EvaluatedRows, evaluate
 
-CHUNK_BYTES = 256 * 2**20
+# Of the logits of a chunk by default: fewer rows make products slower, and new memory costs page faults.
+CHUNK_ROWS, LEAST_BYTES, MOST_BYTES = 1024, 64 * 2**20, 256 * 2**20
 BLOCK_BYTES = 2 * 2**20  # of the weight's gradient: what is added to it at a time stays in the cache
 FEW_ROWS = 256  # in smaller chunks, OpenMP's threads and those of BLAS would wait for each other too often
 SUMMED_ROWS = 64  # are added in the dtype, then in float64
@@ -109,7 +110,8 @@ class _Layer:
             raise ValueError(
                 f"{name} has shape {self.labels.shape}, expected {self.lead}: a class index for each row of hidden"
             )
-        self.chunk_bytes = CHUNK_BYTES if chunk_bytes is None else _checks.as_count("chunk_bytes", chunk_bytes)
+        usual = min(max(CHUNK_ROWS * self.classes * self.dtype.itemsize, LEAST_BYTES), MOST_BYTES)
+        self.chunk_bytes = usual if chunk_bytes is None else _checks.as_count("chunk_bytes", chunk_bytes)
         if not (self.weight.flags.c_contiguous or self.weight.flags.f_contiguous):
             self.weight = np.ascontiguousarray(self.weight)  # once, not for each chunk
 
@@ -388,8 +390,8 @@ def linear_cross_entropy(
         As in `cross_entropy`. The number of threads of the matrix products is that of NumPy's BLAS. In chunks of fewer
         than 256 rows the default is one thread.
     chunk_bytes : int, optional
-        How much memory the logits of a chunk may take, unless they are those of one row. Default: 256 MiB. Chunks of
-        fewer than 512 rows make the matrix products slower.
+        How much memory the logits of a chunk may take, unless they are those of one row. Default: what 1024 rows take,
+        but at least 64 and at most 256 MiB. Chunks of fewer than 512 rows make the matrix products slower.
 
     Returns
     -------
