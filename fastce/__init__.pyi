@@ -386,6 +386,31 @@ class LinearCrossEntropyLoss:
     def __init__(
         self, *, chunk_bytes: int | None = None, reduction: _Scalar | _Rows = "mean", **options: Unpack[_OfLabels]
     ) -> None: ...
+    @overload
+    def __call__(
+        self,
+        hidden: NDArray[_F],
+        linear_weight: ArrayLike,
+        targets: ArrayLike,
+        *,
+        reduction: _Scalar,
+        **options: Unpack[_Linear],
+    ) -> _F: ...
+    @overload
+    def __call__(
+        self,
+        hidden: NDArray[_F],
+        linear_weight: ArrayLike,
+        targets: ArrayLike,
+        *,
+        reduction: _Rows,
+        **options: Unpack[_Linear],
+    ) -> NDArray[_F]: ...
+    @overload
+    def __call__(
+        self, hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, **options: Unpack[_AnyLinear]
+    ) -> _F | Any: ...
+    @overload
     def __call__(
         self, hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, **options: Unpack[_AnyLinear]
     ) -> _Floating | Any: ...

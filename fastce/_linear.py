@@ -333,7 +333,10 @@ class _Sums:
             for some in self.blocks(layer.classes):
                 block = self.scratch.array("block", (some.stop - some.start, layer.features), layer.dtype)
                 np.matmul(grad[:, some].T, hidden, out=block)
-                np.add(0 if self.empty else weight[some], block, out=weight[some])
+                if self.empty:
+                    weight[some] = block
+                else:
+                    weight[some] += block
         self.empty = False
 
     def blocks(self, count: int) -> Iterator[slice]:
