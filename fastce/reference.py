@@ -24,8 +24,9 @@ __all__ = [
     "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads", "SoftmaxStats",
     "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad",
     "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad",
-    "evaluate", "evaluate_linear", "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy", "linear_cross_entropy_with_grad", "log_softmax",
-    "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "evaluate", "evaluate_linear", "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy",
+    "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
+    "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
