@@ -18,7 +18,7 @@ from ._cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._evaluation import EvaluatedRows, evaluate
 
 CHUNK_BYTES = 128 * 2**20
-BLOCK_BYTES = 2 * 2**20  # of a gradient: what is added to it at a time stays in the cache
+BLOCK_BYTES = 4 * 2**20  # of a gradient: what is added to it at a time stays in the cache
 FEW_ROWS = 256  # in smaller chunks, OpenMP's threads and those of BLAS would wait for each other too often
 SUMMED_ROWS = 64  # are added in the dtype, then in float64
 LARGEST = float(np.finfo(np.float64).max)
@@ -319,7 +319,9 @@ class _Sums:
             numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
             for some in self.blocks(len(grad)):
                 at = layer.at(numbers[some])
-                out.hidden[at] = out.hidden[at] + product[some] if self.accumulate else product[some]
+                if self.accumulate:
+                    product[some] += out.hidden[at]
+                out.hidden[at] = product[some]
         self.add_weight(hidden, grad)
         if self.bias is not None:
             for start in range(0, len(grad), SUMMED_ROWS):
