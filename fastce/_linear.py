@@ -774,7 +774,8 @@ class LinearCrossEntropyLoss:
         """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
-        arguments, options, layer, grads = self._saved
+        arguments, options, layer, saved = self._saved
+        grads: LinearGrads | None = saved
         if grads is None:
             more = {"upstream": upstream, "out": out, "accumulate": accumulate}
             return linear_cross_entropy_with_grad(*arguments, **options, **more)[1]  # type: ignore[no-any-return]
@@ -785,8 +786,10 @@ class LinearCrossEntropyLoss:
             bias = None if grads.bias is None else grads.bias * factor
             return LinearGrads(grads.hidden * factor, grads.weight * factor, bias)
         for buffer, grad in zip(_checked_out(layer, out, accumulate), grads, strict=True):
-            if buffer is not None and not accumulate:
+            if buffer is None or grad is None:
+                continue
+            if not accumulate:
                 np.multiply(grad, factor, out=buffer)
-            elif buffer is not None:
+            else:
                 buffer += grad if factor == 1 else grad * factor
         return out  # type: ignore[return-value]  # it is not None: that was checked
