@@ -370,6 +370,9 @@ def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLi
 @overload
 def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLike, *, return_rows: Literal[True],
                     **options: Unpack[_EvaluateLinear]) -> tuple[Evaluation, EvaluatedRows]: ...
+@overload  # `return_rows` is a variable
+def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLike, *, return_rows: bool,
+                    **options: Unpack[_EvaluateLinear]) -> Any: ...
 def predict(logits: ArrayLike, *, axis: int = -1, num_threads: int | None = None) -> NDArray[np.intp] | Any: ...
 def one_hot(labels: ArrayLike, num_classes: int, *, dtype: Any = ..., axis: int = -1) -> NDArray[Any]: ...
 # fmt: on
@@ -383,6 +386,31 @@ class LinearCrossEntropyLoss:
     def __init__(
         self, *, chunk_bytes: int | None = None, reduction: _Scalar | _Rows = "mean", **options: Unpack[_OfLabels]
     ) -> None: ...
+    @overload
+    def __call__(
+        self,
+        hidden: NDArray[_F],
+        linear_weight: ArrayLike,
+        targets: ArrayLike,
+        *,
+        reduction: _Scalar,
+        **options: Unpack[_Linear],
+    ) -> _F: ...
+    @overload
+    def __call__(
+        self,
+        hidden: NDArray[_F],
+        linear_weight: ArrayLike,
+        targets: ArrayLike,
+        *,
+        reduction: _Rows,
+        **options: Unpack[_Linear],
+    ) -> NDArray[_F]: ...
+    @overload
+    def __call__(
+        self, hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, **options: Unpack[_AnyLinear]
+    ) -> _F | Any: ...
+    @overload
     def __call__(
         self, hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, **options: Unpack[_AnyLinear]
     ) -> _Floating | Any: ...

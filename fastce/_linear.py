@@ -7,7 +7,7 @@ Rows are done in chunks. The logits of a chunk become its gradient in place, and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,17 @@ from ._checks import Array
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._evaluation import EvaluatedRows, evaluate
 
-# Of the logits of a chunk by default: fewer rows make products slower, and new memory costs page faults.
-CHUNK_ROWS, LEAST_BYTES, MOST_BYTES = 1024, 64 * 2**20, 256 * 2**20
-BLOCK_BYTES = 2 * 2**20  # of the weight's gradient: what is added to it at a time stays in the cache
+CHUNK_BYTES = 128 * 2**20
+BLOCK_BYTES = 4 * 2**20  # of a gradient: what is added to it at a time stays in the cache
 FEW_ROWS = 256  # in smaller chunks, OpenMP's threads and those of BLAS would wait for each other too often
 SUMMED_ROWS = 64  # are added in the dtype, then in float64
-OF_ARRAYS = ("axis", "return_stats")  # options of cross_entropy that have no meaning here
+LARGEST = float(np.finfo(np.float64).max)
+OPTIONS = [  # of cross_entropy, in the order of its signature
+    p
+    for p in inspect.signature(cross_entropy).parameters.values()
+    if p.kind is p.KEYWORD_ONLY and p.name not in ("axis", "return_stats")  # these have no meaning here
+]
+NAMES = frozenset(p.name for p in OPTIONS)
 
 
 class LinearGrads(NamedTuple):
@@ -110,40 +115,58 @@ class _Layer:
             raise ValueError(
                 f"{name} has shape {self.labels.shape}, expected {self.lead}: a class index for each row of hidden"
             )
-        usual = min(max(CHUNK_ROWS * self.classes * self.dtype.itemsize, LEAST_BYTES), MOST_BYTES)
-        self.chunk_bytes = usual if chunk_bytes is None else _checks.as_count("chunk_bytes", chunk_bytes)
-        if not (self.weight.flags.c_contiguous or self.weight.flags.f_contiguous):
+        self.labels = self.labels.reshape(-1)  # a copy, if need be, of one number for each row
+        self.chunk_bytes = CHUNK_BYTES if chunk_bytes is None else _checks.as_count("chunk_bytes", chunk_bytes)
+        self.flat = self.hidden.reshape(self.labels.size, self.features) if _collapses(self.hidden) else None
+        if self.flat is not None and not _is_read_by_blas(self.flat):
+            self.flat = None
+        if not _is_read_by_blas(self.weight):
             self.weight = np.ascontiguousarray(self.weight)  # once, not for each chunk
 
     def no_logits(self) -> Array:
         """In the shape of the logits; a call on it checks its other arguments."""
         return np.broadcast_to(np.zeros((), self.dtype), (*self.lead, self.classes))
 
+    def check_labels(self, **options: Any) -> None:
+        """Rows of weight 0 are not computed, so this checks labels and options alone."""
+        nothing = np.zeros(self.lead)
+        cross_entropy(self.no_logits(), self.labels.reshape(self.lead), sample_weight=nothing, **options)
+
+    def rows_kept(self, ignore_index: int | None) -> Array:
+        """Whether each label is not ignored."""
+        return (
+            np.ones(self.labels.size, bool) if ignore_index is None else np.asarray(self.labels != ignore_index, bool)
+        )
+
     def keep(self, kept: Array) -> None:
         """Only these rows count."""
         self.kept = None if kept.all() else np.flatnonzero(kept)
         self.rows = kept.size if self.kept is None else self.kept.size
 
-    def chunks(self) -> Iterator[Any]:
-        """The rows of each chunk: a slice, or the numbers of those that count."""
-        row_bytes = (self.classes + 2 * self.features * (self.kept is not None)) * self.dtype.itemsize
-        count = -(-self.rows * row_bytes // max(self.chunk_bytes, row_bytes))
+    def chunks(self, more_copies: int = 0) -> Iterator[Any]:
+        """The rows of each chunk: a slice, or the numbers of those that count.
+
+        Beside its logits, a chunk may need copies of its rows of `hidden`, and more arrays of that shape."""
+        copies = more_copies + (2 if self.flat is None else self.kept is not None)
+        row_bytes = max((self.classes + copies * self.features) * self.dtype.itemsize, 1)
+        count = -(-self.rows // max(self.chunk_bytes // row_bytes, 1))
         for k in range(count):
             part = slice(k * self.rows // count, (k + 1) * self.rows // count)
             yield part if self.kept is None else self.kept[part]
 
-    def rows_of(self, array: Array, rows: Any, scratch: _Scratch, name: str) -> Array:
-        """Rows of `hidden`, or of an array of its shape: a view of a slice if it can be, else a copy."""
-        flat = array.reshape(-1, self.features) if _collapses(array) else None
-        if flat is not None and isinstance(rows, slice):
-            return flat[rows]
+    def at(self, rows: Any) -> Any:
+        """An index of these rows in arrays of the shape of `hidden`."""
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        return np.unravel_index(numbers, self.lead) if self.lead else (np.newaxis,)
+
+    def hidden_of(self, rows: Any, scratch: _Scratch) -> Array:
+        """Rows of `hidden`: a view of a slice if BLAS can read it, else a copy."""
+        if self.flat is None:
+            return np.ascontiguousarray(self.hidden[self.at(rows)])
         if isinstance(rows, slice):
-            rows = np.arange(rows.start, rows.stop)
-        copy = scratch.array(name, (rows.size, self.features), self.dtype)
-        if flat is not None:
-            return np.take(flat, rows, axis=0, out=copy, mode="clip")
-        copy[...] = array[np.unravel_index(rows, self.lead)]
-        return copy
+            return self.flat[rows]
+        copy = scratch.array("hidden", (rows.size, self.features), self.dtype)
+        return np.take(self.flat, rows, axis=0, out=copy, mode="clip")  # with another mode it would be buffered
 
     def logits(self, hidden: Array, scratch: _Scratch) -> Array:
         logits = scratch.array("logits", (len(hidden), self.classes), self.dtype)
@@ -162,15 +185,19 @@ def _collapses(array: Array) -> bool:
     return all(s == n_next * s_next for (_, s), (n_next, s_next) in zip(lead, lead[1:], strict=False))
 
 
-def _at(rows: Any, array: Any) -> Array:
-    """Those rows of an array by row."""
-    flat: Array = np.ravel(array)[rows]
-    return flat
+def _is_read_by_blas(matrix: Array) -> bool:
+    """Whether BLAS reads and writes a matrix where it lies: rows or columns are contiguous and do not overlap."""
+    if matrix.flags.c_contiguous:
+        return True
+    return any(
+        m.strides[1] == m.itemsize and m.strides[0] % m.itemsize == 0 and m.strides[0] >= m.shape[1] * m.itemsize
+        for m in (matrix, matrix.T)
+    )
 
 
-def _part(rows: Any, value: Any) -> Any:
-    """The same where there may be one number for all rows."""
-    return value if np.ndim(value) == 0 else _at(rows, value)
+def _by_row(name: str, value: Any) -> Array:
+    """One float64 for each row."""
+    return _checks.contiguous(_checks.as_real(name, value), _checks.F64)
 
 
 class _Loss:
@@ -188,77 +215,82 @@ class _Loss:
         **options: Any,
     ) -> None:
         layer = self.layer = _Layer(hidden, linear_weight, linear_bias, targets, "targets", chunk_bytes)
-        self.sample_weight = options.pop("sample_weight", None)
-        self.reduction, normalizer = options.get("reduction", "mean"), options.pop("normalizer", None)
-        # Rows of weight 0 are not computed, so this checks labels and options alone. The rest is checked for one class.
-        nothing = np.zeros(layer.lead)
-        cross_entropy(layer.no_logits(), layer.labels, sample_weight=nothing, normalizer=normalizer, **options)
-        one = {"sample_weight": self.sample_weight, "reduction": self.reduction, "upstream": upstream}
-        cross_entropy_with_grad(np.zeros((*layer.lead, 1), layer.dtype), np.zeros(layer.lead, int), **one)
+        sample_weight, self.reduction = options.pop("sample_weight", None), options.get("reduction", "mean")
+        layer.check_labels(**options)
+        by_row = {"sample_weight": sample_weight, "reduction": self.reduction, "upstream": upstream}
+        first = np.broadcast_to(np.int8(0), layer.lead)  # of one class
+        cross_entropy_with_grad(layer.no_logits()[..., :1], first, **by_row)
 
-        self.num_threads = options.pop("num_threads", None)
-        self.options = options | {"reduction": "none" if self.reduction == "none" else "sum"}
-        self.upstream, self.denominator = upstream, 1.0
-        ignored = options.get("ignore_index", -100)
-        kept = np.ones(layer.labels.size, bool) if ignored is None else np.ravel(layer.labels != ignored)
+        self.arguments = [linear_bias, targets, sample_weight, options.get("weight"), upstream]
+        self.num_threads, self.options = options.pop("num_threads", None), options
+        self.sample_weight = None if sample_weight is None else _by_row("sample_weight", sample_weight)
+        self.upstream = upstream if np.ndim(upstream) == 0 else _by_row("upstream", upstream)
+        kept = layer.rows_kept(options.get("ignore_index", -100))
         if self.sample_weight is not None:
-            kept &= np.ravel(self.sample_weight) != 0
+            kept &= self.sample_weight != 0
         layer.keep(kept)
-        if self.reduction == "mean":
-            self.denominator = self.mean_weight(kept) if normalizer is None else float(normalizer)
+        self.loss_of_none = 0.0
+        if self.reduction == "mean" and options.get("normalizer") is None:
+            denominator = self.mean_weight()
+            self.options = options | {"normalizer": min(denominator, LARGEST)}
+            if denominator == 0:  # rows with a class of weight 0, or none
+                self.loss_of_none = np.nan
+                layer.keep(np.zeros_like(kept))
 
-    def mean_weight(self, kept: Array) -> float:
+    def mean_weight(self) -> float:
         """What a mean divides by: the sum of the weights of the rows that count."""
-        weight, labels = self.options.get("weight"), self.layer.labels
+        layer, weight = self.layer, self.options.get("weight")
         if weight is None and self.sample_weight is None:
-            return float(np.count_nonzero(kept))
-        by_row = np.ones(kept.sum()) if weight is None else np.asarray(weight, np.float64)[np.ravel(labels)[kept]]
-        return float((by_row * (1 if self.sample_weight is None else _at(kept, self.sample_weight))).sum())
+            return float(layer.rows)
+        rows = slice(None) if layer.kept is None else layer.kept
+        by_row = np.ones(layer.rows) if weight is None else _by_row("weight", weight)[layer.labels[rows]]
+        with np.errstate(all="ignore"):
+            if self.sample_weight is not None:
+                by_row *= self.sample_weight[rows]
+            return float(by_row.sum())
 
     def options_of(self, rows: Any, count: int) -> dict[str, Any]:
-        """Those of a chunk."""
+        """Those of a chunk. Means of chunks have the denominator of all rows."""
         options = self.options | {"num_threads": self.layer.threads(count, self.num_threads)}
-        return options if self.sample_weight is None else options | {"sample_weight": _at(rows, self.sample_weight)}
+        return options if self.sample_weight is None else options | {"sample_weight": self.sample_weight[rows]}
 
-    def reduced(self, each_chunk: Callable[[Any], Any]) -> Any:
+    def reduced(self, each_chunk: Callable[[Any], Any], more_copies: int = 0) -> Any:
         """The loss of all rows from what a function returns for the rows of each chunk."""
-        if self.reduction == "none":
-            losses = np.zeros(self.layer.labels.size, self.layer.dtype)
-            for rows in self.layer.chunks():
-                losses[rows] = each_chunk(rows)
-            return losses.reshape(self.layer.lead)
-        total = np.float64(0)
-        for rows in self.layer.chunks():
-            total += each_chunk(rows)
-        with np.errstate(all="ignore"):
-            return self.layer.dtype.type(total / self.denominator if self.denominator else np.nan)
+        layer = self.layer
+        with np.errstate(all="ignore"):  # what NaN and infinities become is the same without a warning
+            if self.reduction == "none":
+                losses = np.zeros(layer.labels.size, layer.dtype)
+                for rows in layer.chunks(more_copies):
+                    losses[rows] = each_chunk(rows)
+                return losses.reshape(layer.lead)
+            total = np.float64(self.loss_of_none)
+            for rows in layer.chunks(more_copies):
+                total += each_chunk(rows)
+            return layer.dtype.type(total)
 
     def forward(self, scratch: _Scratch) -> Any:
         layer = self.layer
 
         def loss(rows: Any) -> Any:
-            logits = layer.logits(layer.rows_of(layer.hidden, rows, scratch, "hidden"), scratch)
-            return cross_entropy(logits, _at(rows, layer.labels), **self.options_of(rows, len(logits)))
+            logits = layer.logits(layer.hidden_of(rows, scratch), scratch)
+            return cross_entropy(logits, layer.labels[rows], **self.options_of(rows, len(logits)))
 
         return self.reduced(loss)
 
     def with_grad(self, scratch: _Scratch, out: LinearGrads, accumulate: bool) -> Any:
         layer = self.layer
-        scale = 1 / self.denominator if self.denominator else 0.0
-        upstream = self.upstream * scale if np.ndim(self.upstream) == 0 else self.upstream
         sums = _Sums(layer, scratch, out, accumulate)
 
         def loss(rows: Any) -> Any:
-            hidden = layer.rows_of(layer.hidden, rows, scratch, "hidden")
+            hidden = layer.hidden_of(rows, scratch)
             logits = layer.logits(hidden, scratch)
-            options = self.options_of(rows, len(logits)) | {"upstream": _part(rows, upstream)}
-            value, grad = cross_entropy_with_grad(
-                logits, _at(rows, layer.labels), subnormals="flush", out=logits, **options
-            )
+            upstream = self.upstream if np.ndim(self.upstream) == 0 else self.upstream[rows]
+            options = self.options_of(rows, len(logits)) | {"upstream": upstream, "subnormals": "flush"}
+            value, grad = cross_entropy_with_grad(logits, layer.labels[rows], out=logits, **options)
             sums.add(rows, hidden, grad)
             return value
 
-        value = self.reduced(loss)
+        value = self.reduced(loss, more_copies=not sums.direct)
         sums.finish()
         return value
 
@@ -270,6 +302,8 @@ class _Sums:
         self.layer, self.scratch, self.out, self.accumulate = layer, scratch, out, accumulate
         self.empty = not accumulate  # nothing has been added to the weight's gradient
         self.bias = None if out.bias is None else np.zeros(layer.classes)
+        # Whether the product for a chunk is written where it belongs.
+        self.direct = not accumulate and layer.kept is None and out.hidden.flags.c_contiguous
         if not accumulate and (layer.kept is not None or not layer.rows):
             out.hidden[...] = 0
         if not accumulate and not layer.rows:
@@ -277,16 +311,17 @@ class _Sums:
 
     def add(self, rows: Any, hidden: Array, grad: Array) -> None:
         layer, out = self.layer, self.out
-        direct = isinstance(rows, slice) and not self.accumulate and out.hidden.flags.c_contiguous
-        if direct:
-            np.matmul(grad, layer.weight, out=out.hidden.reshape(-1, layer.features)[rows])
+        if self.direct:
+            np.matmul(grad, layer.weight, out=out.hidden.reshape(layer.rows, layer.features)[rows])
         else:
             product = self.scratch.array("grad", (len(grad), layer.features), layer.dtype)
             np.matmul(grad, layer.weight, out=product)
-            if isinstance(rows, slice):
-                rows = np.arange(rows.start, rows.stop)
-            at = np.unravel_index(rows, layer.lead) if layer.lead else (...,)
-            out.hidden[at] = out.hidden[at] + product if self.accumulate else product
+            numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            for some in self.blocks(len(grad)):
+                at = layer.at(numbers[some])
+                if self.accumulate:
+                    product[some] += out.hidden[at]
+                out.hidden[at] = product[some]
         self.add_weight(hidden, grad)
         if self.bias is not None:
             for start in range(0, len(grad), SUMMED_ROWS):
@@ -294,13 +329,11 @@ class _Sums:
 
     def add_weight(self, hidden: Array, grad: Array) -> None:
         layer, weight = self.layer, self.out.weight
-        if self.empty and weight.flags.c_contiguous:
+        if self.empty and _is_read_by_blas(weight):
             np.matmul(grad.T, hidden, out=weight)
         else:
-            step = max(BLOCK_BYTES // max(layer.features * layer.dtype.itemsize, 1), 1)
-            for start in range(0, layer.classes, step):
-                some = slice(start, min(start + step, layer.classes))
-                block = self.scratch.array("block", (some.stop - start, layer.features), layer.dtype)
+            for some in self.blocks(layer.classes):
+                block = self.scratch.array("block", (some.stop - some.start, layer.features), layer.dtype)
                 np.matmul(grad[:, some].T, hidden, out=block)
                 if self.empty:
                     weight[some] = block
@@ -308,13 +341,19 @@ class _Sums:
                     weight[some] += block
         self.empty = False
 
+    def blocks(self, count: int) -> Iterator[slice]:
+        """So many rows of features in blocks that stay in the cache."""
+        step = max(BLOCK_BYTES // max(self.layer.features * self.layer.dtype.itemsize, 1), 1)
+        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
     def finish(self) -> None:
         if self.bias is not None and self.out.bias is not None:
-            self.out.bias[...] = self.bias + self.out.bias if self.accumulate else self.bias
+            with np.errstate(all="ignore"):  # infinite in float32
+                self.out.bias[...] = self.bias + self.out.bias if self.accumulate else self.bias
 
 
-def _checked_out(layer: _Layer, out: Any, accumulate: bool) -> LinearGrads:
-    """Buffers for the gradients: the caller's, or new ones."""
+def _checked_out(layer: _Layer, out: Any, accumulate: bool, arguments: Iterable[Any] = ()) -> LinearGrads:
+    """Buffers for the gradients: the caller's, or new ones. None shares memory with another or with an argument."""
     if out is None:
         if accumulate:
             raise ValueError("accumulate is True without out: there is nothing to add to")
@@ -339,6 +378,9 @@ def _checked_out(layer: _Layer, out: Any, accumulate: bool) -> LinearGrads:
         for other, array in others.items():
             if np.shares_memory(buffers[name], array):
                 raise ValueError(f"out.{name} and {other} share memory")
+        for array in arguments:
+            if isinstance(array, np.ndarray) and np.shares_memory(buffers[name], array):
+                raise ValueError(f"out.{name} shares memory with an argument")
     return out
 
 
@@ -346,18 +388,14 @@ def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Show the options of `cross_entropy` in the signature."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    given = inspect.signature(cross_entropy).parameters.values()
-    options = [p for p in given if p.kind is p.KEYWORD_ONLY and p.name not in OF_ARRAYS]
-    at = next((k for k, p in enumerate(own) if p.name == "chunk_bytes"), len(own))
-    function.__signature__ = signature.replace(parameters=own[:at] + options + own[at:])  # type: ignore[attr-defined]
+    at = next(k for k, p in enumerate(own) if p.name == "chunk_bytes")
+    function.__signature__ = signature.replace(parameters=own[:at] + OPTIONS + own[at:])  # type: ignore[attr-defined]
     return function
 
 
 def _refuse_unknown(name: str, options: dict[str, Any]) -> None:
-    known = inspect.signature(cross_entropy).parameters
-    for option in options:
-        if option not in known or option in (*OF_ARRAYS, "logits", "targets"):
-            raise TypeError(f"{name}() got an unexpected keyword argument {option!r}")
+    if unknown := options.keys() - NAMES:
+        raise TypeError(f"{name}() got an unexpected keyword argument {min(unknown)!r}")
 
 
 @_with_options
@@ -390,8 +428,8 @@ def linear_cross_entropy(
         As in `cross_entropy`. The number of threads of the matrix products is that of NumPy's BLAS. In chunks of fewer
         than 256 rows the default is one thread.
     chunk_bytes : int, optional
-        How much memory the logits of a chunk may take, unless they are those of one row. Default: what 1024 rows take,
-        but at least 64 and at most 256 MiB. Chunks of fewer than 512 rows make the matrix products slower.
+        How much memory the logits of a chunk may take, unless they are those of one row. Default: 128 MiB. Chunks of
+        fewer than 256 rows make the matrix products slower.
 
     Returns
     -------
@@ -410,9 +448,10 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The memory that is needed beside the arguments and the result is at most ``1.25*chunk_bytes`` plus 24 MiB, if that
-    holds one row, and if `linear_weight` is in C or Fortran order. Rows that are ignored, or whose `sample_weight` is
-    0, are not multiplied. Losses of chunks are added in float64.
+    The memory that is needed beside the arguments and the result is at most ``1.25*chunk_bytes`` plus 24 MiB, if a
+    chunk holds a row, for up to half a million rows or classes, and if the rows or the columns of `linear_weight` are
+    contiguous. Rows that are ignored, or whose `sample_weight` is 0, are not multiplied. Losses of chunks are added in
+    float64.
 
     Examples
     --------
@@ -509,7 +548,7 @@ def linear_cross_entropy_with_grad(
     call = _Loss(
         hidden, linear_weight, targets, linear_bias=linear_bias, chunk_bytes=chunk_bytes, upstream=upstream, **options
     )
-    grads = _checked_out(call.layer, out, accumulate)
+    grads = _checked_out(call.layer, out, accumulate, call.arguments)
     return call.with_grad(_Scratch(), grads, accumulate), grads if out is None else out
 
 
@@ -574,20 +613,23 @@ def evaluate_linear(
         return_rows=True,
         **options,
     )
-    # Rows of weight 0 are not computed: this checks the labels.
-    cross_entropy(layer.no_logits(), layer.labels, sample_weight=np.zeros(layer.lead), ignore_index=ignore_index)
-    layer.keep(np.ones(layer.labels.size, bool))
-    scratch, parts = _Scratch(), [of_none]
+    layer.check_labels(ignore_index=ignore_index)
+    layer.keep(layer.rows_kept(ignore_index))
+    scratch, by_row = _Scratch(), [np.zeros(layer.labels.size, part.dtype) for part in of_none]
+    for whole, name in zip(by_row, EvaluatedRows._fields, strict=True):
+        if name in ("rank", "predicted"):
+            whole.fill(-1)
     for rows in layer.chunks():
-        logits = layer.logits(layer.rows_of(layer.hidden, rows, scratch, "hidden"), scratch)
+        with np.errstate(all="ignore"):
+            logits = layer.logits(layer.hidden_of(rows, scratch), scratch)
         threads = layer.threads(len(logits), num_threads)
-        part, by_row = evaluate(logits, _at(rows, layer.labels), num_threads=threads, return_rows=True, **options)
+        part, parts = evaluate(logits, layer.labels[rows], num_threads=threads, return_rows=True, **options)
         total = total + part
-        if return_rows:
-            parts.append(by_row)
+        for whole, some in zip(by_row, parts, strict=True):
+            whole[rows] = some
     if not return_rows:
         return total
-    return total, EvaluatedRows(*(np.concatenate(a).reshape(layer.lead)[()] for a in zip(*parts, strict=True)))
+    return total, EvaluatedRows(*(whole.reshape(layer.lead)[()] for whole in by_row))
 
 
 _OF_LAYER = {
@@ -688,6 +730,7 @@ class LinearCrossEntropyLoss:
         options = self._options | self._checked(options)
         options["linear_bias"] = linear_bias
         call = _Loss(hidden, linear_weight, targets, **options)
+        self._saved = None  # its gradients are let go before there are new ones
         if call.reduction == "none":
             grads, loss = None, call.forward(self._scratch)
         else:
@@ -731,8 +774,8 @@ class LinearCrossEntropyLoss:
         """
         if self._saved is None:
             raise RuntimeError("backward called before the loss was computed")
-        arguments, options, layer = self._saved[:3]
-        grads: LinearGrads | None = self._saved[3]
+        arguments, options, layer, saved = self._saved
+        grads: LinearGrads | None = saved
         if grads is None:
             more = {"upstream": upstream, "out": out, "accumulate": accumulate}
             computed: LinearGrads = linear_cross_entropy_with_grad(*arguments, **options, **more)[1]
@@ -745,6 +788,10 @@ class LinearCrossEntropyLoss:
             return LinearGrads(grads.hidden * factor, grads.weight * factor, bias)
         out = _checked_out(layer, out, accumulate)
         for buffer, grad in zip(out, grads, strict=True):
-            if buffer is not None:
-                buffer[...] = buffer + grad * factor if accumulate else grad * factor
+            if buffer is None or grad is None:
+                continue
+            if not accumulate:
+                np.multiply(grad, factor, out=buffer)
+            else:
+                buffer += grad if factor == 1 else grad * factor
         return out

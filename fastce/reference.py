@@ -21,11 +21,12 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearGrads", "SoftmaxStats", "binary_cross_entropy",
-    "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad", "cross_entropy_grad_hess",
-    "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad", "evaluate", "evaluate_linear",
-    "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy", "linear_cross_entropy_with_grad", "log_softmax",
-    "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
+    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads", "SoftmaxStats",
+    "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad",
+    "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad",
+    "evaluate", "evaluate_linear", "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy",
+    "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
+    "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -629,6 +630,48 @@ def linear_cross_entropy_with_grad(hidden, linear_weight, targets, *, linear_bia
         if grad is not None:
             array[...] = array + grad if accumulate else grad
     return loss, out
+
+
+class LinearCrossEntropyLoss:
+    """`linear_cross_entropy` as a layer, with its options; see `fastce.LinearCrossEntropyLoss`.
+
+    Examples
+    --------
+    >>> ce = LinearCrossEntropyLoss(reduction="sum")
+    >>> round(float(ce(np.ones((1, 2)), np.zeros((2, 2)), np.array([1]))), 6)  # log(2)
+    0.693147
+    """
+
+    def __init__(self, **options):
+        self._options = options
+
+    def __call__(self, hidden, linear_weight, targets, *, linear_bias=None, **options):
+        """The loss. Options given here replace those of the layer, for this call and its `backward`.
+
+        Examples
+        --------
+        >>> ce = LinearCrossEntropyLoss()
+        >>> round(float(ce(np.ones((1, 2)), np.zeros((2, 2)), np.array([1]))), 6)  # log(2)
+        0.693147
+        """
+        options = self._options | options | {"linear_bias": linear_bias}
+        self._saved = (hidden, linear_weight, targets), options
+        return linear_cross_entropy(hidden, linear_weight, targets, **options)
+
+    def backward(self, upstream=1.0, *, out=None, accumulate=False):
+        """Gradients of the loss of the last call.
+
+        Examples
+        --------
+        >>> ce = LinearCrossEntropyLoss()
+        >>> loss = ce(np.ones((1, 2)), np.zeros((2, 2)), np.array([1]))
+        >>> ce.backward(upstream=2.0).weight
+        array([[ 1.,  1.],
+               [-1., -1.]])
+        """
+        arguments, options = self._saved
+        return linear_cross_entropy_with_grad(*arguments, **options, upstream=upstream, out=out,
+                                              accumulate=accumulate)[1]  # fmt: skip
 
 
 def _logits(hidden, linear_weight, linear_bias):

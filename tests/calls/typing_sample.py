@@ -122,6 +122,26 @@ assert_type(fastce.show_config(mode="dicts")["isa_available"], list[str])
 fastce.show_config()
 assert_type(fastce.__version__, str)
 
+# a linear layer: by reduction and the dtype of the hidden states
+assert_type(fastce.linear_cross_entropy(x32, x32, labels, softcap=30.0, chunk_bytes=2**20), np.float32)
+assert_type(fastce.linear_cross_entropy(x64, x64, labels, reduction="none"), NDArray[np.float64])
+assert_type(fastce.linear_cross_entropy([[0.0]], [[0.0]], [0]), np.floating[Any])
+linear_loss, linear_grads = fastce.linear_cross_entropy_with_grad(x32, x32, labels, linear_bias=[0, 0])
+assert_type(linear_loss, np.float32)
+assert_type(linear_grads, fastce.LinearGrads)
+assert_type(
+    fastce.linear_cross_entropy_with_grad(
+        x64, x64, labels, reduction="none", upstream=[1, 2], out=linear_grads, accumulate=True
+    ),
+    tuple[NDArray[np.float64], fastce.LinearGrads],
+)
+linear = fastce.LinearCrossEntropyLoss(chunk_bytes=2**20, label_smoothing=0.1)
+assert_type(linear(x32, x32, labels, reduction="sum", linear_bias=[0, 0]), np.float32)
+assert_type(linear(x64, x64, labels, reduction="none"), NDArray[np.float64])
+assert_type(linear.backward(2.0, out=linear_grads), fastce.LinearGrads)
+assert_type(fastce.evaluate_linear(x32, x32, labels, top_k=[1, 2]), fastce.Evaluation)
+assert_type(fastce.evaluate_linear(x32, x32, labels, return_rows=True), tuple[fastce.Evaluation, fastce.EvaluatedRows])
+
 # what a checker should complain of
 fastce.cross_entropy(x32, labels, reduce="mean")  # type: ignore[call-overload]
 fastce.cross_entropy(x32, labels, axis="last")  # type: ignore[call-overload]
@@ -154,3 +174,6 @@ fastce.logsumexp(x32).median()  # type: ignore[union-attr]
 fastce.predict(x32).median()  # type: ignore[union-attr]
 fastce.show_config(mode="json")  # type: ignore[call-overload]
 fastce.show_config(mode="dicts")["cpu"]  # type: ignore[typeddict-item]
+fastce.linear_cross_entropy(x32, x32, labels, axis=0)  # type: ignore[call-overload]
+fastce.linear_cross_entropy_with_grad(x32, x32, labels, out=(x32, x32, None))  # type: ignore[call-overload]
+fastce.LinearCrossEntropyLoss(linear_bias=x32)  # type: ignore[call-arg]

@@ -74,6 +74,10 @@ def test_every_option(reduction: str, options: dict[str, Any], chunk_bytes: int 
     del options["reduction"]
     np.testing.assert_array_equal(ce(*arguments, **options), loss)
     assert_close(ce.backward(upstream), grads, dtype)
+    del options["chunk_bytes"]
+    ce = reference.LinearCrossEntropyLoss(reduction=reduction)
+    np.testing.assert_allclose(ce(*arguments, **options), loss, rtol=3e-5 if dtype is F32 else 1e-12)
+    assert_close(ce.backward(upstream), grads, dtype)
 
 
 @dtypes
@@ -419,3 +423,198 @@ def test_threads_and_errstate(threads: int) -> None:
             case.hidden * 1e-20, case.weight, case.labels, num_threads=threads, chunk_bytes=2000
         )
     assert np.isfinite(loss) and np.isfinite(grads.weight).all()
+
+
+def test_a_mean_is_that_of_all_rows_where_sums_overflow() -> None:
+    """A chunk's sum of losses is not finite in float32. Neither is the reciprocal of a sum of tiny sample weights."""
+    large = np.finfo(F32).max / 8
+    hidden, weight, labels = np.full((20, 1), large, F32), np.array([[0], [1]], F32), np.zeros(20, int)
+    assert fastce.linear_cross_entropy(hidden, weight, labels) == pytest.approx(large)
+    loss, grads = fastce.linear_cross_entropy_with_grad(hidden, weight, labels, chunk_bytes=64)
+    assert loss == pytest.approx(large)
+    np.testing.assert_allclose(grads.hidden, 0.05, rtol=1e-6)
+    for size in (1e-310, 1e300):
+        sample_weight = np.full(20, size)
+        want = fastce.cross_entropy(hidden[:, :0] @ weight[:, :0].T, labels, sample_weight=sample_weight)
+        got = fastce.linear_cross_entropy(hidden * 0, weight, labels, sample_weight=sample_weight, chunk_bytes=64)
+        assert got == pytest.approx(want, rel=1e-5)
+
+
+@chunks
+def test_options_may_be_lists_and_of_any_dtype(chunk_bytes: int | None) -> None:
+    case = Case(F64, (5, 6))
+    want = fastce.linear_cross_entropy_with_grad(
+        case.hidden, case.weight, case.labels, weight=case.class_weight, sample_weight=case.sample_weight,
+        linear_bias=case.bias, upstream=case.upstream, reduction="none",
+    )  # fmt: skip
+    for change in (np.ndarray.tolist, lambda a: a.astype(np.longdouble), lambda a: np.repeat(a, 2, axis=-1)[..., ::2]):
+        loss, grads = fastce.linear_cross_entropy_with_grad(
+            case.hidden, case.weight, case.labels, weight=change(case.class_weight), upstream=change(case.upstream),
+            sample_weight=change(case.sample_weight), linear_bias=change(case.bias), reduction="none",
+            chunk_bytes=chunk_bytes,
+        )  # fmt: skip
+        np.testing.assert_allclose(loss, want[0], rtol=1e-13)
+        assert_close(grads, want[1])
+
+
+@chunks
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64"])
+def test_labels_of_any_integer_dtype(dtype: str, chunk_bytes: int | None) -> None:
+    case = Case()
+    kept = case.labels >= 0
+    labels = np.where(kept, case.labels, 200).astype(dtype)
+    want = fastce.linear_cross_entropy(case.hidden, case.weight, case.labels)
+    for ignored in (200, np.int64(200)):
+        got = fastce.linear_cross_entropy(
+            case.hidden, case.weight, labels, ignore_index=ignored, chunk_bytes=chunk_bytes
+        )
+        assert got == pytest.approx(want, rel=1e-14)
+    some = np.where(kept, labels, 0).astype(dtype)
+    want = fastce.linear_cross_entropy(case.hidden, case.weight, np.maximum(case.labels, 0))
+    for ignored in (-100, None, 10**30):  # no label can be the first and the last
+        got = fastce.linear_cross_entropy(case.hidden, case.weight, some, ignore_index=ignored, chunk_bytes=chunk_bytes)
+        assert got == pytest.approx(want, rel=1e-14)
+
+
+@dtypes
+@chunks
+def test_masked_classes(chunk_bytes: int | None, dtype: Any) -> None:
+    """A bias of -inf masks a class: its probability and gradients are 0."""
+    case = Case(dtype)
+    case.labels[case.labels == 5] = 6
+    case.bias[5] = -np.inf
+    options: dict[str, Any] = {"linear_bias": case.bias, "chunk_bytes": chunk_bytes}
+    loss, grads = fastce.linear_cross_entropy_with_grad(case.hidden, case.weight, case.labels, **options)
+    want, grad = fastce.cross_entropy_with_grad(case.logits(), case.labels)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    assert_close(grads, case.grads(grad), dtype)
+    assert not grads.weight[5].any() and grads.bias[5] == 0
+
+
+@chunks
+def test_rows_of_nan(chunk_bytes: int | None) -> None:
+    """They make their own results NaN, and the sums that they are in, without a warning."""
+    case = Case(F32)
+    case.labels[3], case.hidden[3] = 1, np.nan
+    with np.errstate(all="raise"):
+        loss, grads = fastce.linear_cross_entropy_with_grad(
+            case.hidden, case.weight, case.labels, reduction="none", chunk_bytes=chunk_bytes
+        )
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(loss)), [3])
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(grads.hidden).any(axis=1)), [3])
+    assert np.isnan(grads.weight).all()
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_no_features(rows: int) -> None:
+    loss, grads = fastce.linear_cross_entropy_with_grad(
+        np.zeros((rows, 0)), np.zeros((5, 0)), np.zeros(rows, int), linear_bias=np.zeros(5), reduction="sum"
+    )
+    assert loss == pytest.approx(rows * np.log(5))
+    assert grads.hidden.shape == (rows, 0) and grads.weight.shape == (5, 0)
+    np.testing.assert_allclose(grads.bias, np.array([-0.8, 0.2, 0.2, 0.2, 0.2]) * rows)
+
+
+@chunks
+def test_ignored_rows_are_not_evaluated(chunk_bytes: int | None) -> None:
+    case = Case(F32)
+    ignored = case.labels == -100
+    kept, options = ~ignored, {"return_rows": True, "chunk_bytes": chunk_bytes}
+    want, want_rows = fastce.evaluate_linear(case.hidden[kept], case.weight, case.labels[kept], **options)
+    case.hidden[ignored] = np.nan
+    got, rows = fastce.evaluate_linear(case.hidden, case.weight, case.labels, **options)
+    assert got.hits == want.hits and got.rows == want.rows == kept.sum()
+    assert got.loss == pytest.approx(want.loss, rel=1e-6)
+    _, of_ignored = fastce.evaluate(np.zeros((1, CLASSES), F32), [-100], return_rows=True)
+    for name, mine, theirs, nothing in zip(rows._fields, rows, want_rows, of_ignored, strict=True):
+        np.testing.assert_allclose(mine[kept], theirs, rtol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(mine[ignored], np.repeat(nothing, ignored.sum()), err_msg=name)
+
+
+# Rows, features, classes; how `hidden` and the buffers lie; whether rows are ignored; whether gradients are added.
+ODD = [
+    pytest.param((2048, 2048, 8), "C", False, False, id="wide"),
+    pytest.param((2048, 2048, 8), "C", False, True, id="wide, accumulated"),
+    pytest.param((2048, 2048, 8), "C", True, True, id="wide, ignored, accumulated"),
+    pytest.param((2048, 2048, 8), "strided", True, True, id="wide, strided, ignored, accumulated"),
+    pytest.param((2048, 2048, 8), "transposed", False, True, id="wide, transposed, accumulated"),
+    pytest.param((2048, 2048, 8), "F", False, False, id="wide, Fortran"),
+    pytest.param((3, 4, 390_000), "C", False, False, id="less than two rows a chunk"),
+    pytest.param((500_000, 2, 3), "C", False, False, id="many rows"),
+    pytest.param((500_000, 2, 3), "C", True, False, id="many rows, ignored"),
+]
+
+
+@pytest.mark.parametrize(("shape", "order", "ignored", "accumulate"), ODD)
+def test_memory_of_odd_shapes_is_bounded(
+    shape: tuple[int, int, int], order: str, ignored: bool, accumulate: bool
+) -> None:
+    rows, features, classes = shape
+    size = 2**21
+    hidden, weight = np.zeros((rows, features), F32), np.zeros((classes, features), F32)
+    labels: np.ndarray = np.arange(rows) % classes
+    grad = np.zeros_like(hidden)
+    if order == "strided":
+        hidden, grad = np.repeat(hidden, 2, axis=1)[:, ::2], np.repeat(grad, 2, axis=1)[:, ::2]
+    if order == "F":
+        hidden, grad = np.asfortranarray(hidden), np.asfortranarray(grad)
+    if order == "transposed":
+        hidden, grad = (a.reshape(32, -1, features).transpose(1, 0, 2) for a in (hidden, grad))
+        labels = labels.reshape(hidden.shape[:2])
+    if ignored:
+        labels[..., ::2] = -100
+    sample_weight = np.ones(labels.shape)
+    out = LinearGrads(grad, np.zeros_like(weight), None)
+    fastce.linear_cross_entropy_with_grad(hidden[:0], weight, labels[:0])
+    tracemalloc.start()
+    fastce.linear_cross_entropy_with_grad(
+        hidden, weight, labels, sample_weight=sample_weight, out=out, accumulate=accumulate, chunk_bytes=size
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 1.25 * size + 24 * 2**20
+    if rows < 10_000:
+        assert peak <= 1.25 * size + 6 * 2**20
+
+
+def test_buffers_may_not_share_memory_with_any_argument() -> None:
+    memory = np.zeros((30, 6))
+    out = LinearGrads(memory, np.zeros_like(W), np.zeros(CLASSES))
+    before = out.weight.copy()
+    for name, value in (
+        ("targets", memory.view(np.int64)[:, 0]),
+        ("sample_weight", memory[:, 1]),
+        ("weight", memory.reshape(-1)[:CLASSES]),
+        ("linear_bias", memory.reshape(-1)[-CLASSES:]),
+        ("upstream", memory[:, 5]),
+    ):
+        arguments: dict[str, Any] = {"hidden": X, "linear_weight": W, "targets": Y, "linear_bias": B}
+        with pytest.raises(ValueError, match=r"out\.hidden shares memory with an argument"):
+            fastce.linear_cross_entropy_with_grad(**arguments | {name: value}, reduction="none", out=out)
+        assert not memory.any() and (out.weight == before).all()
+
+
+def test_the_layer_keeps_no_gradients_while_it_computes_others() -> None:
+    rng = np.random.default_rng(0)
+    hidden, weight = rng.standard_normal((8, 512)).astype(F32), np.zeros((4096, 512), F32)
+    ce = fastce.LinearCrossEntropyLoss()
+    tracemalloc.start()
+    for _ in range(2):
+        ce(hidden, weight, np.arange(8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * weight.nbytes
+
+
+def test_results_are_the_same_for_every_number_of_threads() -> None:
+    rng = np.random.default_rng(0)
+    hidden, weight = rng.standard_normal((600, 16)).astype(F32), rng.standard_normal((1000, 16)).astype(F32)
+    labels, bias = rng.integers(1000, size=600), rng.standard_normal(1000).astype(F32)
+    want = None
+    for threads in (1, 2, 3, None):
+        loss, grads = fastce.linear_cross_entropy_with_grad(
+            hidden, weight, labels, linear_bias=bias, num_threads=threads, chunk_bytes=2**20
+        )
+        got = [np.asarray(a).tobytes() for a in (loss, *grads)]
+        assert want is None or got == want
+        want = got
