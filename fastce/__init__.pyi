@@ -155,20 +155,38 @@ def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, return_stats: bool,
                   **options: Unpack[_AnyReduction]) -> Any: ...
 @overload
 def cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Scalar = "mean",
-                            upstream: _Number = 1.0, out: _Buffer[_F] = None,
+                            upstream: _Number = 1.0, out: _Buffer[_F] = None, return_stats: _No = False,
                             **options: Unpack[_CrossEntropyGrad]) -> tuple[_F, NDArray[_F]]: ...
 @overload
 def cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0,
-                            out: _Buffer[_F] = None,
+                            out: _Buffer[_F] = None, return_stats: _No = False,
                             **options: Unpack[_CrossEntropyGrad]) -> tuple[NDArray[_F], NDArray[_F]]: ...
 @overload
 def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Scalar = "mean",
-                            upstream: _Number = 1.0, out: _Buffer[Any] = None,
+                            upstream: _Number = 1.0, out: _Buffer[Any] = None, return_stats: _No = False,
                             **options: Unpack[_CrossEntropyGrad]) -> tuple[_Floating, NDArray[_Floating]]: ...
 @overload
 def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0,
-                            out: _Buffer[Any] = None,
+                            out: _Buffer[Any] = None, return_stats: _No = False,
                             **options: Unpack[_CrossEntropyGrad]) -> tuple[NDArray[_Floating], NDArray[_Floating]]: ...
+@overload
+def cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Scalar = "mean",
+                            upstream: _Number = 1.0, out: _Buffer[_F] = None, return_stats: Literal[True],
+                            **options: Unpack[_CrossEntropyGrad]) -> tuple[_F, NDArray[_F], SoftmaxStats]: ...
+@overload
+def cross_entropy_with_grad(logits: NDArray[_F], targets: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0,
+                            out: _Buffer[_F] = None, return_stats: Literal[True],
+                            **options: Unpack[_CrossEntropyGrad]) -> tuple[NDArray[_F], NDArray[_F], SoftmaxStats]: ...
+@overload
+def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Scalar = "mean",
+                            upstream: _Number = 1.0, out: _Buffer[Any] = None, return_stats: Literal[True],
+                            **options: Unpack[_CrossEntropyGrad]
+                            ) -> tuple[_Floating, NDArray[_Floating], SoftmaxStats]: ...
+@overload
+def cross_entropy_with_grad(logits: ArrayLike, targets: ArrayLike, *, reduction: _Rows, upstream: ArrayLike = 1.0,
+                            out: _Buffer[Any] = None, return_stats: Literal[True],
+                            **options: Unpack[_CrossEntropyGrad]
+                            ) -> tuple[NDArray[_Floating], NDArray[_Floating], SoftmaxStats]: ...
 @overload
 def cross_entropy_grad(logits: NDArray[_F], targets: ArrayLike, *, upstream: ArrayLike = 1.0, out: _Buffer[_F] = None,
                        stats: SoftmaxStats | None = None, **options: Unpack[_AnyGrad]) -> NDArray[_F]: ...

@@ -151,6 +151,7 @@ def cross_entropy_with_grad(
     reduction: str = "mean",
     normalizer: float | None = None,
     axis: int = -1,
+    return_stats: bool = False,
     num_threads: int | None = None,
     upstream: Any = 1.0,
     subnormals: str = "keep",
@@ -164,7 +165,7 @@ def cross_entropy_with_grad(
         As in `cross_entropy`.
     weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap : optional
         As in `cross_entropy`.
-    reduction, normalizer, axis, num_threads : optional
+    reduction, normalizer, axis, return_stats, num_threads : optional
         As in `cross_entropy`.
     upstream : float or array_like, default 1.0
         Gradient of the final objective with respect to the loss, a factor of the result: a scalar, or with
@@ -184,6 +185,8 @@ def cross_entropy_with_grad(
     grad : ndarray
         Of the shape and memory order of the logits, and their dtype (float64 for integers); `out` if it is given. In
         float16 and bfloat16 it is rounded once, after all factors: `upstream` can keep it from becoming 0.
+    stats : SoftmaxStats
+        With `return_stats`.
 
     Raises
     ------

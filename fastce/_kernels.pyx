@@ -249,7 +249,7 @@ cdef class Call:
                 loss = loss/a.denominator if a.denominator != 0 else NAN
             value = float32(<float>loss) if input_dtype(a) == F32 else float64(loss)
         if self.function.returns & ARRAY:
-            return value, result
+            return (value, result, self.stats) if a.return_stats else (value, result)
         return (value, self.stats) if a.return_stats else value
 
 

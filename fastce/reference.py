@@ -59,7 +59,7 @@ def cross_entropy(logits, targets, *, weight=None, sample_weight=None, ignore_in
 
 def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
                             z_loss=0.0, temperature=1.0, softcap=None, reduction="mean", normalizer=None, axis=-1,
-                            upstream=1.0, subnormals="keep", out=None):  # fmt: skip
+                            return_stats=False, upstream=1.0, subnormals="keep", out=None):  # fmt: skip
     """Loss and gradient with respect to ``logits``; see `fastce.cross_entropy_with_grad`.
 
     Examples
@@ -67,8 +67,9 @@ def cross_entropy_with_grad(logits, targets, *, weight=None, sample_weight=None,
     >>> cross_entropy_with_grad(np.zeros((1, 4)), np.array([2]))[1]
     array([[ 0.25,  0.25, -0.75,  0.25]])
     """
-    return _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
-                reduction, normalizer, axis, upstream, subnormals, out)[:2]  # fmt: skip
+    results = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
+                   reduction, normalizer, axis, upstream, subnormals, out, return_stats=return_stats)  # fmt: skip
+    return results if return_stats else results[:2]
 
 
 def cross_entropy_grad(logits, targets, *, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
@@ -152,9 +153,9 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
             linear += _times(added, g[label])
         np.exp(g, out=g)
         if return_stats:
-            first_max = np.argmax(x, axis=-1, keepdims=True)
-            np.put_along_axis(g, first_max, np.take_along_axis(g, first_max, -1) - 1, -1)  # 1 - 1, or NaN
-            stats = SoftmaxStats(m[..., 0], np.add.reduce(g, axis=-1))
+            first_max, others = np.argmax(x, axis=-1, keepdims=True), g.copy()
+            np.put_along_axis(others, first_max, np.take_along_axis(g, first_max, -1) - 1, -1)  # 1 - 1, or NaN
+            stats = SoftmaxStats(m[..., 0], np.add.reduce(others, axis=-1))
         s = np.add.reduce(g, axis=-1, keepdims=True) if stats is None else 1 + np.asarray(stats[1])[..., None]
         log_s = np.log(s)  # lse is m / temperature + log_s
         loss, factor = mass * log_s - linear, mass

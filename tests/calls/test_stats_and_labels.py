@@ -88,3 +88,26 @@ def test_integers_are_predicted_as_they_are() -> None:
     close = [[2**53, 2**53 + 1]]
     assert fastce.predict(close) == 1
     assert fastce.predict(np.array(close)) == 1
+
+
+@pytest.mark.parametrize("classes", [3, 70, 5000, 40_000])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_stats_with_the_gradient_are_those_of_the_forward(order: str, classes: int) -> None:
+    """In place too, where the logits are overwritten."""
+    x = np.array(np.random.default_rng(0).normal(size=(6, classes)), order=order)  # type: ignore[call-overload]
+    labels = np.arange(6) % classes
+    for package in (fastce, fastce.reference):
+        for options in ({}, {"label_smoothing": 0.1, "temperature": 0.7, "softcap": 3.0}, {"reduction": "none"}):
+            want_loss, want = package.cross_entropy(x, labels, return_stats=True, **options)
+            _, want_grad = package.cross_entropy_with_grad(x, labels, **options)
+            for out in (None, x.copy(order="K")):
+                given = x if out is None else out
+                loss, grad, stats = package.cross_entropy_with_grad(
+                    given, labels, out=out, return_stats=True, **options
+                )
+                near = 1e-13 if package is fastce.reference else 0  # which adds up the exponentials in another order
+                np.testing.assert_allclose(loss, want_loss, rtol=near)
+                np.testing.assert_allclose(grad, want_grad, rtol=near, atol=near / 100)
+                assert isinstance(stats, package.SoftmaxStats)
+                for mine, theirs in zip(stats, want, strict=True):
+                    np.testing.assert_array_equal(mine, theirs)

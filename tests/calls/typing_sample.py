@@ -57,6 +57,10 @@ assert_type(
 fastce.cross_entropy(x64, x64, **settings)
 
 # loss and gradient, gradient
+assert_type(
+    fastce.cross_entropy_with_grad(x32, labels, return_stats=True),
+    tuple[np.float32, NDArray[np.float32], fastce.SoftmaxStats],
+)
 assert_type(fastce.cross_entropy_with_grad(x32, labels, out=x32), tuple[np.float32, NDArray[np.float32]])
 assert_type(
     fastce.cross_entropy_with_grad(x64, labels, reduction="none", upstream=[1, 2]),
@@ -151,7 +155,6 @@ fastce.cross_entropy(x32, labels, reduction=a_word())  # type: ignore[call-overl
 fastce.cross_entropy(x32, labels, activation="sigmoid")  # type: ignore[call-overload]
 fastce.cross_entropy_with_grad(x32, labels, reduction="avg")  # type: ignore[call-overload]
 fastce.cross_entropy_with_grad(x32, labels, upstream=[1, 2])  # type: ignore[call-overload]
-fastce.cross_entropy_with_grad(x32, labels, return_stats=True)  # type: ignore[call-overload]
 fastce.cross_entropy_grad(x32, labels, reduction="avg")  # type: ignore[call-overload]
 fastce.cross_entropy_grad(x32, labels, stats=(x32, x32))  # type: ignore[call-overload]
 fastce.CrossEntropyLoss(return_stats=True)  # type: ignore[call-arg]
