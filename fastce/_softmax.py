@@ -82,6 +82,8 @@ def softmax(
            [0.3, 0.4]])
     >>> fastce.softmax(np.log([1.0, 9.0]), temperature=2.0).round(6)  # the square roots, divided by their sum
     array([0.25, 0.75])
+    >>> fastce.softmax(np.float32([0, -80]), subnormals="flush")  # not 1.8e-35
+    array([1., 0.], dtype=float32)
     """
 
 
