@@ -62,7 +62,7 @@ DROPPED = re.compile(
 # What depends on the compiler, the OpenMP runtime or the processor.
 NATIVE = "tests/process tests/numbers tests/calls/test_layouts.py tests/calls/test_shared_memory.py".split()
 # Python alone: another compiler changes nothing.
-NATIVE += [f"--ignore=tests/numbers/test_{name}.py" for name in ("linear", "merging", "oracle", "reference")]
+NATIVE += [f"--ignore=tests/numbers/test_{name}.py" for name in ("linear", "merging")]
 NATIVE += ["--deselect=tests/numbers/test_large_arrays.py::test_more_than_2_to_31_logits"]
 # The same in the time that an emulator needs.
 EMULATED = "tests/process tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()

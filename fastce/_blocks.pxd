@@ -356,7 +356,8 @@ cdef inline double mean_weight(const Request *request) noexcept nogil:
         return <double>request.rows*request.classes
     if request.sample_weight == NULL and (request.labels.data == NULL or request.weight == NULL):
         return request.rows if request.labels.data == NULL else request.counted
-    # Each weight is added with compensation, so that the sum is the rounded exact one: that of parts, added, too.
+    # Each weight is added with compensation. The sum is then the exact one, rounded, but for rare cases, and so is that
+    # of the sums of parts.
     for p in range(4):
         set_sum(&part[p], 0)
     while i < request.rows:

@@ -100,6 +100,13 @@ def converted(array: Array, dtype: Any) -> Array:
         return array.astype(dtype)
 
 
+def flush(array: Array) -> None:
+    """What subnormals="flush" does, in place; the kernels do it by themselves."""
+    smallest = 2.0**-100 if array.dtype == F32 else 2.0**-900
+    with np.errstate(all="ignore"):
+        np.copysign(0, array, out=array, where=np.abs(array) < smallest)
+
+
 def contiguous(array: Array, dtype: Any) -> Array:
     """The numbers of an array in C order, in one dimension."""
     return np.ascontiguousarray(converted(array, dtype)).reshape(-1)

@@ -15,17 +15,8 @@ import numpy as np
 from . import _checks
 from ._cross_entropy import cross_entropy_grad
 from ._kernels import function
-from ._softmax import logsumexp
+from ._softcap import capped, tanh_and_slope
 from ._stats import Array
-
-
-def _capped(x: Array, softcap: float) -> tuple[Array, Array, Array]:
-    """The capped logits, s and -2*t/softcap."""
-    with np.errstate(all="ignore"):
-        e = np.exp(-2 * np.abs(x / softcap))
-        t = np.copysign(-np.expm1(-2 * np.abs(x / softcap)) / (1 + e), x)
-        one = x[..., None]  # the logarithm of one exponential is the logit itself, capped as in every kernel
-        return logsumexp(one, softcap=softcap, out=np.empty_like(x)), 4 * e / (1 + e) ** 2, t * (-2 / softcap)
 
 
 def _copied(array: Any, logits: Array) -> Array:
@@ -36,7 +27,7 @@ def _copied(array: Any, logits: Array) -> Array:
     return copy
 
 
-def _times(a: Array, b: Array) -> Array:
+def _times(a: Array, b: Array | float) -> Array:
     """The product, where 0 times anything is 0: of ignored rows, and of masked classes."""
     with np.errstate(all="ignore"):
         return np.where((a == 0) | (b == 0), 0, a * b)
@@ -45,7 +36,7 @@ def _times(a: Array, b: Array) -> Array:
 def _finished(result: Array, logits: Array, subnormals: str, out: Array | None) -> Array:
     """The result in the dtype of the logits, in `out` if it is given."""
     if subnormals == "flush":
-        np.copysign(0, result, out=result, where=np.abs(result) < 2.0 ** (-100 if result.dtype == np.float32 else -900))
+        _checks.flush(result)
     if out is None:
         return _checks.converted(result, logits.dtype)
     with np.errstate(all="ignore"):
@@ -57,10 +48,10 @@ def _capped_grad_hess(
     logits: Array, targets: Any, *, softcap: float, subnormals: str = "keep", out: Any = None, **options: Any
 ) -> tuple[Array, Array]:
     x = _copied(logits, logits)
-    z, s, bend = _capped(x, softcap)
+    t, s = tanh_and_slope(x, softcap)
     grad = cross_entropy_grad(x, targets, softcap=softcap, **options)
-    _, hess = cross_entropy_grad_hess(z, targets, **options)
-    hess = _times(_times(hess, s), s) + _times(grad, bend)
+    _, hess = cross_entropy_grad_hess(capped(x, softcap), targets, **options)
+    hess = _times(_times(hess, s), s) + _times(_times(grad, t), -2 / softcap)
     grad_out, hess_out = (None, None) if out is None else out
     return _finished(grad, logits, subnormals, grad_out), _finished(hess, logits, subnormals, hess_out)
 
@@ -76,11 +67,12 @@ def _capped_hvp(
     **options: Any,
 ) -> Array:
     x = _copied(logits, logits)
-    z, s, bend = _capped(x, softcap)
+    t, s = tanh_and_slope(x, softcap)
     v = _copied(vectors, logits)
     grad = cross_entropy_grad(x, targets, softcap=softcap, **options)
-    product = cross_entropy_hvp(z, targets, _times(s, v), **options)
-    return _finished(_times(product, s) + _times(_times(grad, bend), v), logits, subnormals, out)
+    product = cross_entropy_hvp(capped(x, softcap), targets, _times(s, v), **options)
+    of_slope = _times(_times(_times(grad, t), -2 / softcap), v)
+    return _finished(_times(product, s) + of_slope, logits, subnormals, out)
 
 
 @function("cross_entropy", "array", "hess", capped=_capped_grad_hess)

@@ -16,11 +16,11 @@ import numpy as np
 
 from . import _checks
 from ._cross_entropy import cross_entropy, cross_entropy_grad
+from ._softcap import capped, tanh_and_slope
 from ._stats import Array, SoftmaxStats
 
 PIECE = 1 << 16  # as many numbers of a block as stay in cache while they are worked on
 WIDER = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant  # and sums in it are faster than math.fsum
-SMALLEST = {np.dtype(np.float32): 2.0**-100, np.dtype(np.float64): 2.0**-900}  # with subnormals="flush"
 
 
 class BlockStats(NamedTuple):
@@ -196,18 +196,13 @@ def _stored(array: Array, logits: Array) -> Array:
 
 
 def _capped(x: Array, softcap: float | None) -> Array:
-    """As the kernels do it, as the `row_max` of one class: to the bit, so that a maximum's distance from it is 0."""
-    if softcap is None:
-        return x
-    rows = x.reshape(-1, 1)
-    nothing = np.broadcast_to(np.zeros((), np.int8), len(rows))
-    _, stats = cross_entropy(rows, nothing, softcap=softcap, reduction="none", return_stats=True, num_threads=1)
-    return np.where(np.isnan(x), x, stats.row_max.reshape(x.shape))
+    """The logits as the kernels see them."""
+    return x if softcap is None else capped(x, softcap)
 
 
 def _slope(x: Array, softcap: float | None) -> Any:
     """The derivative of `_capped`."""
-    return 1.0 if softcap is None else 1 / np.cosh(x / softcap) ** 2
+    return 1.0 if softcap is None else tanh_and_slope(x, softcap)[1]
 
 
 def merge_stats(a: BlockStats, b: BlockStats, temperature: float = 1.0) -> BlockStats:
@@ -291,7 +286,7 @@ def block_grad(
             g = _classes_last(grad, axis)
             _subtract(g, _classes_last(x, axis), of_targets, np.atleast_1d(subtracted), base, uniform, block)
     if base is not None and subnormals == "flush":
-        np.copysign(0, grad, out=grad, where=np.abs(grad) < SMALLEST[grad.dtype])
+        _checks.flush(grad)
     return _stored(grad, logits)
 
 
@@ -333,9 +328,10 @@ def _times_softmax(
         with np.errstate(all="ignore"):
             value = a * (np.exp((capped - row_max) / block.temperature) / (1 + tail))
             value = value / block.temperature * _slope(first.astype(np.float64), block.softcap)
+            value = np.asarray(value, grad.dtype)
             if subnormals == "flush":
-                value = np.where(np.abs(value) < SMALLEST[grad.dtype], np.copysign(0, value), value)
-            np.copyto(np.moveaxis(grad, axis, -1)[..., 0], value, where=outside, casting="same_kind")
+                _checks.flush(value)
+            np.copyto(np.moveaxis(grad, axis, -1)[..., 0], value, where=outside)
     return grad, x
 
 

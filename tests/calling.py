@@ -234,8 +234,10 @@ def _cases() -> Iterator[Case]:
     yield Case("entropy_with_grad", fastce.entropy_with_grad, whole, both, **rest)
     every = whole | {"sample_weight": "row", "upstream": "row"}
     results = {"loss": "row", "grad": "whole"}
-    options = none | {"temperature": 0.7, "softcap": 5.0}
+    options = none | {"temperature": 0.7}
     yield Case("entropy_with_grad, options", fastce.entropy_with_grad, every, results, options=options, **rest)
+    options = {"softcap": 5.0}
+    yield Case("entropy_with_grad, softcap", fastce.entropy_with_grad, whole, both, options=options, **rest)
     results = dict.fromkeys(fastce.EvaluatedRows._fields, "row")
     rest = {"targets": "labels"}
     yield Case("evaluate", evaluated_rows, whole | {"targets": "row"}, results, **rest)
@@ -250,7 +252,9 @@ def _cases() -> Iterator[Case]:
         rest = {"loose": frozenset(["grad", "loss"])}
         yield Case(f"kl_divergence, {targets}", kl, given, {"loss": "row"}, options=options | none, **rest)
         yield Case(f"kl_divergence_with_grad, {targets}", fused, given, both, options=options, **rest)
-        options = options | none | {"temperature": 0.7, "softcap": 5.0}
+        capped = options | {"softcap": 5.0}
+        yield Case(f"kl_divergence_with_grad, {targets}, softcap", fused, given, both, options=capped, **rest)
+        options = options | none | {"temperature": 0.7}
         yield Case(f"kl_divergence_with_grad, {targets}, options", fused, every, results, options=options, **rest)
     yield Case("predict", fastce.predict, whole, {"class": "row"})
 

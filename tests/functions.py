@@ -272,12 +272,12 @@ FUNCTIONS = list(_functions())
 
 
 def combinations(family: Family) -> Iterable[dict[str, Any]]:
-    """Of the values of its options, without those that are the defaults. Beside other options, temperature and
-    softcap are both given or both not, because they do not meet the others in different places."""
+    """Of the values of its options, without those that are the defaults. In cross-entropy, beside other options,
+    temperature and softcap are both given or both not, because they do not meet the others in different places."""
     names = [name for name in VALUES if name in family.options]
     for chosen in itertools.product(*(VALUES[name] for name in names)):
         given = {name: value for name, value in zip(names, chosen, strict=True) if value != VALUES[name][0]}
-        if "softcap" in names and len(given) > 1 and len({"temperature", "softcap"} & given.keys()) == 1:
+        if family in ONE_TERM and len(given) > 1 and len({"temperature", "softcap"} & given.keys()) == 1:
             continue
         yield given
 

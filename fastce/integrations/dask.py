@@ -304,15 +304,22 @@ def softmax(
     >>> softmax(da.from_array(np.log([[1.0, 3.0]]), chunks=(1, 1))).compute().round(6)
     array([[0.25, 0.75]])
     """
+    options = {"temperature": temperature, "softcap": softcap, "num_threads": num_threads}
+    ways = tasks.softmax_of_rows, tasks.softmax_of_states
+    return _of_each_class(x, axis, "softmax", softmax_numpy, ways, options, subnormals=subnormals)
+
+
+def _of_each_class(
+    x: Any, axis: Any, name: str, function: Any, ways: tuple[Any, Any], options: dict[str, Any], **more: Any
+) -> da.Array:
+    """A result in the shape of x, by a task for blocks of whole rows, or by one for blocks and merged states."""
     at = Logits("x", x, axis)
-    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "num_threads": num_threads}
-    more: dict[str, Any] = {"axis": at.axis, "subnormals": subnormals}
-    dtype = softmax_numpy(at.empty(), **options, **more).dtype
-    if at.whole:
-        return at.blockwise(tasks.softmax_of_rows, "softmax", dtype, at.axes, at.x, at.axes, **options, **more)
-    arrays = [at.x, at.axes, at.states(**options), at.state_axes]
-    more["num_classes"] = at.classes
-    return at.blockwise(tasks.softmax_of_states, "softmax", dtype, at.axes, *arrays, **options, **more)
+    more["axis"] = at.axis
+    dtype, arrays = function(at.empty(), **options, **more).dtype, [at.x, at.axes]
+    if not at.whole:
+        arrays += [at.states(**options), at.state_axes]
+        more["num_classes"] = at.classes
+    return at.blockwise(ways[not at.whole], name, dtype, at.axes, *arrays, **options, **more)
 
 
 def log_softmax(
@@ -357,16 +364,9 @@ def log_softmax(
     >>> log_softmax(da.zeros((1, 4), chunks=(1, 2))).compute().round(6)  # log(1/4)
     array([[-1.386294, -1.386294, -1.386294, -1.386294]])
     """
-    at = Logits("x", x, axis)
-    options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "num_threads": num_threads}
-    dtype = log_softmax_numpy(at.empty(), axis=at.axis, **options).dtype
-    more = {"axis": at.axis}
-    if at.whole:
-        arrays = [at.x, at.axes]
-        return at.blockwise(tasks.log_softmax_of_rows, "log-softmax", dtype, at.axes, *arrays, **options, **more)
-    arrays = [at.x, at.axes, at.states(**options), at.state_axes]
-    more["num_classes"] = at.classes
-    return at.blockwise(tasks.log_softmax_of_states, "log-softmax", dtype, at.axes, *arrays, **options, **more)
+    options = {"temperature": temperature, "softcap": softcap, "num_threads": num_threads}
+    ways = tasks.log_softmax_of_rows, tasks.log_softmax_of_states
+    return _of_each_class(x, axis, "log-softmax", log_softmax_numpy, ways, options)
 
 
 def predict(logits: da.Array, *, axis: int = -1, num_threads: int | None = 1) -> da.Array:

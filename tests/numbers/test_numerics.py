@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pytest
 from functions import (
-    CURVATURE,
     DTYPES,
     F32,
     FAMILIES,
@@ -97,11 +96,9 @@ def test_offsets(offset, classes, family, dtype):
             )
 
 
-# Two to these powers. Probabilities and the two-term form cost more memory and time; elements are not summed; second
-# derivatives are computed from the states that give the gradient.
+# Two to these powers. Probabilities and the two-term form cost more memory and time; elements are not summed.
 POWERS = [0, 2, 6, 10, 14]
-MORE_POWERS = {"index": [18, 20], "probabilities": [18], "two_term": [17], "sigmoid": [], "kl_probabilities": [18]}
-MORE_POWERS |= {family.name: [18] for family in CURVATURE}
+MORE_POWERS = {"index": [18, 20], "probabilities": [18], "two_term": [17], "sigmoid": []}
 family_and_power = pytest.mark.parametrize(
     "family, power",
     [(family, power) for family in FAMILIES for power in POWERS + MORE_POWERS.get(family.name, [18, 20])],
