@@ -110,10 +110,10 @@ def _exact(pairs: Any) -> tuple[float, float]:
 
 def total(x: Any, axis: Any = None, keepdims: Any = None, *, denominator: float | None, result: Any) -> Any:
     """All that `sum_of_sums` left as one number, divided by the denominator or by the second sum."""
-    sums = sum_of_sums(x).ravel()
-    divisor = sums[2] + sums[3] if denominator is None else denominator
+    sums = sum_of_sums(x).ravel()  # rounded: what was lost is in sums[1] and sums[3]
+    divisor = sums[2] if denominator is None else denominator
     with np.errstate(all="ignore"):
-        return result.type((sums[0] + sums[1]) / divisor if divisor else np.nan)
+        return result.type(sums[0] / divisor if divisor else np.nan)
 
 
 # --- Classes in one block ---------------------------------------------------------------------------------------------
