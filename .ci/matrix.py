@@ -76,12 +76,10 @@ NATIVE += ["--deselect=tests/numbers/test_large_arrays.py::test_more_than_2_to_3
 EMULATED = "tests/process tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()
 EMULATED += ["tests/numbers/test_numerics.py"]
 EMULATED += ["-k", "(instruction_set or by_hand or special or underflow) and not reference"]
-# Under sanitizers: where addresses and sizes are computed, and what is refused.
-SANITIZED = "tests/numbers tests/calls/test_errors_of_arrays.py tests/calls/test_errors_of_options.py".split()
-SANITIZED += NATIVE[2:]
-# For the other instruction sets.
-EACH_SET = "tests/numbers/test_by_hand.py tests/numbers/test_special_values.py tests/numbers/test_numerics.py".split()
-EACH_SET += ["tests/calls/test_layouts.py", "-k", "not (instruction_set or reference)"]
+# Under sanitizers, under each instruction set: a program that calls everything (below), special values, and what is
+# refused. --full adds all numbers, layouts and shared memory, under the best instruction set.
+SANITIZED = "tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()
+SANITIZED += "tests/calls/test_errors_of_arrays.py tests/calls/test_errors_of_options.py".split()
 # What several threads do.
 THREADED = "tests/process/test_numbers_of_threads.py tests/process/test_threads.py tests/process/test_forks.py".split()
 THREADED += ["tests/process/test_busy_machine.py", "tests/packaging/test_cimport.py"]
@@ -554,23 +552,38 @@ def debian_root(run: Run, architecture: str, packages: list[str]) -> Path:
 
 @cell("asan", "sanitizers of addresses and undefined behaviour", "gcc libasan.so libubsan.so clang omp.h")
 def asan(run: Run) -> str:
-    # From clang, which takes a third of the time, and whose code calls gcc's sanitizers by the same names.
+    # clang's code calls gcc's sanitizers by the same names. It checks masked loads too, which gcc does not.
     wheel = run.sanitized("clang", "address,undefined -fno-sanitize-recover=undefined")
     python = run.python(wheel)
     env = environment(
         LD_PRELOAD=f"{found('libasan.so')} {found('libubsan.so')}",
         # CPython does not free all that it allocates. A test asks for more memory than there is.
-        ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
+        ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:malloc_context_size=5",
         UBSAN_OPTIONS="print_stacktrace=1",
         PYTHONMALLOC="malloc",
     )
     run.expect(python, env, compiler="clang", openmp=True)
     run.reports([python, "-P", "-c", ONE_BEYOND], "heap-buffer-overflow.*_kernels", "a read beyond an array", env)
     run.reports([python, "-P", "-c", MISALIGNED], "runtime error: .*misaligned", "a misaligned read", env)
-    said = [run.test(python, SANITIZED, env, under=[])]
-    available = json.loads(run.call([python, "-P", "-c", CONFIG], what="import fastce", env=env))[0]["isa_available"]
-    said += [f"{isa}: {run.test(python, EACH_SET, env | {'FASTCE_ISA': isa}, under=[])}" for isa in available[1:]]
-    return "; ".join(said)
+    # pytest keeps what a process writes before it is ended by a sanitizer.
+    reports = run.folder / "reports"
+    reports.mkdir()
+    env = env | {name: f"{env[name]}:log_path={reports / name}" for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS")}
+    selection = [*SANITIZED, *NATIVE[1:]] if run.full else SANITIZED
+    try:
+        said = run.test(python, selection, env, under=[])
+        config = run.call([python, "-P", "-c", CONFIG], what="import fastce", env=env)
+        for isa in json.loads(config.splitlines()[-1])[0]["isa_available"]:
+            own = env | {"FASTCE_ISA": isa}
+            run.call([python, "-P", "-c", EACH_CALL], what=f"calls with {isa}", env=own, cwd=run.folder / "checkout")
+            run.test(python, SANITIZED[:2], own, under=[])
+    finally:
+        found_here = sorted(reports.iterdir())
+        with run.log.open("a") as log:
+            log.writelines(report.read_text(errors="replace") for report in found_here)
+    if found_here:
+        raise Failed(f"{len(found_here)} reports, the first is {found_here[0]}")
+    return said
 
 
 @cell("tsan", "clang's thread sanitizer, with archer for LLVM's libomp", "gcc libtsan.so clang omp.h libomp.so.5")
