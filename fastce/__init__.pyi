@@ -434,7 +434,8 @@ def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, 
 def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
                                    upstream: ArrayLike = 1.0, out: LinearGrads | None = None, accumulate: bool = False,
                                    return_stats: Literal[True],
-                                   **options: Unpack[_Linear]) -> tuple[NDArray[_Floating], LinearGrads, SoftmaxStats]: ...
+                                   **options: Unpack[_Linear],
+                                   ) -> tuple[NDArray[_Floating], LinearGrads, SoftmaxStats]: ...
 @overload  # `return_stats` is a variable
 def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
                                    upstream: ArrayLike = 1.0, out: LinearGrads | None = None, accumulate: bool = False,

@@ -88,9 +88,9 @@ def block_stats(
     logits : array_like
         Those of consecutive classes, on `axis`. There may be no classes.
     targets : array_like
-        Class indices, of the shape of `logits` without `axis`, which count from the first class of the whole rows. Those
-        outside the block add nothing to its state. Or probabilities of the classes of the block, of the shape of
-        `logits`.
+        Class indices, of the shape of `logits` without `axis`, which count from the first class of the whole rows.
+        Those outside the block add nothing to its state. Or probabilities of the classes of the block, of the shape
+        of `logits`.
     class_offset : int
         The number of the first class of the block.
     num_classes : int

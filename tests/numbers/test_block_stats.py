@@ -1,5 +1,5 @@
-"""The public functions for rows whose classes are in several blocks: what they compute, and what they refuse. The states
-themselves are tested in test_merging.py."""
+"""The public functions for rows whose classes are in several blocks: what they compute, and what they refuse. The
+states themselves are tested in test_merging.py."""
 
 from __future__ import annotations
 
