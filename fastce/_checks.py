@@ -278,6 +278,17 @@ def targets_error(
     )
 
 
+def check_probabilities(name: str, targets: Any, sample_weight: Any, axis: int) -> None:
+    """They are finite and not negative, except in rows that do not count."""
+    array = as_real(name, targets)
+    wrong = ~((array >= 0) & (array < np.inf))
+    if sample_weight is not None:
+        wrong &= np.expand_dims(as_real("sample_weight", sample_weight) != 0, axis)
+    if wrong.any():
+        where, at = place(name, wrong)
+        raise ValueError(f"{where} is {array[at]}, expected probabilities, which are finite numbers >= 0")
+
+
 def cast(targets: Array, name: str) -> str:
     """How floats become class indices."""
     wrong = ~np.isfinite(targets) if targets.dtype.kind == "f" else np.zeros(targets.shape, bool)

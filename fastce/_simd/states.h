@@ -197,3 +197,27 @@ static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t
     }
     return count;
 }
+
+/* Copied, since the bits are those of any dtype. */
+#define ANY_HIGH_BIT(TYPE)                                             \
+    do {                                                               \
+        TYPE any = 0;                                                  \
+        for (Py_ssize_t i = 0; i < n; i++) {                           \
+            TYPE bits;                                                 \
+            memcpy(&bits, (const char *)c + i * sizeof bits, sizeof bits); \
+            any |= bits | (TYPE)(bits + (TYPE)step);                   \
+        }                                                              \
+        return any >> (8 * sizeof any - 1);                            \
+    } while (0)
+
+static int FN(any_high_bit)(const void *c, Py_ssize_t n, Py_ssize_t size, uint64_t step)
+{
+    if (size == 1)
+        ANY_HIGH_BIT(uint8_t);
+    if (size == 2)
+        ANY_HIGH_BIT(uint16_t);
+    if (size == 4)
+        ANY_HIGH_BIT(uint32_t);
+    ANY_HIGH_BIT(uint64_t);
+}
+#undef ANY_HIGH_BIT
