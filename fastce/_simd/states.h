@@ -198,26 +198,44 @@ static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t
     return count;
 }
 
-/* Copied, since the bits are those of any dtype. */
-#define ANY_HIGH_BIT(TYPE)                                             \
-    do {                                                               \
-        TYPE any = 0;                                                  \
-        for (Py_ssize_t i = 0; i < n; i++) {                           \
-            TYPE bits;                                                 \
-            memcpy(&bits, (const char *)c + i * sizeof bits, sizeof bits); \
-            any |= bits | (TYPE)(bits + (TYPE)step);                   \
-        }                                                              \
-        return any >> (8 * sizeof any - 1);                            \
-    } while (0)
+/* Four runs at a time: one maximum waits for the last. The bits are copied, since they may be those of floats. */
+#define BITS(TYPE, k, i) FN(bits_##TYPE)((const char *)c + ((k) * run + (i)) * sizeof(TYPE))
+#define LARGER(TYPE, most, k, i) (BITS(TYPE, k, i) > (most) ? BITS(TYPE, k, i) : (most))
+#define LARGEST_BITS(TYPE)                                                \
+    CE_INLINE TYPE FN(bits_##TYPE)(const void *p)                         \
+    {                                                                     \
+        TYPE bits;                                                        \
+        memcpy(&bits, p, sizeof bits);                                    \
+        return bits;                                                      \
+    }                                                                     \
+    static TYPE FN(largest_##TYPE)(const void *c, Py_ssize_t n)           \
+    {                                                                     \
+        const Py_ssize_t run = n / 4;                                     \
+        TYPE m0 = 0, m1 = 0, m2 = 0, m3 = 0;                              \
+        for (Py_ssize_t i = 0; i < run; i++) {                            \
+            m0 = LARGER(TYPE, m0, 0, i);                                  \
+            m1 = LARGER(TYPE, m1, 1, i);                                  \
+            m2 = LARGER(TYPE, m2, 2, i);                                  \
+            m3 = LARGER(TYPE, m3, 3, i);                                  \
+        }                                                                 \
+        for (Py_ssize_t i = 4 * run; i < n; i++)                          \
+            m0 = LARGER(TYPE, m0, 0, i);                                  \
+        m0 = m0 > m1 ? m0 : m1;                                           \
+        m2 = m2 > m3 ? m2 : m3;                                           \
+        return m0 > m2 ? m0 : m2;                                         \
+    }
+LARGEST_BITS(uint8_t)
+LARGEST_BITS(uint16_t)
+LARGEST_BITS(uint32_t)
+LARGEST_BITS(uint64_t)
+#undef LARGEST_BITS
+#undef LARGER
+#undef BITS
 
-static int FN(any_high_bit)(const void *c, Py_ssize_t n, Py_ssize_t size, uint64_t step)
+static uint64_t FN(largest_bits)(const void *c, Py_ssize_t n, Py_ssize_t size)
 {
-    if (size == 1)
-        ANY_HIGH_BIT(uint8_t);
-    if (size == 2)
-        ANY_HIGH_BIT(uint16_t);
-    if (size == 4)
-        ANY_HIGH_BIT(uint32_t);
-    ANY_HIGH_BIT(uint64_t);
+    return size == 1   ? FN(largest_uint8_t)(c, n)
+           : size == 2 ? FN(largest_uint16_t)(c, n)
+           : size == 4 ? FN(largest_uint32_t)(c, n)
+                       : FN(largest_uint64_t)(c, n);
 }
-#undef ANY_HIGH_BIT
