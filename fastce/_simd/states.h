@@ -198,39 +198,23 @@ static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t
     return count;
 }
 
-/* Four runs at a time: one maximum waits for the last. The bits are copied, since they may be those of floats. */
-#define BITS(TYPE, k, i) FN(bits_##TYPE)((const char *)c + ((k) * run + (i)) * sizeof(TYPE))
-#define LARGER(TYPE, most, k, i) (BITS(TYPE, k, i) > (most) ? BITS(TYPE, k, i) : (most))
-#define LARGEST_BITS(TYPE)                                                \
-    CE_INLINE TYPE FN(bits_##TYPE)(const void *p)                         \
-    {                                                                     \
-        TYPE bits;                                                        \
-        memcpy(&bits, p, sizeof bits);                                    \
-        return bits;                                                      \
-    }                                                                     \
-    static TYPE FN(largest_##TYPE)(const void *c, Py_ssize_t n)           \
-    {                                                                     \
-        const Py_ssize_t run = n / 4;                                     \
-        TYPE m0 = 0, m1 = 0, m2 = 0, m3 = 0;                              \
-        for (Py_ssize_t i = 0; i < run; i++) {                            \
-            m0 = LARGER(TYPE, m0, 0, i);                                  \
-            m1 = LARGER(TYPE, m1, 1, i);                                  \
-            m2 = LARGER(TYPE, m2, 2, i);                                  \
-            m3 = LARGER(TYPE, m3, 3, i);                                  \
-        }                                                                 \
-        for (Py_ssize_t i = 4 * run; i < n; i++)                          \
-            m0 = LARGER(TYPE, m0, 0, i);                                  \
-        m0 = m0 > m1 ? m0 : m1;                                           \
-        m2 = m2 > m3 ? m2 : m3;                                           \
-        return m0 > m2 ? m0 : m2;                                         \
+/* The bits are copied, since they may be those of floats. */
+#define LARGEST_BITS(TYPE)                                             \
+    static TYPE FN(largest_##TYPE)(const char *c, Py_ssize_t n)        \
+    {                                                                  \
+        TYPE largest = 0;                                              \
+        for (Py_ssize_t i = 0; i < n; i++) {                           \
+            TYPE bits;                                                 \
+            memcpy(&bits, c + i * (Py_ssize_t)sizeof bits, sizeof bits); \
+            largest = bits > largest ? bits : largest;                 \
+        }                                                              \
+        return largest;                                                \
     }
 LARGEST_BITS(uint8_t)
 LARGEST_BITS(uint16_t)
 LARGEST_BITS(uint32_t)
 LARGEST_BITS(uint64_t)
 #undef LARGEST_BITS
-#undef LARGER
-#undef BITS
 
 static uint64_t FN(largest_bits)(const void *c, Py_ssize_t n, Py_ssize_t size)
 {
