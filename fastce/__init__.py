@@ -1,9 +1,11 @@
 """Softmax cross-entropy for NumPy arrays, forward and backward in one call, accurate to the last digits."""
 
+from ._config import __version__ as __version__  # before all others: it says what to do where nothing is built
+from ._config import show_config
+
+# isort: split
 from . import reference
 from ._block_stats import block_stats, grad_from_stats, loss_from_stats, merge_stats
-from ._config import __version__ as __version__
-from ._config import show_config
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from ._divergence import kl_divergence, kl_divergence_with_grad

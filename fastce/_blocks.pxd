@@ -106,31 +106,32 @@ cdef inline bint may_be_wrong(const Matrix *a, Py_ssize_t start, Py_ssize_t stop
     or -0, which is right."""
     cdef Py_ssize_t size = size_of(a.dtype), i = start, n, k
     cdef const ce_primitives *f = ce_chosen_f64
-    cdef uint64_t step = 0
+    cdef uint64_t limit = <uint64_t>1 << (8*size - 1)       # the sign
     cdef const char *at
     cdef bint wrong = False
     if a.dtype == U8 or a.dtype == U16 or a.dtype == U32 or a.dtype == U64:
         return False
+    # Infinity: the sign without the lowest bit of the exponent.
     if a.dtype == F32:
-        step = <uint64_t>1 << 23
+        limit -= <uint64_t>1 << 23
     elif a.dtype == F64:
-        step = <uint64_t>1 << 52
+        limit -= <uint64_t>1 << 52
     elif is_half(a.dtype):
-        step = <uint64_t>1 << (10 if a.dtype == F16 else 7)
+        limit -= <uint64_t>1 << (10 if a.dtype == F16 else 7)
     while i < stop:
         n, at = evenly_spaced(a, i, stop - i), row_at(a, i) + first*a.class_stride
         if a.class_stride == size and a.row_stride == (last - first)*size:
-            wrong |= f.any_high_bit(at, n*(last - first), size, step)
+            wrong |= f.largest_bits(at, n*(last - first), size) >= limit
         elif a.class_stride == size:
             for k in range(n):
-                wrong |= f.any_high_bit(at + k*a.row_stride, last - first, size, step)
+                wrong |= f.largest_bits(at + k*a.row_stride, last - first, size) >= limit
         elif a.row_stride == size:
             for k in range(last - first):
-                wrong |= f.any_high_bit(at + k*a.class_stride, n, size, step)
+                wrong |= f.largest_bits(at + k*a.class_stride, n, size) >= limit
         else:
             for k in range(n*(last - first)):
-                wrong |= f.any_high_bit(at + k/(last - first)*a.row_stride + k % (last - first)*a.class_stride, 1,
-                                        size, step)
+                wrong |= f.largest_bits(at + k/(last - first)*a.row_stride + k % (last - first)*a.class_stride, 1,
+                                        size) >= limit
         i += n
     return wrong
 

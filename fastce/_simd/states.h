@@ -198,26 +198,28 @@ static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t
     return count;
 }
 
-/* Copied, since the bits are those of any dtype. */
-#define ANY_HIGH_BIT(TYPE)                                             \
-    do {                                                               \
-        TYPE any = 0;                                                  \
+/* The bits are copied, since they may be those of floats. */
+#define LARGEST_BITS(TYPE)                                             \
+    static TYPE FN(largest_##TYPE)(const char *c, Py_ssize_t n)        \
+    {                                                                  \
+        TYPE largest = 0;                                              \
         for (Py_ssize_t i = 0; i < n; i++) {                           \
             TYPE bits;                                                 \
-            memcpy(&bits, (const char *)c + i * sizeof bits, sizeof bits); \
-            any |= bits | (TYPE)(bits + (TYPE)step);                   \
+            memcpy(&bits, c + i * (Py_ssize_t)sizeof bits, sizeof bits); \
+            largest = bits > largest ? bits : largest;                 \
         }                                                              \
-        return any >> (8 * sizeof any - 1);                            \
-    } while (0)
+        return largest;                                                \
+    }
+LARGEST_BITS(uint8_t)
+LARGEST_BITS(uint16_t)
+LARGEST_BITS(uint32_t)
+LARGEST_BITS(uint64_t)
+#undef LARGEST_BITS
 
-static int FN(any_high_bit)(const void *c, Py_ssize_t n, Py_ssize_t size, uint64_t step)
+static uint64_t FN(largest_bits)(const void *c, Py_ssize_t n, Py_ssize_t size)
 {
-    if (size == 1)
-        ANY_HIGH_BIT(uint8_t);
-    if (size == 2)
-        ANY_HIGH_BIT(uint16_t);
-    if (size == 4)
-        ANY_HIGH_BIT(uint32_t);
-    ANY_HIGH_BIT(uint64_t);
+    return size == 1   ? FN(largest_uint8_t)(c, n)
+           : size == 2 ? FN(largest_uint16_t)(c, n)
+           : size == 4 ? FN(largest_uint32_t)(c, n)
+                       : FN(largest_uint64_t)(c, n);
 }
-#undef ANY_HIGH_BIT

@@ -19,6 +19,7 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import fastce
@@ -360,6 +361,25 @@ def test_metadata_has_the_version_of_the_source_and_needs_only_numpy() -> None:
 
 def test_the_folder_has_its_own_copy_of_the_licence() -> None:
     assert (CHECKOUT / "fastce" / "LICENSE").read_bytes() == (CHECKOUT / "LICENSE").read_bytes()
+
+
+# Without the import hook of an editable installation, which would find the built package.
+NUMPY = f"""
+import runpy, sys
+sys.path[:0] = ["", {str(Path(np.__file__).parents[1])!r}]
+if sys.argv[1] == "-m":
+    runpy.run_module(sys.argv[2], run_name="__main__")
+exec(sys.argv[2])
+"""
+
+
+def test_sources_that_are_not_built_say_what_to_do(copy: Path) -> None:
+    """In the checkout they hide the installed package."""
+    for command in (("-c", "import fastce"), ("-m", "fastce")):
+        run = subprocess.run([sys.executable, "-S", "-c", NUMPY, *command], cwd=copy, capture_output=True, text=True)
+        assert run.returncode == 1
+        assert run.stderr.splitlines()[-1].startswith(f"ImportError: the sources in {copy / 'fastce'} are not built")
+        assert "Start Python in another folder, or build the sources in place" in run.stderr
 
 
 # --- what is published ------------------------------------------------------------------------------------------------
