@@ -182,7 +182,7 @@ MUTANTS = [
     ),
     Mutant(
         "spare-lanes-of-a-tile",
-        "What is multiplied with the lanes of a tile that have no row is not zeroed",
+        "What gradients of a tile are made of is not zeroed in the lanes that have no row",
         "fastce/_tiles.pxd",
         "    f.narrow(src, tile.count, dst)\n    for p in range(tile.count, tile.width):",
         "    f.narrow(src, tile.count, dst)\n    for p in range(0):",
