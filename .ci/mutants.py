@@ -297,8 +297,8 @@ MUTANTS = [
         "chunks-keep-subnormals",
         "The gradients of chunks keep subnormal numbers, which make matrix products slow",
         "fastce/_linear.py",
-        '"subnormals": "flush"}',
-        '"subnormals": "keep"}',
+        '"subnormals": "flush", "out": logits',
+        '"subnormals": "keep", "out": logits',
         ("tests/numbers/test_linear.py::test_subnormal_gradients_are_flushed",),
     ),
     Mutant(
@@ -411,7 +411,8 @@ class Tree:
 
 def is_of(case: str, test: str) -> bool:
     """Whether a test case of the report belongs to a test that pytest was given."""
-    name = test.replace(".py", "").replace("/", ".").replace("::", ".")
+    file, *names = test.split("::")
+    name = ".".join([file.removesuffix(".py").replace("/", "."), *names])
     return case == name or case.startswith((f"{name}[", f"{name}."))
 
 
@@ -464,7 +465,9 @@ def main() -> int:
         return 0
     for mutant in chosen:
         mutated(mutant, (CHECKOUT / mutant.file).read_text(encoding="utf-8"))
-    python = shutil.which(arguments.python) or parser.error(f"there is no {arguments.python}")
+    if (found := shutil.which(arguments.python)) is None:
+        parser.error(f"there is no {arguments.python}")
+    python = str(Path(found).absolute())
 
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastce-mutants-") as work:
