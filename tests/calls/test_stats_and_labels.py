@@ -138,3 +138,20 @@ def test_stats_with_the_gradient_are_those_of_the_forward(order: str, classes: i
                 assert isinstance(stats, package.SoftmaxStats)
                 for mine, theirs in zip(stats, want, strict=True):
                     np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("classes", [3, 70, 5000, 40_000])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_stats_of_ignored_rows_are_those_of_their_logits(order: str, classes: int) -> None:
+    x = np.array(np.random.default_rng(0).normal(size=(6, classes)), order=order)  # type: ignore[call-overload]
+    labels = np.arange(6) % classes
+    some = np.where(np.arange(6) % 2, labels, -100)
+    for package in (fastce, fastce.reference):
+        want = package.cross_entropy(x, labels, return_stats=True)[1]
+        for got in (
+            package.cross_entropy(x, some, return_stats=True)[1],
+            package.cross_entropy(x, labels, sample_weight=some >= 0, return_stats=True)[1],
+            package.cross_entropy_with_grad(x, some, return_stats=True)[2],
+        ):
+            for mine, theirs in zip(got, want, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
