@@ -1,4 +1,5 @@
-"""Builds fastce with one compiler after another, and runs its tests on processors that this machine does not have.
+"""Builds fastce with one compiler after another, and runs its tests on processors that this machine does not have,
+under sanitizers and valgrind, and beside busy processes.
 
     python .ci/matrix.py                      every cell that can run here
     python .ci/matrix.py --list               what there is, and what each cell lacks on this machine
@@ -9,6 +10,10 @@ A cell builds the checkout with -Wall -Wextra, and any warning fails it, whether
 that Cython writes; checks that compiler, OpenMP runtime and instruction set are those it is about; and runs a part of
 the tests (--full: all of them) in a virtual environment of its own. It is skipped, with the reason, when what it needs
 is not there. The exit status is 1 when a cell failed. Needs Linux, Python with venv, and network for pip.
+
+A build with a sanitizer may warn: compilers understand less of what a sanitizer adds. Before the tests, such a cell
+makes the mistakes that it looks for, and fails if one of them is not reported. It runs its own selection with --full
+too, since many tests count threads, limit memory or start compilers, which a sanitizer disturbs.
 
 Processors are emulated by QEMU's user mode. A clang build always calls LLVM's libomp, since clang generates no code for
 libgomp (with -fopenmp=libgomp it ignores the pragmas); a gcc build calls whichever is found as libgomp.so.1, which
@@ -42,6 +47,9 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 TIME_LIMIT = 1200  # seconds for each command; the longest takes about two minutes
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+TEST_DEPENDENCIES = PROJECT["project"]["optional-dependencies"]["test"]
+# Without the tests of other packages, which do not exist everywhere.
+FEW_DEPENDENCIES = [name for name in TEST_DEPENDENCIES if re.match("pytest|hypothesis|mpmath", name)]
 VERSION = sysconfig.get_python_version()
 WARNING = re.compile(r"\S+: warning: .*")
 # Without OpenMP nobody reads the variable in which the C that Cython writes for a prange holds the number of threads.
@@ -68,6 +76,21 @@ NATIVE += ["--deselect=tests/numbers/test_large_arrays.py::test_more_than_2_to_3
 EMULATED = "tests/process tests/numbers/test_by_hand.py tests/numbers/test_special_values.py".split()
 EMULATED += ["tests/numbers/test_numerics.py"]
 EMULATED += ["-k", "(instruction_set or by_hand or special or underflow) and not reference"]
+# Under sanitizers: where addresses and sizes are computed, and what is refused.
+SANITIZED = "tests/numbers tests/calls/test_errors_of_arrays.py tests/calls/test_errors_of_options.py".split()
+SANITIZED += NATIVE[2:]
+# For the other instruction sets.
+EACH_SET = "tests/numbers/test_by_hand.py tests/numbers/test_special_values.py tests/numbers/test_numerics.py".split()
+EACH_SET += ["tests/calls/test_layouts.py", "-k", "not (instruction_set or reference)"]
+# What several threads do.
+THREADED = "tests/process/test_numbers_of_threads.py tests/process/test_threads.py tests/process/test_forks.py".split()
+THREADED += ["tests/process/test_busy_machine.py", "tests/packaging/test_cimport.py"]
+# They count threads or time them, or replace OpenMP's functions, which the sanitizer does too.
+NOT_THREADED = "automatic_choice or region or taken_as_given or stays_on_one_thread or releases_the_gil"
+# Ten seconds for each: left to --full. Other tests call the same functions with as many threads.
+LONG_THREADED = "do_not_depend_on_the_number_of_threads"
+# Few: valgrind takes about fifty times as long.
+CHECKED = "tests/calls/test_shared_memory.py tests/numbers/test_by_hand.py".split()
 APT_GET = ["apt-get", "-q", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20"]
 
 # The Debian package that has it.
@@ -77,17 +100,79 @@ PACKAGES = {
     "clang": "clang",
     "dpkg-deb": "dpkg",
     "gcc": "gcc",
+    "libasan.so": "gcc",
     "libgomp.so.1": "libgomp1",
     "libomp.so.5": "libomp-dev",
+    "libtsan.so": "gcc",
+    "libubsan.so": "gcc",
     "omp.h": "libomp-dev",
     "qemu-aarch64": "qemu-user",
     "qemu-x86_64": "qemu-user",
+    "valgrind": "valgrind",
 }
 
 CONFIG = """
 import json
 import fastce
 print(json.dumps([fastce.show_config(mode="dicts"), open("/proc/self/maps").read()]))
+"""
+
+
+# `row_loss(address, classes, label)` of the extension, which trusts what it is given.
+ROW_LOSS = """
+import ctypes
+import numpy as np
+from fastce._kernels import __pyx_capi__ as exported
+capsule = exported["row_loss_f64"]
+name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+kind = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int64)
+row_loss = kind(pointer(capsule, name(capsule)))
+"""
+ONE_BEYOND = ROW_LOSS + "x = np.zeros(1000); row_loss(x.ctypes.data, 1001, 0)"
+MISALIGNED = ROW_LOSS + "x = np.zeros(1000); row_loss(x.ctypes.data + 1, 999, 0)"
+UNINITIALISED = ROW_LOSS + "x = np.empty(1000); row_loss(x.ctypes.data, 1000, 0)"
+
+# Two callers that write the same array.
+SAME_OUT = """
+import threading
+import numpy as np
+import fastce
+x, labels, out = np.zeros((1000, 100)), np.zeros(1000, int), np.empty((1000, 100))
+def call():
+    for _ in range(5):
+        fastce.cross_entropy_with_grad(x, labels, out=out, num_threads=1)
+threads = [threading.Thread(target=call) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+# Functions that OpenMP's threads run. The right one is silent only if the sanitizer knows how OpenMP's threads wait for
+# each other.
+OPENMP_RACE = """
+int shared;
+void wrong(void) {
+    #pragma omp parallel num_threads(2)
+    for (int i = 0; i < 1000; i++) shared++;
+}
+void right(void) {
+    int own[64] = {0};
+    for (int times = 0; times < 100; times++) {
+        #pragma omp parallel for schedule(dynamic, 1) num_threads(2)
+        for (int i = 0; i < 64; i++) own[i]++;
+        for (int i = 0; i < 64; i++) shared += own[i];
+    }
+}
+"""
+
+BUSY = "while True: pass"
+# The part of its time that a process computes.
+SHARE = """
+import time
+start = time.perf_counter(), time.process_time()
+while time.perf_counter() < start[0] + 2: pass
+print((time.process_time() - start[1]) / (time.perf_counter() - start[0]))
 """
 
 
@@ -209,8 +294,7 @@ class Run:
         """A fresh virtual environment with what building and testing need."""
         folder = self.work / "dependencies"
         self.call([sys.executable, "-m", "venv", folder], what="venv")
-        wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
-        wanted += PROJECT["project"]["optional-dependencies"]["test"]
+        wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"], *TEST_DEPENDENCIES]
         self.call([folder / "bin/python", "-m", "pip", "install", "-q", *wanted], what="pip install")
         return folder
 
@@ -226,9 +310,32 @@ class Run:
         variables["CFLAGS"] = f"-Wall -Wextra {variables.get('CFLAGS', '')}"
         what = f"the {name} build"
         said = self.call([*pip, "-w", source, source], what=what, env=environment(LC_ALL="C", **variables))
-        if warnings := [line for line in WARNING.findall(said) if not CYTHONS_OWN.search(line)]:
+        warnings = [line for line in WARNING.findall(said) if not CYTHONS_OWN.search(line)]
+        if warnings and "-fsanitize" not in variables["CFLAGS"]:
             raise Failed(f"{what}: {len(warnings)} warnings, the first is {warnings[0]}")
         return next(source.glob("*.whl"))
+
+    def sanitized(self, compiler: str, sanitizers: str) -> Path:
+        """The wheel with these sanitizers, at -O1 and with line numbers: faster to build, and reports say more.
+
+        setup.py tries OpenMP in a process without the sanitizer, where that cannot be loaded. So setup.py is told that
+        there is none, and the compiler is given the option all the same."""
+        script = self.folder / compiler
+        script.write_text(f'#!/bin/bash\nset -- "${{@/#-O3/-O1}}"\nexec {shutil.which(compiler)} "${{@/#-g0/-g1}}"\n')
+        script.chmod(0o755)
+        flags = f"-fopenmp -fsanitize={sanitizers} -fno-omit-frame-pointer"
+        return self.build(self.name, CC=script, CFLAGS=flags, LDFLAGS=flags, FASTCE_OPENMP=0)
+
+    def reports(
+        self, command: list[object], text: str, what: str, env: dict[str, str], log: Path | None = None
+    ) -> None:
+        """The control: a mistake made on purpose is reported. Else nothing would be shown by tests that pass."""
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=self.folder, timeout=TIME_LIMIT)
+        said = done.stdout + done.stderr + (log.read_text() if log else "")
+        with self.log.open("a") as own:
+            own.write(f"\n+ control: {what}\n{said}")
+        if not re.search(text, said, re.DOTALL):
+            raise Failed(f"{what} is not reported: {ending(done.returncode)}")
 
     def python(self, wheel: Path, emulator: list[object] | None = None) -> Path:
         """The interpreter of a fresh virtual environment that has the wheel, run by the emulator if there is one.
@@ -262,12 +369,17 @@ class Run:
             if seen[name] != value:
                 raise Failed(f"{name} is {seen[name]!r}, expected {value!r}")
 
-    def test(self, python: Path, selection: list[str], env: dict[str, str] | None = None) -> str:
-        """Runs these tests, or all when that is asked for; gives pytest's closing line."""
-        checkout = copy_checkout(self.folder / "checkout")
-        chosen = ["tests"] if self.full else selection
+    def test(
+        self, python: Path, selection: list[str], env: dict[str, str] | None = None, under: list[object] | None = None
+    ) -> str:
+        """Runs these tests, or all when that is asked for; gives pytest's closing line. `under` is the command that
+        they run under, which few of the tests are made for, so it runs these only."""
+        checkout = self.folder / "checkout"
+        if not checkout.exists():
+            copy_checkout(checkout)
+        chosen = ["tests"] if self.full and under is None else selection
         # An in-tree folder would be imported in place of what is installed: -P keeps it off the path.
-        command = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+        command = [*(under or []), python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
         said = self.call(command, what="tests", cwd=checkout, env=env or environment())
         return said.strip().splitlines()[-1]
 
@@ -388,8 +500,7 @@ def aarch64(run: Run) -> str:
     folder = run.folder / "venv"
     site = folder / f"lib/python{VERSION}/site-packages"
     platforms = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(18, 36))]
-    wanted = [r for r in PROJECT["project"]["optional-dependencies"]["test"] if re.match("pytest|hypothesis|mpmath", r)]
-    wanted += PROJECT["project"]["dependencies"]
+    wanted = [*FEW_DEPENDENCIES, *PROJECT["project"]["dependencies"]]
     pip = [run.dependencies() / "bin/python", "-m", "pip", "install", "-q", "--target", site, "--only-binary=:all:"]
     pip += [f"--platform={name}" for name in platforms]
     run.call([*pip, *wanted], what="pip install for aarch64", error=Skip)
@@ -425,6 +536,127 @@ def debian_root(run: Run, architecture: str, packages: list[str]) -> Path:
     for package in sorted((apt / "cache/archives").glob("*.deb")):
         run.call(["dpkg-deb", "-x", package, root], what="dpkg-deb")
     return root
+
+
+# --- sanitizers and valgrind ------------------------------------------------------------------------------------------
+
+
+@cell("asan", "sanitizers of addresses and undefined behaviour", "gcc libasan.so libubsan.so clang omp.h")
+def asan(run: Run) -> str:
+    # From clang, which takes a third of the time, and whose code calls gcc's sanitizers by the same names.
+    wheel = run.sanitized("clang", "address,undefined -fno-sanitize-recover=undefined")
+    python = run.python(wheel)
+    env = environment(
+        LD_PRELOAD=f"{found('libasan.so')} {found('libubsan.so')}",
+        # CPython does not free all that it allocates. A test asks for more memory than there is.
+        ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
+        UBSAN_OPTIONS="print_stacktrace=1",
+        PYTHONMALLOC="malloc",
+    )
+    run.expect(python, env, compiler="clang", openmp=True)
+    run.reports([python, "-P", "-c", ONE_BEYOND], "heap-buffer-overflow.*_kernels", "a read beyond an array", env)
+    run.reports([python, "-P", "-c", MISALIGNED], "runtime error: .*misaligned", "a misaligned read", env)
+    said = [run.test(python, SANITIZED, env, under=[])]
+    available = json.loads(run.call([python, "-P", "-c", CONFIG], what="import fastce", env=env))[0]["isa_available"]
+    said += [f"{isa}: {run.test(python, EACH_SET, env | {'FASTCE_ISA': isa}, under=[])}" for isa in available[1:]]
+    return "; ".join(said)
+
+
+@cell("tsan", "clang's thread sanitizer, with archer for LLVM's libomp", "gcc libtsan.so clang omp.h libomp.so.5")
+def tsan(run: Run) -> str:
+    # gcc's sanitizer, which code from clang calls by the same names: LLVM 14's own crashes when it is loaded first.
+    sanitizer, archer = found("libtsan.so"), found("libomp.so.5").with_name("libarcher.so")
+    if not archer.exists():
+        raise Skip(f"there is no {archer}")
+    python = run.python(run.sanitized("clang", "thread"))
+    # The sanitizer does not see reads and writes of more than 16 bytes. The tests drop FASTCE_ISA for what they start.
+    site = next(run.folder.glob("venv/lib/python*/site-packages"))
+    (site / "baseline.pth").write_text("import os; os.environ['FASTCE_ISA'] = 'baseline'\n")
+    options = "ignore_noninstrumented_modules=1:die_after_fork=0"
+    env = environment(LD_PRELOAD=sanitizer, OMP_TOOL_LIBRARIES=archer, TSAN_OPTIONS=options)
+    run.expect(python, env, compiler="clang", openmp=True, isa="baseline")
+    race = run.folder / "race.so"
+    race.with_suffix(".c").write_text(OPENMP_RACE)
+    flags = "-g1 -O1 -fopenmp -fsanitize=thread -shared -fPIC".split()
+    run.call(["clang", *flags, race.with_suffix(".c"), "-o", race], what="control program")
+    calls = f"import ctypes; ctypes.CDLL({str(race)!r})"
+    run.call([python, "-c", f"{calls}.right()"], what="OpenMP without a race", env=env)
+    run.reports([python, "-c", f"{calls}.wrong()"], "data race.*race.so", "a race of OpenMP's threads", env)
+    run.reports([python, "-P", "-c", SAME_OUT], "data race.*_kernels", "a race of two callers", env)
+    # Each process writes its own file. What a test expects to fail could hide a report.
+    env["TSAN_OPTIONS"] = f"{options}:log_path={run.folder / 'races'}"
+    left = NOT_THREADED if run.full else f"{NOT_THREADED} or {LONG_THREADED}"
+    said = run.test(python, [*THREADED, "-k", f"not ({left})"], env, under=[])
+    if reports := sorted(run.folder.glob("races.*")):
+        raise Failed(f"{len(reports)} processes with races, the first is in {reports[0]}")
+    return said
+
+
+@cell("valgrind", "reads of uninitialised memory by the baseline, seen by valgrind", "gcc valgrind")
+def valgrind(run: Run) -> str:
+    python = run.python(run.wheel("gcc"))
+    env = environment(FASTCE_ISA="baseline", PYTHONMALLOC="malloc", OMP_NUM_THREADS=1)
+    run.expect(python, env, compiler="gcc", isa="baseline")
+    log = run.folder / "control.log"
+    under = ["valgrind", "--leak-check=no", "--error-limit=no", "--num-callers=40"]
+    control = [*under, f"--log-file={log}", python, "-P", "-c", UNINITIALISED]
+    run.reports(control, r"uninitialised\b.*_kernels", "an uninitialised read", env, log)
+    if not of_the_extension(log):
+        raise Failed("an uninitialised read is not told from what valgrind says about Python")
+    log = run.folder / "tests.log"
+    said = run.test(python, CHECKED, env, under=[*under, f"--log-file={log}"])
+    if errors := of_the_extension(log):
+        raise Failed(f"{len(errors)} errors, the first is\n{errors[0]}")
+    return said
+
+
+def of_the_extension(log: Path) -> list[str]:
+    """valgrind's reports in which the extension occurs: those about Python and NumPy are none of fastce."""
+    text = re.sub(r"^==\d+== ?", "", log.read_text(), flags=re.MULTILINE)
+    return [report for report in text.split("\n\n") if "_kernels." in report and " at 0x" in report]
+
+
+# --- other processes, other interpreters ------------------------------------------------------------------------------
+
+
+@cell("busy", "a busy process for each processor", "gcc")
+def busy(run: Run) -> str:
+    python = run.python(run.wheel("gcc"))
+    run.expect(python, environment(), compiler="gcc", openmp=True)
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in os.sched_getaffinity(0)]
+    try:
+        share = float(run.call([python, "-c", SHARE], what="control program"))
+        if share > 0.8:
+            raise Failed(f"a process computes in {share:.0%} of its time, so the machine is not busy")
+        said = run.test(python, ["tests/process"], under=[])
+        if any(other.poll() is not None for other in others):
+            raise Failed("a busy process ended before the tests")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    return said
+
+
+@cell("freethreaded", "Python without the GIL", "gcc")
+def freethreaded(run: Run) -> str:
+    names = [f"python3.{minor}t" for minor in range(16, 12, -1)]
+    pyenv = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*t/bin/python"))
+    there = [path for name in names if (path := shutil.which(name))] + pyenv[::-1]
+    if not there:
+        raise Skip(f"there is none of {', '.join(names)}, nor one in pyenv")
+    python = run.folder / "venv/bin/python"
+    run.call([there[0], "-m", "venv", run.folder / "venv"], what="venv")
+    wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"], *FEW_DEPENDENCIES]
+    pip = [python, "-m", "pip", "install", "-q"]
+    run.call([*pip, *wanted], what="pip install for free-threaded Python", error=Skip)
+    source = copy_checkout(run.folder / "build")
+    run.call([*pip, "--no-deps", "--no-build-isolation", source], what="build", env=environment(**BUILDS["gcc"]))
+    # An extension that does not say that it needs no GIL turns it on.
+    enabled = "import sys, fastce; print(sys._is_gil_enabled())"
+    if run.call([python, "-P", "-c", enabled], what="import fastce", env=environment()).split()[-1] != "False":
+        raise Failed("the GIL is on once fastce is imported")
+    return run.test(python, NATIVE)
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from scripts import PRELUDE, TIME_LIMIT, needs_openmp, needs_proc, needs_two_cpus
 
+TESTS = Path(__file__).resolve().parent.parent
+
 
 @pytest.mark.parametrize("options", ["", "num_threads=1", "num_threads=2"])
 def test_concurrent_callers_get_what_one_caller_gets(run: Callable[..., Any], options: str) -> None:
@@ -31,6 +33,39 @@ def test_concurrent_callers_get_what_one_caller_gets(run: Callable[..., Any], op
         report(together == alone * 4)
         """
     )
+
+
+def test_many_callers_of_everything(run: Callable[..., Any]) -> None:
+    """Sixteen threads of Python call every function with every kind of `num_threads`, each in an order of its own."""
+    different = run(
+        f"""
+        import random, threading
+        sys.path.insert(0, {str(TESTS)!r})
+        from calling import CASES
+        calls = []
+        for case in CASES:
+            for shape, dtype in (((65, 10), np.float32), ((3, 4500), np.float64)):
+                arguments = case.make(shape, dtype)
+                calls.append((case, arguments, case(arguments, num_threads=1)))
+        different, together = [], threading.Barrier(16)
+        def call_all(number):
+            order = random.Random(number)
+            together.wait()
+            for case, arguments, want in order.sample(calls, len(calls) // 2):
+                threads = order.choice([None, 1, 2, 3, 7])
+                try:
+                    case.assert_same(case(arguments, num_threads=threads), want, bitwise=True)
+                except Exception as error:
+                    different.append(f"{{case}}, num_threads={{threads}}: {{error}}")
+        callers = [threading.Thread(target=call_all, args=(number,)) for number in range(16)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        report(different)
+        """
+    )
+    assert not different
 
 
 def test_calls_release_the_gil(run: Callable[..., Any]) -> None:
