@@ -76,12 +76,13 @@ def as_array(name: str, value: Any) -> Array:
         raise TypeError(f"{name} is None, expected an array")
     else:
         refuse_traced(name, value)
+        masked = is_masked(value)  # NumPy would warn of a list of masked elements
         try:
-            array = np.asanyarray(value)
+            array = np.empty(0) if masked else np.asanyarray(value)
         except (TypeError, ValueError) as error:  # ragged lists; tensors that NumPy cannot read
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name} cannot be made an array: {error}") from None
-        if is_masked(array) or is_masked(value):
+        if masked or is_masked(array):
             raise TypeError(
                 f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
             )
@@ -327,10 +328,11 @@ def stats_error(
     return ValueError(f"{name} has dtype {array.dtype}, expected {dtype} to match logits")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> None:
-    """`out` can take a result of that shape and dtype, which are those of `what`."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> Array:
+    """`out` as a plain ndarray, which can take a result of that shape and dtype; these are those of `what`."""
+    if not issubclass(type(out), np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"{name} is {type(out).__name__}, expected numpy.ndarray")
+    out = np.asarray(out)  # what a subclass says of itself need not be true
     if out.dtype != dtype:
         raise ValueError(f"{name} has dtype {out.dtype}, expected {dtype} to match {what}")
     if out.shape != shape:
@@ -343,6 +345,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str,
         raise ValueError(f"{name} is not aligned in memory")
     if overlaps_itself(out):
         raise ValueError(f"{name} overlaps itself: its strides are {out.strides} for shape {out.shape}")
+    return out
 
 
 def check_apart(out: tuple[Array, Array]) -> None:
