@@ -1,6 +1,7 @@
 # cython: cdivision=True
 # Between arrays and scratch: blocks of rows, tiles, labels.
 from cython cimport floating
+from libc.math cimport INFINITY
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -137,6 +138,42 @@ cdef inline double logit_of(const Job *job, Py_ssize_t i, Py_ssize_t j, const fl
     """The logit of row i and class j."""
     cdef floating scratch
     return logits_block(job, i, j, 1, &scratch, NULL)[0]
+
+cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef double x
+    for j in range(job.request.classes):
+        x = logit_of(job, i, j, dtype)
+        if x != x:
+            return True
+    return False
+
+cdef inline void write_maxima(const Job *job, Py_ssize_t i, Py_ssize_t count, const double *row_max,
+                              const floating *dtype) noexcept nogil:
+    """Writes row_max of rows from i on, if it was asked for, and where the logits are only -inf, tail = -1, that of no
+    classes. So these rows change nothing that they are merged with. To be called while the logits are still there."""
+    cdef floating *tail = <floating *>job.request.tail
+    cdef Py_ssize_t p
+    if job.request.row_max != NULL:
+        job.plan.primitives.narrow(row_max, count, (<floating *>job.request.row_max) + i)
+    for p in range(count if tail != NULL else 0):
+        tail[i + p] = -1 if row_max[p] == -INFINITY and not holds_nan(job, i + p, dtype) else 0
+
+cdef inline void write_tails(const Job *job, Py_ssize_t i, Py_ssize_t count, const double *tail,
+                             const floating *dtype) noexcept nogil:
+    """Writes tail where `write_maxima` has not."""
+    cdef floating *dst = <floating *>job.request.tail
+    cdef Py_ssize_t p
+    for p in range(count if dst != NULL else 0):
+        if dst[i + p] != -1:
+            dst[i + p] = <floating>tail[p]
+
+cdef inline void write_stats(const Job *job, Py_ssize_t i, Py_ssize_t count, const State *s, Py_ssize_t r,
+                             const floating *dtype) noexcept nogil:
+    """Both, if they are results."""
+    if not job.request.stats_given:
+        write_maxima(job, i, count, s.row_max + r, dtype)
+        write_tails(job, i, count, s.tail + r, dtype)
 
 cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
     """The logits that are read after the block x of row i, which ends before class j; x if they do not lie ready."""

@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ._argmax cimport argmax
-from ._blocks cimport counted_labels, logit_of, row_at, settle_group
+from ._blocks cimport counted_labels, holds_nan, row_at, settle_group, write_stats
 from ._divergence cimport divergences
 from ._entropy cimport entropies, is_entropy
 from ._jacobians cimport jacobians
@@ -54,15 +54,6 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     for p in range(count if by_row else 0):
         s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
 
-cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
-    cdef Py_ssize_t j
-    cdef double x
-    for j in range(job.request.classes):
-        x = logit_of(job, i, j, dtype)
-        if x != x:
-            return True
-    return False
-
 cdef inline void add_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
                             const floating *dtype) noexcept nogil:
     """Writes a group's losses if they were asked for, and adds them to total."""
@@ -78,16 +69,12 @@ cdef inline void add_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, 
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))
 
-cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
-                               const floating *dtype) noexcept nogil:
-    """Writes what was asked for of a group's rows, except the gradient, and adds their losses to total."""
+cdef inline void write_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
+                              const floating *dtype) noexcept nogil:
+    """Computes a group's losses if they were asked for, writes them, and adds them to total."""
     cdef const Request *request = job.request
     cdef const ce_primitives *f = job.plan.primitives
     cdef Py_ssize_t p
-    if request.row_max != NULL and not request.stats_given:
-        f.narrow(s.row_max, count, (<floating *>request.row_max) + start)
-    if request.tail != NULL and not request.stats_given:
-        f.narrow(s.tail, count, (<floating *>request.tail) + start)
     if not job.plan.with_loss:
         return
     if not job.plan.with_grad:          # else `coefficients` has computed them
@@ -152,7 +139,7 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
                     tiles(job, start, count, &s, scratch)
                 else:
                     rows(job, start, count, &s, scratch)
-                write_results(job, start, count, &s, &total, scratch)
+                write_losses(job, start, count, &s, &total, scratch)
         start += count
     job.unit_sums[unit] = value(&total)
 
@@ -182,11 +169,12 @@ cdef inline double run_parts(Job *job, floating *scratch) noexcept nogil:
         if is_read(job):
             ce_run_units(unit_function(scratch), job, count*plan.parts, plan.threads, plan.automatic)
         set_states(job, count, &s, scratch)
+        write_stats(job, start, count, &s, 0, scratch)
         if plan.with_grad:
             begin_grad(job, &s, 0, count)
             job.grads = True
             ce_run_units(unit_function(scratch), job, count*plan.parts, plan.threads, plan.automatic)
-        write_results(job, start, count, &s, &total, scratch)
+        write_losses(job, start, count, &s, &total, scratch)
     return value(&total)
 
 # -- One call
