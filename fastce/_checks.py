@@ -231,7 +231,7 @@ def as_labels(name: str, value: Any) -> Array:
     flags = array.flags
     if flags.c_contiguous and flags.aligned and array.dtype.isnative:
         return array
-    return np.ascontiguousarray(readable(array))
+    return np.asarray(readable(array), order="C")  # np.ascontiguousarray would add an axis to a single label
 
 
 def as_int64(labels: Array, ignored: int) -> Array:
