@@ -15,7 +15,9 @@ layouts.py."""
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -1029,6 +1031,50 @@ def fuzz_linear(draw: Draw) -> None:
         assert_within(got.reshape(want_of.value.shape), want_of, name, more=room(options))
 
 
+def fuzz_blocks(draw: Draw) -> None:
+    """Rows whose classes are cut into blocks: the loss and the gradient of whole rows."""
+    rows, classes = draw.pick([1, 2, 7, 33]), draw.pick([n for n in EDGES if n <= 300])
+    lead, axis = shape_of(draw, rows, classes)
+    dtype = np.dtype(draw.pick([F32, F64]))
+    family = draw.pick(ONE_TERM)
+    x = draw.rng.uniform(-7, 7, (rows, classes)).astype(dtype)
+    if draw.chance(0.3) and classes > 1:
+        x[:, draw.rng.random(classes) < 0.5] = -np.inf
+        x[:, 0] = 0
+    options: dict[str, Any] = {}
+    _, targets = arguments_of(draw, family, x, dtype, options)
+    if family.has_labels:
+        options["ignore_index"] = options.get("ignore_index", -100)
+    names = ("weight", "label_smoothing", "z_loss", "temperature", "softcap")
+    given = options_of(draw, frozenset(names), lead, lead, classes, dtype)
+    tame = {"temperature": 0.7, "softcap": 5.0, "z_loss": 1e-2}
+    options |= {k: tame.get(k, draw.rng.random(classes) if k == "weight" else v) for k, v in given.items()}
+    whole = in_shape(x, lead, axis), in_shape(targets, lead, axis) if targets.ndim == 2 else targets.reshape(lead)
+    want = family.exact(*whole, **options, axis=axis)
+    cuts = sorted({0, classes, *draw.rng.integers(classes + 1, size=draw.pick([0, 1, 3])).tolist()})
+    draw.note(lead=lead, axis=axis, dtype=dtype, cuts=cuts, options={k: short(v) for k, v in options.items()})
+    of_block = {k: v for k, v in options.items() if k != "z_loss"}
+    blocks = []
+    for start, stop in itertools.pairwise(cuts):
+        at = [np.s_[:]] * (len(lead) + 1)
+        at[axis] = np.s_[start:stop]
+        part, of_part = (laid(draw, a[tuple(at)], "block") if a.ndim == len(at) else a for a in whole)
+        blocks.append(((part, of_part), {"class_offset": start, "num_classes": classes, "axis": axis}))
+    states = [called(fastce.block_stats, *arrays, **place, **of_block) for arrays, place in blocks]
+    temperature = options.get("temperature", 1.0)
+    merged = functools.reduce(lambda a, b: called(fastce.merge_stats, a, b, temperature=temperature), states)
+    of_loss = {k: v for k, v in options.items() if k in ("z_loss", "temperature", "ignore_index")}
+    loss = called(fastce.loss_from_stats, merged, whole[1], **of_loss)
+    grads = [called(fastce.grad_from_stats, *arrays, merged, **place, **options) for arrays, place in blocks]
+    room = 200 * float(np.finfo(dtype).eps)
+    for name, got in (("loss", loss), ("grad", np.concatenate(grads, axis=axis))):
+        expected = np.asarray(getattr(want, name).value)
+        assert np.shape(got) == expected.shape, f"{name}: shape {np.shape(got)}, expected {expected.shape}"
+        assert got.dtype == (F64 if name == "loss" else dtype), f"{name}: {got.dtype}"
+        size = max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0)))
+        np.testing.assert_allclose(got, expected.astype(F64), rtol=room, atol=room * size, err_msg=name)
+
+
 # The reference's formulas are those of textbooks: they lose digits to cancellation.
 TEXTBOOK = {F32: 2e-5, F64: 4e-14}
 
@@ -1152,6 +1198,8 @@ def _kinds() -> Iterator[Kind]:
     yield Kind("one_hot", fuzz_one_hot, frozenset(["one_hot"]), 0.3)
     yield Kind("evaluate", fuzz_evaluate, frozenset(["evaluate"]), 1)
     yield Kind("linear", fuzz_linear, frozenset(["linear_cross_entropy", "linear_cross_entropy_with_grad"]), 1)
+    of_blocks = frozenset(["block_stats", "merge_stats", "loss_from_stats", "grad_from_stats"])
+    yield Kind("blocks", fuzz_blocks, of_blocks, 1)
     yield Kind("reference", fuzz_reference, nothing, 1)
     yield Kind("bits", fuzz_bits, nothing, 2)
     yield Kind("errors", fuzz_errors, nothing, 6)

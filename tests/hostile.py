@@ -19,7 +19,7 @@ LAYERS = ("CrossEntropyLoss", "LinearCrossEntropyLoss")
 NAMES = [
     name for name in fastce.__all__
     if callable(getattr(fastce, name))
-    and name not in ("EvaluatedRows", "Evaluation", "LinearGrads", "SoftmaxStats", "show_config")
+    and name not in ("BlockStats", "EvaluatedRows", "Evaluation", "LinearGrads", "SoftmaxStats", "show_config")
 ]  # fmt: skip
 
 
@@ -295,6 +295,10 @@ OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
         [0, -1, -(10**400), 1.5, "1", [0], [1.5], [None], [[1]], None, object(), {-1: 1}, np.array([0.5])],
         [(), 10**400, [10**400], np.array([1, 2]), np.int8(2), {1, 2}],
     ),
+    "class_offset": (
+        [-1, 1, 2**70, -(10**400), 10**400, 1.5, "0", None, [0], True, np.nan],
+        [np.int8(0), np.uint64(0), Number(0)],
+    ),
     "num_classes": (
         [0, -1, -(10**400), 1.5, "5", None, [5], True, np.nan, object()],
         [np.int8(CLASSES), Number(CLASSES), 2**62, 10**400],
@@ -381,6 +385,13 @@ def right_arguments(draw: Any, name: str) -> dict[str, Any]:
         return {"logits": x, "target_logits": c}
     if name.startswith("binary"):
         return {"logits": x, "targets": c}
+    stats = fastce.BlockStats(*(rng.random(ROWS) for _ in range(4)))
+    if name == "merge_stats":
+        return {"a": stats, "b": stats}
+    if name == "loss_from_stats":
+        return {"stats": stats, "targets": hot}
+    if name == "grad_from_stats":
+        return {"logits": x, "targets": hot, "stats": stats}
     right = {"logits": x, "targets": hot if draw.chance(0.6) else c}
     return right | ({"vectors": c} if name == "cross_entropy_hvp" else {})
 
@@ -433,7 +444,7 @@ def check_one(draw: Any, called: Callable[..., Any]) -> None:
     function, names = callable_of(name)
     right = right_arguments(draw, name)
     positional = list(right)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"class_offset": 0, "num_classes": CLASSES} if "class_offset" in names else {}
     out = out_for(name, right) if "out" in names and draw.chance(0.7) else None
     if out is not None:
         options["out"] = out
@@ -460,6 +471,10 @@ def check_one(draw: Any, called: Callable[..., Any]) -> None:
     elif wrong == "upstream" and wrong not in positional:
         value = draw.pick([*NOT_NUMBERS, None])
         refused = not isinstance(value, np.ndarray)
+    elif isinstance(right.get(wrong), tuple):
+        k = draw.pick(range(4))
+        bad = [draw.pick(arrays(draw, part)) if j == k else part for j, part in enumerate(right[wrong])]
+        value = draw.pick([fastce.BlockStats(*bad), tuple(bad), tuple(bad[:3]), bad, bad[k]])
     elif wrong in OPTIONS and wrong not in positional:
         must, may = OPTIONS[wrong]
         refused = bool(must) and draw.chance(0.7)
