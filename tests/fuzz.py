@@ -473,7 +473,11 @@ def within_contract(options: dict[str, Any], x: np.ndarray, dtype: np.dtype, fam
         options.pop("temperature", None)
     if largest > 1e25 and info.bits == 32 and "label_smoothing" in options:  # sums of gaps are multiplied by it
         options.pop("weight", None)
-    if family in CURVATURE and options.get("temperature", 1) < 1e-3:  # of which the square counts
+    if family.name == "two_term" and "weight" in options:  # the bound is that of terms of the same size
+        w = np.asarray(options["weight"]).astype(F64)
+        if w.min() < 1e-3 * w.max():
+            options.pop("weight")
+    if family in CURVATURE and not 1e-3 <= options.get("temperature", 1) <= 1e3:  # of which the square counts
         options.pop("temperature")
     if smallest_factor(options) < float(info.smallest_normal):  # one that is subnormal is off by a step
         for drop in ("upstream", "sample_weight"):
