@@ -492,6 +492,8 @@ def test_out_is_what_it_is_and_not_what_it_says(real: tuple[tuple[int, ...], Any
     assert (memory == 7).all()
 
 
-def test_an_object_that_says_it_is_an_array_is_no_out() -> None:
+def test_an_object_that_says_it_is_an_array_is_none() -> None:
+    with pytest.raises(TypeError, match="^logits "):
+        fastce.CrossEntropyLoss()(SaysItIsAnArray(), LABELS)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="^out is SaysItIsAnArray, expected numpy.ndarray"):
         fastce.softmax(LOGITS, out=SaysItIsAnArray())  # type: ignore[call-overload]
