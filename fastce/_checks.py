@@ -332,20 +332,20 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str,
     """`out` as a plain ndarray, which can take a result of that shape and dtype; these are those of `what`."""
     if not issubclass(type(out), np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"{name} is {type(out).__name__}, expected numpy.ndarray")
-    out = np.asarray(out)  # what a subclass says of itself need not be true
-    if out.dtype != dtype:
-        raise ValueError(f"{name} has dtype {out.dtype}, expected {dtype} to match {what}")
-    if out.shape != shape:
-        raise ValueError(f"{name} has shape {out.shape}, expected {shape} to match {what}")
-    if not out.flags.writeable:
+    array: Array = np.asarray(out)  # what a subclass says of itself need not be true
+    if array.dtype != dtype:
+        raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype} to match {what}")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape} to match {what}")
+    if not array.flags.writeable:
         raise ValueError(f"{name} is read-only")
-    if not out.dtype.isnative:
-        raise ValueError(f"{name} has dtype {out.dtype.str}, expected native byte order")
-    if not out.flags.aligned:
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} has dtype {array.dtype.str}, expected native byte order")
+    if not array.flags.aligned:
         raise ValueError(f"{name} is not aligned in memory")
-    if overlaps_itself(out):
-        raise ValueError(f"{name} overlaps itself: its strides are {out.strides} for shape {out.shape}")
-    return out
+    if overlaps_itself(array):
+        raise ValueError(f"{name} overlaps itself: its strides are {array.strides} for shape {array.shape}")
+    return array
 
 
 def check_apart(out: tuple[Array, Array]) -> None:
