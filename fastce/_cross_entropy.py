@@ -383,7 +383,7 @@ class CrossEntropyLoss:
         array([0.693147])
         """
         options = self._options | self._checked(options) if options else self._options
-        if isinstance(logits, np.ndarray) and logits.size < _FEW_LOGITS:
+        if issubclass(type(logits), np.ndarray) and logits.size < _FEW_LOGITS:
             loss = cross_entropy(logits, targets, **options)
         else:
             loss, stats = cross_entropy(logits, targets, return_stats=True, **options)

@@ -81,6 +81,33 @@ def assert_within(got: Any, want: Number, what: str = "result", *, more: float =
         )
 
 
+HALVES = {"float16": (10, -14), "bfloat16": (7, -126)}  # bits of the fraction, the smallest normal exponent
+
+
+def _half_ulp(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """Half of the distance of the dtype's numbers at a value."""
+    bits, smallest = HALVES[np.dtype(dtype).name]
+    with np.errstate(divide="ignore"):
+        exponent = np.maximum(np.floor(np.log2(np.abs(value).astype(float))), smallest)
+    return 2.0 ** (exponent - bits - 1)
+
+
+def assert_rounded(got: Any, want: Number, dtype: Any, what: str, more: float = 0) -> None:
+    """Float32 results within what is allowed; those of a dtype of half precision within half an ulp of one that is."""
+    if got.dtype == np.float32:
+        assert_within(got, want, what, more=more)
+        return
+    assert got.dtype == dtype, what
+    eps = np.finfo(np.float32).eps
+    with np.errstate(all="ignore"):
+        allowed = ((want.ulps + more) * want.size + want.extra) * eps + want.floor * 2.0**-149
+        error = np.abs(got.astype(want.value.dtype) - want.value)
+        allowed = allowed + _half_ulp(np.abs(want.value) + allowed, dtype)
+        same = got == want.value.astype(np.float32).astype(dtype)  # infinities too
+    wrong = ~((error <= allowed) | same | (np.isnan(got.astype(np.float32)) & np.isnan(want.value)))
+    assert not wrong.any(), f"{what}: {np.argwhere(wrong)[0]}, {got[wrong][0]} for {want.value[wrong][0]}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What all forms share
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,13 +254,15 @@ def exact(
         loss, factor = rows.rearranged(lambda a: a.reshape(lead)), LD(1)
         if reduction == "mean":
             denominator = counts.sum() if normalizer is None else LD(normalizer)
-            loss, factor = rows.reduced(1 / denominator, logits.dtype), 1 / denominator if denominator else LD(0)
+            factor = 1 / denominator if denominator else LD(0)
+            loss = rows.reduced(factor if denominator else LD(np.nan), logits.dtype)
         elif reduction == "sum":
             loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
         scale = (sample * up * factor / t)[:, None] * slope
         grad, grad_size, grad_floor = grad * scale, grad_size * np.abs(scale), grad_floor * np.abs(scale) + 2
-        grad[ignored] = grad_size[ignored] = 0
+        uncounted = ignored | (factor == 0)  # nothing counts in the mean
+        grad[uncounted] = grad_size[uncounted] = 0
         # An element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead. A masked class
         # has p = 0, exactly.
         reach = np.where(reach == 0, gap, reach)
@@ -413,12 +442,13 @@ def exact_binary(
         b = w * (1 - c)
         parts, size, extra, grad, grad_size, grad_extra = (_sigmoid_terms if sigmoid else _softmax_terms)(x, a, b)
         sample = LD(1) if sample_weight is None else np.asarray(sample_weight).astype(LD)[..., None]
-        parts, size, extra = _product(sample, parts), size * sample, extra * sample
+        parts, size, extra = (_product(sample, v) for v in (parts, size, extra))
 
         if reduction == "mean":
             denominator = LD(parts.size) if sigmoid else (np.ones(parts.shape, LD) * sample).sum()
             denominator = denominator if normalizer is None else LD(normalizer)
-            loss_factor, factor = 1 / denominator, 1 / denominator if denominator else LD(0)
+            factor = 1 / denominator if denominator else LD(0)
+            loss_factor = factor if denominator else LD(np.nan)
         else:
             loss_factor = factor = LD(1)
         up = np.asarray(upstream).astype(LD)

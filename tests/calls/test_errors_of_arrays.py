@@ -68,6 +68,7 @@ def not_numbers(name: str, right: np.ndarray) -> list[Entry]:
         ("None", {name: None}, TypeError, f"^{says} .*None"),
         ("masked", {name: masked(right)}, TypeError, f"^{says} .*mask"),
         ("masked in a list", {name: [masked(right)]}, TypeError, f"^{says} .*mask"),
+        ("masked elements", {name: [np.ma.masked] * ROWS}, TypeError, f"^{says} .*mask"),
         ("masked as an array", {name: Masked(right)}, TypeError, f"^{says} .*mask"),
         ("objects", {name: right.astype(object)}, TypeError, f"^{says} .*object"),
         ("strings", {name: right.astype(str)}, TypeError, f"^{says} .*<U"),
@@ -550,3 +551,37 @@ def test_what_else_probabilities_may_be() -> None:
         fastce.binary_cross_entropy(np.float64([[1]]), [[3]]),
     )
     np.testing.assert_allclose(outside, [np.log1p(np.e) + 1, np.log1p(np.e) - 3])
+
+
+class Claims(np.ndarray):
+    """An array that tells another shape and dtype than it has."""
+
+    shape = property(lambda self: (ROWS, CLASSES))  # type: ignore[assignment]
+    dtype = property(lambda self: np.dtype(F32))  # type: ignore[assignment]
+
+
+class SaysItIsAnArray:
+    __class__ = np.ndarray  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("real", [((2, CLASSES), F32), ((ROWS, CLASSES), np.int8)], ids=["shape", "dtype"])
+def test_out_is_what_it_is_and_not_what_it_says(real: tuple[tuple[int, ...], Any]) -> None:
+    memory = np.full(2 * ROWS * CLASSES, 7, real[1])
+    out = memory[: int(np.prod(real[0]))].reshape(real[0]).view(Claims)
+    assert out.shape == LOGITS.shape and out.dtype == LOGITS.dtype
+    for call in (
+        lambda: fastce.softmax(LOGITS, out=out),
+        lambda: fastce.cross_entropy_with_grad(LOGITS, LABELS, out=out),
+        lambda: fastce.cross_entropy_grad_hess(LOGITS, LABELS, out=(out, np.empty_like(LOGITS))),
+        lambda: fastce.cross_entropy_grad_hess(LOGITS, LABELS, out=(np.empty_like(LOGITS), out)),
+    ):
+        with pytest.raises(ValueError, match=r"^out.* has (shape|dtype)"):
+            call()
+    assert (memory == 7).all()
+
+
+def test_an_object_that_says_it_is_an_array_is_none() -> None:
+    with pytest.raises(TypeError, match="^logits "):
+        fastce.CrossEntropyLoss()(SaysItIsAnArray(), LABELS)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="^out is SaysItIsAnArray, expected numpy.ndarray"):
+        fastce.softmax(LOGITS, out=SaysItIsAnArray())  # type: ignore[call-overload]
