@@ -89,8 +89,6 @@ THREADED += ["tests/process/test_busy_machine.py", "tests/packaging/test_cimport
 NOT_THREADED = "automatic_choice or region or taken_as_given or stays_on_one_thread or releases_the_gil"
 # Ten seconds for each: left to --full. Other tests call the same functions with as many threads.
 LONG_THREADED = "do_not_depend_on_the_number_of_threads"
-# Few: valgrind takes about fifty times as long.
-CHECKED = "tests/calls/test_shared_memory.py tests/numbers/test_by_hand.py".split()
 APT_GET = ["apt-get", "-q", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20"]
 
 # The Debian package that has it.
@@ -133,6 +131,19 @@ row_loss = kind(pointer(capsule, name(capsule)))
 ONE_BEYOND = ROW_LOSS + "x = np.zeros(1000); row_loss(x.ctypes.data, 1001, 0)"
 MISALIGNED = ROW_LOSS + "x = np.zeros(1000); row_loss(x.ctypes.data + 1, 999, 0)"
 UNINITIALISED = ROW_LOSS + "x = np.empty(1000); row_loss(x.ctypes.data, 1000, 0)"
+
+# Every function, over shapes and memory orders. Few tests run under valgrind, which takes fifty times as long.
+EACH_CALL = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+from calling import CASES, DTYPES, SHAPES
+for case in CASES:
+    for shape, dtype in [(shape, dtype) for shape in SHAPES for dtype in DTYPES]:
+        arguments = case.make(shape, dtype)
+        case(arguments)
+        case({name: np.asfortranarray(value) for name, value in arguments.items()}, num_threads=2)
+"""
 
 # Two callers that write the same array.
 SAME_OUT = """
@@ -603,9 +614,11 @@ def valgrind(run: Run) -> str:
     run.reports(control, r"uninitialised\b.*_kernels", "an uninitialised read", env, log)
     if not of_the_extension(log):
         raise Failed("an uninitialised read is not told from what valgrind says about Python")
-    log = run.folder / "tests.log"
-    said = run.test(python, CHECKED, env, under=[*under, f"--log-file={log}"])
-    if errors := of_the_extension(log):
+    calls, tests = run.folder / "calls.log", run.folder / "tests.log"
+    said = run.test(python, ["tests/numbers/test_by_hand.py"], env, under=[*under, f"--log-file={tests}"])
+    checkout = run.folder / "checkout"
+    run.call([*under, f"--log-file={calls}", python, "-P", "-c", EACH_CALL], what="calls", env=env, cwd=checkout)
+    if errors := [report for log in (calls, tests) for report in of_the_extension(log)]:
         raise Failed(f"{len(errors)} errors, the first is\n{errors[0]}")
     return said
 
