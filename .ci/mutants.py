@@ -257,8 +257,8 @@ MUTANTS = [
         "sign-of-hessian-of-softcap",
         "The curvature of the softcap has the wrong sign in the diagonal of the Hessian",
         "fastce/_curvature.py",
-        "hess = _times(_times(hess, s), s) + _times(_times(grad, t), -2 / softcap)",
-        "hess = _times(_times(hess, s), s) + _times(_times(grad, t), 2 / softcap)",
+        "hess = _sum(_times(_times(hess, s), s), _times(_times(grad, t), -2 / softcap))",
+        "hess = _sum(_times(_times(hess, s), s), _times(_times(grad, t), 2 / softcap))",
         ("tests/numbers/test_softcap.py::test_gradients_are_slopes",),
     ),
     Mutant(
