@@ -68,12 +68,13 @@ wheel=$(only "$work"/wheel/*.whl)
 [[ $wheel == *-cp311-abi3-linux_* ]] || fail "not an abi3 wheel: $wheel"
 
 step "auditwheel repair"
-auditwheel repair --strip --wheel-dir "$work/repaired" "$wheel" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+python "$checkout/.ci/repair.py" "$wheel" "$work/repaired" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 repaired=$(only "$work"/repaired/*.whl)
 files=$(python -m zipfile --list "$repaired") # not in a pipe: grep -q closes it early, and Python fails
 grep -E '\.so|LICENSE' <<< "$files"
 # Its own name keeps it from being taken for another library's copy, and theirs for ours.
 grep -qE 'fastce\.libs/libgomp-[0-9a-f]+\.so' <<< "$files" || fail "no renamed libgomp in $repaired"
+grep -q 'dist-info/licenses/LICENSE-libgomp.txt' <<< "$files" || fail "no licence of libgomp in $repaired"
 abi3audit --strict --report "$repaired" > "$work/log" || { cat "$work/log"; exit 1; }
 cp "$sdist" "$repaired" "$out"
 ls -l "$out"

@@ -1,8 +1,11 @@
 """Softmax cross-entropy for NumPy arrays, forward and backward in one call, accurate to the last digits."""
 
-from . import reference
-from ._config import __version__ as __version__
+from ._config import __version__ as __version__  # before all others: it says what to do where nothing is built
 from ._config import show_config
+
+# isort: split
+from . import reference
+from ._block_stats import block_stats, grad_from_stats, loss_from_stats, merge_stats
 from ._cross_entropy import CrossEntropyLoss, cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from ._divergence import kl_divergence, kl_divergence_with_grad
@@ -15,11 +18,13 @@ from ._linear import (
     linear_cross_entropy,
     linear_cross_entropy_with_grad,
 )
+from ._merging import BlockStats
 from ._softmax import log_softmax, log_softmax_grad, logsumexp, one_hot, predict, softmax, softmax_grad
 from ._stats import SoftmaxStats
 from ._two_term import binary_cross_entropy, binary_cross_entropy_with_grad
 
 __all__ = [
+    "BlockStats",
     "CrossEntropyLoss",
     "EvaluatedRows",
     "Evaluation",
@@ -28,6 +33,7 @@ __all__ = [
     "SoftmaxStats",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
+    "block_stats",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_grad_hess",
@@ -37,6 +43,7 @@ __all__ = [
     "entropy_with_grad",
     "evaluate",
     "evaluate_linear",
+    "grad_from_stats",
     "kl_divergence",
     "kl_divergence_with_grad",
     "linear_cross_entropy",
@@ -44,6 +51,8 @@ __all__ = [
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
+    "loss_from_stats",
+    "merge_stats",
     "one_hot",
     "predict",
     "reference",

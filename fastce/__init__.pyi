@@ -12,12 +12,12 @@ from . import reference as reference
 
 # fmt: off
 __all__ = [
-    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads", "SoftmaxStats",
-    "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad",
-    "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad",
-    "evaluate", "evaluate_linear", "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy",
-    "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "reference",
-    "show_config", "softmax", "softmax_grad",
+    "BlockStats", "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads",
+    "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "block_stats", "cross_entropy",
+    "cross_entropy_grad", "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy",
+    "entropy_with_grad", "evaluate", "evaluate_linear", "grad_from_stats", "kl_divergence", "kl_divergence_with_grad",
+    "linear_cross_entropy", "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp",
+    "loss_from_stats", "merge_stats", "one_hot", "predict", "reference", "show_config", "softmax", "softmax_grad",
 ]
 __version__: Final[str]
 
@@ -120,9 +120,22 @@ class _AnyGrad(_AnyReduction, total=False):
 class _BinaryGrad(_TwoTerm, total=False):
     subnormals: _Subnormals
 
+class _Block(_Call, total=False):
+    weight: ArrayLike | None
+    ignore_index: int | None
+    label_smoothing: float
+    temperature: float
+    softcap: float | None
+
 class SoftmaxStats(NamedTuple):
     row_max: NDArray[Any]
     tail: NDArray[Any]
+
+class BlockStats(NamedTuple):
+    row_max: NDArray[np.float64]
+    tail: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    linear: NDArray[np.float64]
 
 # Where a result is a scalar or an array and no type tells which, it is the commoner of the two or Any. A union of both
 # would refuse logsumexp(x)[:, None]. Any alone, as in NumPy's reductions, would refuse nothing.
@@ -352,36 +365,81 @@ def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: Literal[True]
 def evaluate(logits: ArrayLike, labels: ArrayLike, *, return_rows: bool, **options: Unpack[_Evaluate]) -> Any: ...
 @overload
 def linear_cross_entropy(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
-                         reduction: _Scalar = "mean", **options: Unpack[_Linear]) -> _F: ...
+                         reduction: _Scalar = "mean", return_stats: _No = False, **options: Unpack[_Linear]) -> _F: ...
 @overload
 def linear_cross_entropy(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
-                         **options: Unpack[_Linear]) -> NDArray[_F]: ...
+                         return_stats: _No = False, **options: Unpack[_Linear]) -> NDArray[_F]: ...
 @overload
 def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
-                         reduction: _Scalar = "mean", **options: Unpack[_Linear]) -> _Floating: ...
+                         reduction: _Scalar = "mean", return_stats: _No = False,
+                         **options: Unpack[_Linear]) -> _Floating: ...
 @overload
 def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
-                         **options: Unpack[_Linear]) -> NDArray[_Floating]: ...
+                         return_stats: _No = False, **options: Unpack[_Linear]) -> NDArray[_Floating]: ...
+@overload
+def linear_cross_entropy(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
+                         reduction: _Scalar = "mean", return_stats: Literal[True],
+                         **options: Unpack[_Linear]) -> tuple[_F, SoftmaxStats]: ...
+@overload
+def linear_cross_entropy(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
+                         return_stats: Literal[True],
+                         **options: Unpack[_Linear]) -> tuple[NDArray[_F], SoftmaxStats]: ...
+@overload
+def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
+                         reduction: _Scalar = "mean", return_stats: Literal[True],
+                         **options: Unpack[_Linear]) -> tuple[_Floating, SoftmaxStats]: ...
+@overload
+def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
+                         return_stats: Literal[True],
+                         **options: Unpack[_Linear]) -> tuple[NDArray[_Floating], SoftmaxStats]: ...
+@overload  # `return_stats` is a variable
+def linear_cross_entropy(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, return_stats: bool,
+                         **options: Unpack[_AnyLinear]) -> Any: ...
 @overload
 def linear_cross_entropy_with_grad(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
-                                   reduction: _Scalar = "mean", upstream: _Number = 1.0,
-                                   out: LinearGrads | None = None, accumulate: bool = False,
+                                   reduction: _Scalar = "mean", upstream: _Number = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False, return_stats: _No = False,
                                    **options: Unpack[_Linear]) -> tuple[_F, LinearGrads]: ...
 @overload
 def linear_cross_entropy_with_grad(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
                                    reduction: _Rows, upstream: ArrayLike = 1.0, out: LinearGrads | None = None,
-                                   accumulate: bool = False,
+                                   accumulate: bool = False, return_stats: _No = False,
                                    **options: Unpack[_Linear]) -> tuple[NDArray[_F], LinearGrads]: ...
 @overload
 def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
-                                   reduction: _Scalar = "mean", upstream: _Number = 1.0,
-                                   out: LinearGrads | None = None, accumulate: bool = False,
+                                   reduction: _Scalar = "mean", upstream: _Number = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False, return_stats: _No = False,
                                    **options: Unpack[_Linear]) -> tuple[_Floating, LinearGrads]: ...
 @overload
-def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
-                                   reduction: _Rows, upstream: ArrayLike = 1.0, out: LinearGrads | None = None,
-                                   accumulate: bool = False,
+def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
+                                   upstream: ArrayLike = 1.0, out: LinearGrads | None = None, accumulate: bool = False,
+                                   return_stats: _No = False,
                                    **options: Unpack[_Linear]) -> tuple[NDArray[_Floating], LinearGrads]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Scalar = "mean", upstream: _Number = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False, return_stats: Literal[True],
+                                   **options: Unpack[_Linear]) -> tuple[_F, LinearGrads, SoftmaxStats]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: NDArray[_F], linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Rows, upstream: ArrayLike = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False, return_stats: Literal[True],
+                                   **options: Unpack[_Linear]) -> tuple[NDArray[_F], LinearGrads, SoftmaxStats]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   reduction: _Scalar = "mean", upstream: _Number = 1.0, out: LinearGrads | None = None,
+                                   accumulate: bool = False, return_stats: Literal[True],
+                                   **options: Unpack[_Linear]) -> tuple[_Floating, LinearGrads, SoftmaxStats]: ...
+@overload
+def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, reduction: _Rows,
+                                   upstream: ArrayLike = 1.0, out: LinearGrads | None = None, accumulate: bool = False,
+                                   return_stats: Literal[True],
+                                   **options: Unpack[_Linear],
+                                   ) -> tuple[NDArray[_Floating], LinearGrads, SoftmaxStats]: ...
+@overload  # `return_stats` is a variable
+def linear_cross_entropy_with_grad(hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *,
+                                   upstream: ArrayLike = 1.0, out: LinearGrads | None = None, accumulate: bool = False,
+                                   return_stats: bool, **options: Unpack[_AnyLinear]) -> Any: ...
 @overload
 def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLike, *, return_rows: _No = False,
                     **options: Unpack[_EvaluateLinear]) -> Evaluation: ...
@@ -391,6 +449,19 @@ def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLi
 @overload  # `return_rows` is a variable
 def evaluate_linear(hidden: ArrayLike, linear_weight: ArrayLike, labels: ArrayLike, *, return_rows: bool,
                     **options: Unpack[_EvaluateLinear]) -> Any: ...
+def block_stats(logits: ArrayLike, targets: ArrayLike, *, class_offset: int, num_classes: int,
+                **options: Unpack[_Block]) -> BlockStats: ...
+def merge_stats(a: BlockStats, b: BlockStats, *, temperature: float = 1.0) -> BlockStats: ...
+def loss_from_stats(stats: BlockStats, targets: ArrayLike, *, ignore_index: int | None = -100, z_loss: float = 0.0,
+                    temperature: float = 1.0) -> NDArray[np.float64] | Any: ...
+@overload
+def grad_from_stats(logits: NDArray[_F], targets: ArrayLike, stats: BlockStats, *, class_offset: int, num_classes: int,
+                    z_loss: float = 0.0, upstream: ArrayLike = 1.0, subnormals: _Subnormals = "keep",
+                    **options: Unpack[_Block]) -> NDArray[_F]: ...
+@overload
+def grad_from_stats(logits: ArrayLike, targets: ArrayLike, stats: BlockStats, *, class_offset: int, num_classes: int,
+                    z_loss: float = 0.0, upstream: ArrayLike = 1.0, subnormals: _Subnormals = "keep",
+                    **options: Unpack[_Block]) -> NDArray[_Floating]: ...
 def predict(logits: ArrayLike, *, axis: int = -1, num_threads: int | None = None) -> NDArray[np.intp] | Any: ...
 def one_hot(labels: ArrayLike, num_classes: int, *, dtype: Any = ..., axis: int = -1) -> NDArray[Any]: ...
 # fmt: on

@@ -5,6 +5,7 @@
 # makes the errors; it is reached through `Arguments`, because a .pxd cannot import Python modules.
 from cpython.buffer cimport PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
+from libc.math cimport ilogb, ldexp
 from libc.stdlib cimport free
 
 from ._blocks cimport counted_labels, mean_weight
@@ -233,6 +234,34 @@ cdef inline int set_vectors(Arguments *a, object value) except -1:
 # --- What follows from the arguments ---------------------------------------------------------------------------------
 
 
+cdef inline int brought_to_one(Arguments *a, int at, const double **weights, Py_ssize_t n) except? 9999:
+    """Multiply weights by a power of two that brings the largest to 1 or above, below 2. Returns its exponent."""
+    cdef double largest = 0
+    cdef int exponent
+    cdef Py_ssize_t i
+    for i in range(n):
+        largest = max(largest, weights[0][i])
+    if largest == 0:
+        return 0
+    exponent = -ilogb(largest)
+    array = checks(a).contiguous(checks(a).as_array("", [ldexp(weights[0][i], exponent) for i in range(n)]),
+                                 checks(a).F64)
+    hold(a, at, array, PyBUF_RECORDS_RO)
+    weights[0] = <const double *>a.view[at].buf
+    return exponent
+
+
+cdef inline int scale_weights(Arguments *a) except -1:
+    """Scale the weights that a mean divides by, which does not change the mean. Else their sum, or a weight divided by
+    it, could overflow, and small weights would be rounded as subnormal numbers."""
+    cdef Request *r = &a.request
+    if r.sample_weight != NULL:
+        brought_to_one(a, SAMPLE_WEIGHT, &r.sample_weight, r.rows)
+    if r.weight != NULL and r.labels.data != NULL:
+        r.z_loss = ldexp(r.z_loss, brought_to_one(a, WEIGHT, &r.weight, r.classes))
+    return 0
+
+
 cdef inline int set_denominator(Arguments *a) except -1:
     """Count the labels, and find what a mean divides by."""
     cdef Request *r = &a.request
@@ -247,6 +276,9 @@ cdef inline int set_denominator(Arguments *a) except -1:
             raise checks(a).label_error(a.view[TARGETS].obj, r.classes, ignored, <str>a.targets_name)
     if a.reduction == MEAN:
         a.denominator = a.normalizer if a.normalizer != 0 else mean_weight(r)
+        if a.normalizer == 0 and not 2.0**-64 <= a.denominator <= 2.0**64:
+            scale_weights(a)
+            a.denominator = mean_weight(r)
         r.scale = r.scale/a.denominator if a.denominator != 0 else 0
     return 0
 

@@ -1,6 +1,7 @@
 # cython: cdivision=True
 # Between arrays and scratch: blocks of rows, tiles, labels.
 from cython cimport floating
+from libc.math cimport INFINITY
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -97,6 +98,43 @@ cdef inline Py_ssize_t size_of(int dtype) noexcept nogil:
         return 2
     return 4 if dtype == I32 or dtype == U32 or dtype == F32 else 8
 
+# -- Targets
+
+cdef inline bint may_be_wrong(const Matrix *a, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t first,
+                              Py_ssize_t last) noexcept nogil:
+    """Whether one of the targets of rows start to stop - 1 and classes first to last - 1 is negative, infinite or NaN,
+    or -0, which is right."""
+    cdef Py_ssize_t size = size_of(a.dtype), i = start, n, k
+    cdef const ce_primitives *f = ce_chosen_f64
+    cdef uint64_t limit = <uint64_t>1 << (8*size - 1)       # the sign
+    cdef const char *at
+    cdef bint wrong = False
+    if a.dtype == U8 or a.dtype == U16 or a.dtype == U32 or a.dtype == U64:
+        return False
+    # Infinity: the sign without the lowest bit of the exponent.
+    if a.dtype == F32:
+        limit -= <uint64_t>1 << 23
+    elif a.dtype == F64:
+        limit -= <uint64_t>1 << 52
+    elif is_half(a.dtype):
+        limit -= <uint64_t>1 << (10 if a.dtype == F16 else 7)
+    while i < stop:
+        n, at = evenly_spaced(a, i, stop - i), row_at(a, i) + first*a.class_stride
+        if a.class_stride == size and a.row_stride == (last - first)*size:
+            wrong |= f.largest_bits(at, n*(last - first), size) >= limit
+        elif a.class_stride == size:
+            for k in range(n):
+                wrong |= f.largest_bits(at + k*a.row_stride, last - first, size) >= limit
+        elif a.row_stride == size:
+            for k in range(last - first):
+                wrong |= f.largest_bits(at + k*a.class_stride, n, size) >= limit
+        else:
+            for k in range(n*(last - first)):
+                wrong |= f.largest_bits(at + k/(last - first)*a.row_stride + k % (last - first)*a.class_stride, 1,
+                                        size) >= limit
+        i += n
+    return wrong
+
 # -- Rows
 
 cdef inline const floating *block(const Matrix *a, Py_ssize_t i, Py_ssize_t j, Py_ssize_t n,
@@ -137,6 +175,42 @@ cdef inline double logit_of(const Job *job, Py_ssize_t i, Py_ssize_t j, const fl
     """The logit of row i and class j."""
     cdef floating scratch
     return logits_block(job, i, j, 1, &scratch, NULL)[0]
+
+cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef double x
+    for j in range(job.request.classes):
+        x = logit_of(job, i, j, dtype)
+        if x != x:
+            return True
+    return False
+
+cdef inline void write_maxima(const Job *job, Py_ssize_t i, Py_ssize_t count, const double *row_max,
+                              const floating *dtype) noexcept nogil:
+    """Writes row_max of rows from i on, if it was asked for, and where the logits are only -inf, tail = -1, that of no
+    classes. So these rows change nothing that they are merged with. To be called while the logits are still there."""
+    cdef floating *tail = <floating *>job.request.tail
+    cdef Py_ssize_t p
+    if job.request.row_max != NULL:
+        job.plan.primitives.narrow(row_max, count, (<floating *>job.request.row_max) + i)
+    for p in range(count if tail != NULL else 0):
+        tail[i + p] = -1 if row_max[p] == -INFINITY and not holds_nan(job, i + p, dtype) else 0
+
+cdef inline void write_tails(const Job *job, Py_ssize_t i, Py_ssize_t count, const double *tail,
+                             const floating *dtype) noexcept nogil:
+    """Writes tail where `write_maxima` has not."""
+    cdef floating *dst = <floating *>job.request.tail
+    cdef Py_ssize_t p
+    for p in range(count if dst != NULL else 0):
+        if dst[i + p] != -1:
+            dst[i + p] = <floating>tail[p]
+
+cdef inline void write_stats(const Job *job, Py_ssize_t i, Py_ssize_t count, const State *s, Py_ssize_t r,
+                             const floating *dtype) noexcept nogil:
+    """Both, if they are results."""
+    if not job.request.stats_given:
+        write_maxima(job, i, count, s.row_max + r, dtype)
+        write_tails(job, i, count, s.tail + r, dtype)
 
 cdef inline const floating *next_block(const Job *job, Py_ssize_t i, Py_ssize_t j, const floating *x) noexcept nogil:
     """The logits that are read after the block x of row i, which ends before class j; x if they do not lie ready."""

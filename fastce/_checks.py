@@ -76,12 +76,13 @@ def as_array(name: str, value: Any) -> Array:
         raise TypeError(f"{name} is None, expected an array")
     else:
         refuse_traced(name, value)
+        masked = is_masked(value)  # NumPy would warn of a list of masked elements
         try:
-            array = np.asanyarray(value)
+            array = np.empty(0) if masked else np.asanyarray(value)
         except (TypeError, ValueError) as error:  # ragged lists; tensors that NumPy cannot read
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name} cannot be made an array: {error}") from None
-        if is_masked(array) or is_masked(value):
+        if masked or is_masked(array):
             raise TypeError(
                 f"{name} is a masked array, whose mask would be lost; fill it, or use ignore_index or sample_weight"
             )
@@ -230,7 +231,7 @@ def as_labels(name: str, value: Any) -> Array:
     flags = array.flags
     if flags.c_contiguous and flags.aligned and array.dtype.isnative:
         return array
-    return np.ascontiguousarray(readable(array))
+    return np.asarray(readable(array), order="C")  # np.ascontiguousarray would add an axis to a single label
 
 
 def as_int64(labels: Array, ignored: int) -> Array:
@@ -276,6 +277,17 @@ def targets_error(
         f"{name} has shape {targets.shape}, expected {row_shape} (class indices){rows} "
         f"for logits of shape {shape} with classes on axis {axis}{shape_hint(targets, shape, row_shape, name)}"
     )
+
+
+def check_probabilities(name: str, targets: Any, sample_weight: Any, axis: int) -> None:
+    """They are finite and not negative, except in rows that do not count."""
+    array = as_real(name, targets)
+    wrong = ~((array >= 0) & (array < np.inf))
+    if sample_weight is not None:
+        wrong &= np.expand_dims(as_real("sample_weight", sample_weight) != 0, axis)
+    if wrong.any():
+        where, at = place(name, wrong)
+        raise ValueError(f"{where} is {array[at]}, expected probabilities, which are finite numbers >= 0")
 
 
 def cast(targets: Array, name: str) -> str:
@@ -327,22 +339,24 @@ def stats_error(
     return ValueError(f"{name} has dtype {array.dtype}, expected {dtype} to match logits")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> None:
-    """`out` can take a result of that shape and dtype, which are those of `what`."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str, name: str) -> Array:
+    """`out` as a plain ndarray, which can take a result of that shape and dtype; these are those of `what`."""
+    if not issubclass(type(out), np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"{name} is {type(out).__name__}, expected numpy.ndarray")
-    if out.dtype != dtype:
-        raise ValueError(f"{name} has dtype {out.dtype}, expected {dtype} to match {what}")
-    if out.shape != shape:
-        raise ValueError(f"{name} has shape {out.shape}, expected {shape} to match {what}")
-    if not out.flags.writeable:
+    array: Array = np.asarray(out)  # what a subclass says of itself need not be true
+    if array.dtype != dtype:
+        raise ValueError(f"{name} has dtype {array.dtype}, expected {dtype} to match {what}")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape} to match {what}")
+    if not array.flags.writeable:
         raise ValueError(f"{name} is read-only")
-    if not out.dtype.isnative:
-        raise ValueError(f"{name} has dtype {out.dtype.str}, expected native byte order")
-    if not out.flags.aligned:
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} has dtype {array.dtype.str}, expected native byte order")
+    if not array.flags.aligned:
         raise ValueError(f"{name} is not aligned in memory")
-    if overlaps_itself(out):
-        raise ValueError(f"{name} overlaps itself: its strides are {out.strides} for shape {out.shape}")
+    if overlaps_itself(array):
+        raise ValueError(f"{name} overlaps itself: its strides are {array.strides} for shape {array.shape}")
+    return array
 
 
 def check_apart(out: tuple[Array, Array]) -> None:

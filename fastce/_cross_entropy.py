@@ -39,7 +39,8 @@ def cross_entropy(
         masks its class. A row that contains NaN or +inf, or only -inf, has loss NaN.
     targets : array_like
         Class indices, of any integer dtype and the shape of `logits` without `axis`; or probabilities c, of any real
-        dtype or bool and the shape of `logits`. Rows of probabilities need not sum to 1.
+        dtype or bool and the shape of `logits`. Probabilities are finite and >= 0. Their rows need not sum to 1: a mask
+        of 0 and 255 counts 255 times.
     weight : array_like of shape (classes,), optional
         The weight w of each class, finite and >= 0. Default: ones.
     sample_weight : array_like of the rows' shape, optional
@@ -47,7 +48,7 @@ def cross_entropy(
         their logits and targets are. Default: ones.
     ignore_index : int or None, default -100
         Rows with this class index have loss 0 and gradient 0, whatever their logits are, and are excluded from the
-        mean. It may be a class. It has no meaning for probabilities.
+        mean. It may be a class. For probabilities it has no meaning, and is not used.
     label_smoothing : float, default 0.0
         Smoothing eps in [0, 1]: targets become ``(1 - eps)*c + eps/classes``. To give each of the other classes
         eps/(classes - 1) instead, pass ``eps*classes/(classes - 1)``.
@@ -88,7 +89,8 @@ def cross_entropy(
     TypeError
         An argument is None or a masked array, or its dtype is not accepted; class indices are not integers.
     ValueError
-        A shape does not fit; an option is out of its range; there are no classes.
+        A shape does not fit; an option is out of its range; there are no classes; a probability is negative or not
+        finite, in a row whose `sample_weight` is not 0.
     IndexError
         A class index is outside ``[0, classes)`` and is not `ignore_index`.
 
@@ -318,7 +320,8 @@ class CrossEntropyLoss:
     Notes
     -----
     The layer keeps references to the logits and targets of its last call, not copies. Modifying them before
-    `backward` gives a wrong gradient. The array of `reuse_grad` is neither copied nor pickled with the layer.
+    `backward` gives a wrong gradient. Neither they nor the array of `reuse_grad` are copied or pickled with
+    the layer.
 
     Examples
     --------
@@ -345,7 +348,7 @@ class CrossEntropyLoss:
         return options
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": (None, None)}
+        return self.__dict__ | {"_saved": None, "_kept": (None, None)}
 
     def __repr__(self) -> str:
         options = self._options | ({"subnormals": self._subnormals} if self._subnormals != "keep" else {})
@@ -380,7 +383,7 @@ class CrossEntropyLoss:
         array([0.693147])
         """
         options = self._options | self._checked(options) if options else self._options
-        if isinstance(logits, np.ndarray) and logits.size < _FEW_LOGITS:
+        if issubclass(type(logits), np.ndarray) and logits.size < _FEW_LOGITS:
             loss = cross_entropy(logits, targets, **options)
         else:
             loss, stats = cross_entropy(logits, targets, return_stats=True, **options)

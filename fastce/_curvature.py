@@ -33,6 +33,11 @@ def _times(a: Array, b: Array | float) -> Array:
         return np.where((a == 0) | (b == 0), 0, a * b)
 
 
+def _sum(a: Array, b: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return a + b
+
+
 def _finished(result: Array, logits: Array, subnormals: str, out: Array | None) -> Array:
     """The result in the dtype of the logits, in `out` if it is given."""
     if subnormals == "flush":
@@ -51,7 +56,7 @@ def _capped_grad_hess(
     t, s = tanh_and_slope(x, softcap)
     grad = cross_entropy_grad(x, targets, softcap=softcap, **options)
     _, hess = cross_entropy_grad_hess(capped(x, softcap), targets, **options)
-    hess = _times(_times(hess, s), s) + _times(_times(grad, t), -2 / softcap)
+    hess = _sum(_times(_times(hess, s), s), _times(_times(grad, t), -2 / softcap))
     grad_out, hess_out = (None, None) if out is None else out
     return _finished(grad, logits, subnormals, grad_out), _finished(hess, logits, subnormals, hess_out)
 
@@ -72,7 +77,7 @@ def _capped_hvp(
     grad = cross_entropy_grad(x, targets, softcap=softcap, **options)
     product = cross_entropy_hvp(capped(x, softcap), targets, _times(s, v), **options)
     of_slope = _times(_times(_times(grad, t), -2 / softcap), v)
-    return _finished(_times(product, s) + of_slope, logits, subnormals, out)
+    return _finished(_sum(_times(product, s), of_slope), logits, subnormals, out)
 
 
 @function("cross_entropy", "array", "hess", capped=_capped_grad_hess)

@@ -115,6 +115,8 @@ cdef struct Job:
     double smoothing_mass           # for labels: sum over j of uniform*weight_j
     double *unit_sums               # of the losses
     void *scratch                   # of all threads
+    char *wrong                     # for each thread, whether it met targets that may be wrong; NULL: nothing is checked
+    bint only_checks                # nothing is computed yet
     # BY_PARTS:
     Py_ssize_t first_row            # of those whose parts are computed
     State *state                    # of these rows

@@ -43,7 +43,7 @@ from ._request cimport (
 )
 from ._row_functions cimport label_loss, merged_stats, row_backward, row_loss, row_loss_and_grad, row_stats
 from ._rules cimport AXIS, KEEPDIMS, MAX_RULES, Rule, add_rules
-from ._run cimport execute
+from ._run cimport CHECKED_BEFORE, CHECKED_MEANWHILE, UNCHECKED, execute
 
 cdef object ndarray = numpy.ndarray, empty = numpy.empty, empty_like = numpy.empty_like
 cdef object float32 = numpy.float32, float64 = numpy.float64, intp = numpy.dtype(numpy.intp)
@@ -267,7 +267,7 @@ cdef inline bint is_folded(PyObject **given):
 cdef object run_call(Function function, object first, object second, object third, dict options):
     cdef Call call
     cdef PyObject *given[MAX_RULES]
-    cdef int status = 0
+    cdef int status = 0, check = UNCHECKED
     if (first is not MISSING) + (second is not MISSING) + (third is not MISSING) != function.count:
         arguments, options = _checks.bound(function.face, function.arguments, present(first, second, third), options)
         first, second, third = (arguments + (MISSING, MISSING))[:3]
@@ -288,11 +288,17 @@ cdef object run_call(Function function, object first, object second, object thir
     if function.operation == ARGMAX and input_dtype(&call.a) < F32:     # integers are compared as they are
         return call.input.argmax(call.a.axes.class_axis)
     call.make_results()
+    if function.operation == CROSS_ENTROPY and call.a.request.targets.data != NULL:
+        check = CHECKED_MEANWHILE if call.a.out == NULL and call.a.out_hess == NULL else CHECKED_BEFORE
     if call.a.request.rows*call.a.request.classes > BRIEF:
         with nogil:
-            status = run(&call.a.request)
+            status = execute(&call.a.request, check)
     elif call.a.request.rows > 0 and call.a.request.classes > 0:
-        status = run(&call.a.request)
+        status = execute(&call.a.request, check)
+    if status == 3:
+        _checks.check_probabilities(function.arguments[1], second, options.get("sample_weight"),
+                                    call.a.axes.class_axis)
+        status = execute(&call.a.request, UNCHECKED)
     if status != 0:
         raise MemoryError(f"no memory to work on {call.a.request.rows} rows of {call.a.request.classes} classes")
     return call.results()
@@ -404,7 +410,7 @@ ce_watch_forks()
 # --- What other Cython modules cimport (_kernels.pxd) ----------------------------------------------------------------
 
 cdef int run(const Request *request) noexcept nogil:
-    return execute(request)
+    return execute(request, UNCHECKED)
 
 
 cdef Py_ssize_t count_labels(const Matrix *labels, Py_ssize_t rows, Py_ssize_t classes, int64_t ignore_index,

@@ -16,6 +16,7 @@ from . import _checks
 from ._checks import Array
 from ._cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._evaluation import EvaluatedRows, evaluate
+from ._stats import SoftmaxStats
 
 CHUNK_BYTES = 128 * 2**20
 BLOCK_BYTES = 4 * 2**20  # of a gradient: what is added to it at a time stays in the cache
@@ -225,6 +226,7 @@ class _Loss:
         self.num_threads, self.options = options.pop("num_threads", None), options
         self.sample_weight = None if sample_weight is None else _by_row("sample_weight", sample_weight)
         self.upstream = upstream if np.ndim(upstream) == 0 else _by_row("upstream", upstream)
+        self.stats: SoftmaxStats | None = None
         kept = layer.rows_kept(options.get("ignore_index", -100))
         if self.sample_weight is not None:
             kept &= self.sample_weight != 0
@@ -268,12 +270,30 @@ class _Loss:
                 total += each_chunk(rows)
             return layer.dtype.type(total)
 
+    def keep_stats(self) -> None:
+        """Have the stats of all rows. Those of rows that are not multiplied are those of no classes."""
+        rows, dtype = self.layer.labels.size, self.layer.dtype
+        self.stats = SoftmaxStats(np.full(rows, -np.inf, dtype), np.full(rows, -1.0, dtype))
+
+    def rows_stats(self) -> SoftmaxStats:
+        assert self.stats is not None
+        return SoftmaxStats(*(part.reshape(self.layer.lead)[()] for part in self.stats))
+
+    def of_chunk(self, function: Callable[..., Any], logits: Array, rows: Any, **more: Any) -> Any:
+        """What `cross_entropy` or `cross_entropy_with_grad` returns for the logits of a chunk, without the stats."""
+        options = self.options_of(rows, len(logits)) | more
+        if self.stats is None:
+            return function(logits, self.layer.labels[rows], **options)
+        *results, stats = function(logits, self.layer.labels[rows], **options, return_stats=True)
+        for whole, part in zip(self.stats, stats, strict=True):
+            whole[rows] = part
+        return results if len(results) > 1 else results[0]
+
     def forward(self, scratch: _Scratch) -> Any:
         layer = self.layer
 
         def loss(rows: Any) -> Any:
-            logits = layer.logits(layer.hidden_of(rows, scratch), scratch)
-            return cross_entropy(logits, layer.labels[rows], **self.options_of(rows, len(logits)))
+            return self.of_chunk(cross_entropy, layer.logits(layer.hidden_of(rows, scratch), scratch), rows)
 
         return self.reduced(loss)
 
@@ -285,8 +305,8 @@ class _Loss:
             hidden = layer.hidden_of(rows, scratch)
             logits = layer.logits(hidden, scratch)
             upstream = self.upstream if np.ndim(self.upstream) == 0 else self.upstream[rows]
-            options = self.options_of(rows, len(logits)) | {"upstream": upstream, "subnormals": "flush"}
-            value, grad = cross_entropy_with_grad(logits, layer.labels[rows], out=logits, **options)
+            more = {"upstream": upstream, "subnormals": "flush", "out": logits}
+            value, grad = self.of_chunk(cross_entropy_with_grad, logits, rows, **more)
             sums.add(rows, hidden, grad)
             return value
 
@@ -406,6 +426,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Any = None,
     chunk_bytes: int | None = None,
+    return_stats: bool = False,
     **options: Any,
 ) -> Any:
     """Softmax cross-entropy of ``hidden @ linear_weight.T + linear_bias``, in chunks of rows.
@@ -430,11 +451,16 @@ def linear_cross_entropy(
     chunk_bytes : int, optional
         How much memory the logits of a chunk may take, unless they are those of one row. Default: 128 MiB. Chunks of
         fewer than 256 rows make the matrix products slower.
+    return_stats : bool, default False
+        Whether to return the stats of the rows too.
 
     Returns
     -------
     loss : scalar or ndarray
         As `cross_entropy` of the logits returns it.
+    stats : SoftmaxStats
+        With `return_stats`: as `cross_entropy` returns them. Rows that are not multiplied have those of no classes,
+        -inf and -1.
 
     Raises
     ------
@@ -465,7 +491,10 @@ def linear_cross_entropy(
     """
     _refuse_unknown("linear_cross_entropy", options)
     call = _Loss(hidden, linear_weight, targets, linear_bias=linear_bias, chunk_bytes=chunk_bytes, **options)
-    return call.forward(_Scratch())
+    if not return_stats:
+        return call.forward(_Scratch())
+    call.keep_stats()
+    return call.forward(_Scratch()), call.rows_stats()
 
 
 @_with_options
@@ -479,6 +508,7 @@ def linear_cross_entropy_with_grad(
     upstream: Any = 1.0,
     out: LinearGrads | None = None,
     accumulate: bool = False,
+    return_stats: bool = False,
     **options: Any,
 ) -> Any:
     """`linear_cross_entropy` and its gradients with respect to the hidden states, the weight and the bias.
@@ -501,6 +531,8 @@ def linear_cross_entropy_with_grad(
         with each other or with the arguments.
     accumulate : bool, default False
         Whether the gradients are added to what `out` contains, as for the parts of a batch.
+    return_stats : bool, default False
+        As in `linear_cross_entropy`.
 
     Returns
     -------
@@ -508,6 +540,8 @@ def linear_cross_entropy_with_grad(
         As `linear_cross_entropy` returns it.
     grads : LinearGrads
         The gradients; `out` if it is given.
+    stats : SoftmaxStats
+        With `return_stats`: as `linear_cross_entropy` returns them.
 
     Raises
     ------
@@ -549,7 +583,10 @@ def linear_cross_entropy_with_grad(
         hidden, linear_weight, targets, linear_bias=linear_bias, chunk_bytes=chunk_bytes, upstream=upstream, **options
     )
     grads = _checked_out(call.layer, out, accumulate, call.arguments)
-    return call.with_grad(_Scratch(), grads, accumulate), grads if out is None else out
+    if return_stats:
+        call.keep_stats()
+        return call.with_grad(_Scratch(), grads, accumulate), grads, call.rows_stats()
+    return call.with_grad(_Scratch(), grads, accumulate), grads
 
 
 def evaluate_linear(
@@ -635,7 +672,7 @@ def evaluate_linear(
 _OF_LAYER = {
     name: p
     for name, p in inspect.signature(linear_cross_entropy).parameters.items()
-    if p.kind is p.KEYWORD_ONLY and name != "linear_bias"
+    if p.kind is p.KEYWORD_ONLY and name not in ("linear_bias", "return_stats")
 }
 
 

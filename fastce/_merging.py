@@ -1,6 +1,6 @@
 """States of blocks of classes in NumPy: rows whose classes are in several blocks, on other workers or not in memory at
 once. The state of each block is computed, the states are merged, and the loss and each block's gradient follow from the
-merged state. Used by the integrations that distribute rows' classes.
+merged state. `_block_stats.py` makes this public; the integrations that distribute rows' classes use it too.
 
 With q as in `cross_entropy`, the state of some classes is ``row_max``, ``tail`` (see `SoftmaxStats`), ``mass = sum(q)``
 and ``linear = sum(q*(row_max - x))``, all in float64. The last two do not contain the temperature. That of no classes
@@ -24,7 +24,27 @@ WIDER = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant  # and sums i
 
 
 class BlockStats(NamedTuple):
-    """The state of a block of classes of each row. `row_max` is NaN where there is NaN."""
+    """The state of a block of classes of each row, in float64: what `block_stats` returns and `merge_stats` merges.
+
+    With the numbers q of `cross_entropy`, which ``-log(p)`` is multiplied by, and sums over the classes of the block:
+
+    Parameters
+    ----------
+    row_max : ndarray
+        The largest logit. It is NaN if a logit is NaN, and -inf if there is none.
+    tail : ndarray
+        ``sum(exp((x - row_max)/temperature)) - 1``. It is -1 if there is no logit, or only -inf.
+    mass : ndarray
+        ``sum(q)``.
+    linear : ndarray
+        ``sum(q*(row_max - x))``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastce
+    >>> fastce.block_stats(np.zeros((1, 0)), [3], class_offset=0, num_classes=9)
+    BlockStats(row_max=array([-inf]), tail=array([-1.]), mass=array([0.]), linear=array([0.]))
+    """
 
     row_max: Array
     tail: Array
@@ -138,7 +158,7 @@ def block_stats(logits: Array, targets: Array | None, block: Block) -> BlockStat
         if base_scale:
             linear = block.temperature * (base_scale * np.asarray(loss, np.float64) - mass * np.log1p(tail))
             linear = np.where(mass == 0, 0.0, linear)
-        if np.isnan(tail).any():
+        if not np.isfinite(row_max + tail).all():
             row_max, tail, linear = _of_special_rows(np.moveaxis(logits, axis, -1), row_max, tail, mass, linear)
         if targets is not None and has_labels:
             local, inside = _local(targets, classes, block)
@@ -158,8 +178,7 @@ def _of_special_rows(x: Array, row_max: Array, tail: Array, mass: Array, linear:
     row_max = np.where(np.isnan(tail) & np.isfinite(row_max), np.nan, row_max)
     infinite = np.isinf(row_max)
     row_max[infinite] = np.where(np.isnan(x[infinite]).any(axis=-1), np.nan, row_max[infinite])
-    empty = row_max == -np.inf
-    return row_max, np.where(empty, -1.0, tail), np.where(empty & (mass != 0), mass * np.inf, linear)
+    return row_max, tail, np.where((row_max == -np.inf) & (mass != 0), mass * np.inf, linear)
 
 
 def _local(labels: Array, classes: int, block: Block) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
 # The vector primitives and the threads, as Cython sees them. _simd/primitives.inc says what each primitive computes and
 # names the parameters.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 # Not `from "_simd/dispatch.h"`: Cython would copy that file next to the generated C, without those it includes.
 cdef extern from * nogil:
@@ -189,6 +189,7 @@ cdef extern from * nogil:
         void (*zero_ignored)(const int64_t *, Py_ssize_t, double *) noexcept nogil
         Py_ssize_t (*count_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int) noexcept nogil
         Py_ssize_t (*settle_labels)(const int64_t *, Py_ssize_t, int64_t, int64_t, int, int64_t *) noexcept nogil
+        uint64_t (*largest_bits)(const void *, Py_ssize_t, Py_ssize_t) noexcept nogil
     float ce_from_f16(int bits) noexcept
     float ce_from_bf16(int bits) noexcept
     ctypedef struct ce_isa:

@@ -4,6 +4,7 @@ from cython cimport floating
 
 from ._blocks cimport (
     base_block, block, evenly_spaced, logits_block, place_of, row_at, size_of, slope_block, store_block, store_to,
+    write_maxima, write_stats, write_tails,
 )
 from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
@@ -133,6 +134,7 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
         s.exact_class[p], s.first_max[p], s.rest_at_max[p] = -1, -1, 0
     if not job.request.stats_given:
         job.plan.primitives.rows_max(rows.x, rows.x_step, rows.count, job.request.classes, s.row_max + r)
+        write_maxima(job, rows.start, rows.count, s.row_max + r, dtype)
     for p in range(rows.count if job.plan.with_labels else 0):
         s.x_label[r + p] = (<const floating *>(rows.x + p*rows.x_step))[s.label[r + p]]
     if job.request.stats_given:
@@ -142,6 +144,8 @@ cdef inline void state_of_rows(const Job *job, const Rows *rows, State *s, Py_ss
         add_exponentials_of_rows(job, rows, s, r, dtype)
     for p in range(r, stop):
         s.tail[p] = ce_tail_if_finite(s.tail[p], s.row_max[p])
+    if not job.request.stats_given:
+        write_tails(job, rows.start, rows.count, s.tail + r, dtype)
     if job.plan.with_grad and job.plan.weighted_smoothing:
         find_maxima(job, rows, s, r)
     for p in range(r, stop if job.plan.with_labels else 0):
@@ -276,6 +280,7 @@ cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State 
                 s.tail[r] = s.mass[r] = s.linear[r] = s.row_max[r] = 0
             else:
                 row_state(job, start + r, s, r, scratch)
+                write_stats(job, start + r, 1, s, r, scratch)
             if job.plan.with_grad:
                 row_zero_grad(job, start + r, 0, classes, scratch)
         elif classes <= BLOCK:
@@ -283,6 +288,7 @@ cdef inline void rows(const Job *job, Py_ssize_t start, Py_ssize_t count, State 
             continue
         else:
             row_state(job, start + r, s, r, scratch)
+            write_stats(job, start + r, 1, s, r, scratch)
             if job.plan.with_grad:
                 finish_row(job, start + r, s, r, scratch)
         r += 1

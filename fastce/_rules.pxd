@@ -199,10 +199,10 @@ cdef inline int set_out(Arguments *a, int at, object value, str label) except -1
             pass        # read-only, or a dtype that the buffer protocol does not know
     if not fits:
         name = <object>a.input_name
-        checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a),
-                            <object>a.dtype if without < 0 else numbers_dtype(a), name if without < 0 else
-                            f"{name} without its class axis", label)
-        hold(a, at, exported(a, value), PyBUF_RECORDS)
+        plain = checks(a).check_out(value, a.view[INPUT].obj.shape if without < 0 else row_shape(a),
+                                    <object>a.dtype if without < 0 else numbers_dtype(a), name if without < 0 else
+                                    f"{name} without its class axis", label)
+        hold(a, at, exported(a, plain), PyBUF_RECORDS)
     return 0
 
 

@@ -13,13 +13,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from ._argmax cimport argmax
-from ._blocks cimport counted_labels, logit_of, row_at, settle_group
+from ._blocks cimport counted_labels, holds_nan, may_be_wrong, row_at, settle_group, write_stats
 from ._divergence cimport divergences
 from ._entropy cimport entropies, is_entropy
 from ._jacobians cimport jacobians
 from ._job cimport BY_PARTS, BY_TILES, Job, Plan, State, Sum, add, cool, set_sum, value
 from ._long_rows cimport RowSums, begin_grad, is_read, part_grad, part_sums, row_zero_grad, set_states
-from ._plan cimport is_computable, is_divergence, is_product, main_input, make_plan, takes_labels
+from ._plan cimport MAX_THREADS, is_computable, is_divergence, is_product, main_input, make_plan, takes_labels
 from ._primitives cimport CE_BY_ELEMENT, ce_chosen_f64, ce_primitives, ce_run_units, ce_unit
 from ._request cimport (
     ARGMAX, CROSS_ENTROPY, ENTROPY, F32, LOGSUMEXP, SIGMOID_TWO_TERM, SOFTMAX_TWO_TERM, Matrix, Request, computed_dtype,
@@ -54,15 +54,6 @@ cdef inline void set_scale(const Job *job, Py_ssize_t start, Py_ssize_t count, S
     for p in range(count if by_row else 0):
         s.scale[p] *= (<const double *>row_at(upstream, start + p))[0]
 
-cdef inline bint holds_nan(const Job *job, Py_ssize_t i, const floating *dtype) noexcept nogil:
-    cdef Py_ssize_t j
-    cdef double x
-    for j in range(job.request.classes):
-        x = logit_of(job, i, j, dtype)
-        if x != x:
-            return True
-    return False
-
 cdef inline void add_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
                             const floating *dtype) noexcept nogil:
     """Writes a group's losses if they were asked for, and adds them to total."""
@@ -78,16 +69,12 @@ cdef inline void add_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, 
         f.narrow(s.loss, count, (<floating *>request.losses) + start)
     add(total, ce_chosen_f64.row_sum(s.loss, count))
 
-cdef inline void write_results(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
-                               const floating *dtype) noexcept nogil:
-    """Writes what was asked for of a group's rows, except the gradient, and adds their losses to total."""
+cdef inline void write_losses(const Job *job, Py_ssize_t start, Py_ssize_t count, State *s, Sum *total,
+                              const floating *dtype) noexcept nogil:
+    """Computes a group's losses if they were asked for, writes them, and adds them to total."""
     cdef const Request *request = job.request
     cdef const ce_primitives *f = job.plan.primitives
     cdef Py_ssize_t p
-    if request.row_max != NULL and not request.stats_given:
-        f.narrow(s.row_max, count, (<floating *>request.row_max) + start)
-    if request.tail != NULL and not request.stats_given:
-        f.narrow(s.tail, count, (<floating *>request.tail) + start)
     if not job.plan.with_loss:
         return
     if not job.plan.with_grad:          # else `coefficients` has computed them
@@ -109,12 +96,30 @@ cdef inline void zero_ignored_rows(const Job *job, Py_ssize_t start, Py_ssize_t 
         if s.label[p] < 0:
             row_zero_grad(job, start + p, 0, job.request.classes, scratch)
 
+cdef enum:              # whether targets are checked for numbers that are negative, infinite or NaN
+    UNCHECKED
+    CHECKED_MEANWHILE   # each unit before it is computed, which brings them into the cache
+    CHECKED_BEFORE      # all of them before anything is written
+
+cdef inline void check_unit(const Job *job, Py_ssize_t unit, int thread) noexcept nogil:
+    cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows)
+    cdef Py_ssize_t first = 0, last = job.request.classes
+    if job.plan.path == BY_PARTS:
+        start, first = job.first_row + unit/job.plan.parts, unit % job.plan.parts*job.plan.part
+        stop, last = start + 1, min(first + job.plan.part, last)
+    if may_be_wrong(&job.request.targets, start, stop, first, last):
+        job.wrong[thread] = True
+
 cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const floating *dtype) noexcept nogil:
     cdef Py_ssize_t start = unit*job.plan.unit, stop = min(start + job.plan.unit, job.request.rows), count, p
     cdef floating *scratch = <floating *>job.scratch + thread*job.plan.scratch
     cdef int operation = job.request.operation
     cdef State s
     cdef Sum total
+    if job.wrong != NULL and not job.grads:
+        check_unit(job, unit, thread)
+    if job.only_checks:
+        return
     if job.plan.path == BY_PARTS:
         if job.grads:
             part_grad(job, unit, scratch)
@@ -152,7 +157,7 @@ cdef inline void run_unit(const Job *job, Py_ssize_t unit, int thread, const flo
                     tiles(job, start, count, &s, scratch)
                 else:
                     rows(job, start, count, &s, scratch)
-                write_results(job, start, count, &s, &total, scratch)
+                write_losses(job, start, count, &s, &total, scratch)
         start += count
     job.unit_sums[unit] = value(&total)
 
@@ -182,11 +187,12 @@ cdef inline double run_parts(Job *job, floating *scratch) noexcept nogil:
         if is_read(job):
             ce_run_units(unit_function(scratch), job, count*plan.parts, plan.threads, plan.automatic)
         set_states(job, count, &s, scratch)
+        write_stats(job, start, count, &s, 0, scratch)
         if plan.with_grad:
             begin_grad(job, &s, 0, count)
             job.grads = True
             ce_run_units(unit_function(scratch), job, count*plan.parts, plan.threads, plan.automatic)
-        write_results(job, start, count, &s, &total, scratch)
+        write_losses(job, start, count, &s, &total, scratch)
     return value(&total)
 
 # -- One call
@@ -208,8 +214,16 @@ cdef inline void set_other_q(const double *weight, Py_ssize_t classes, double un
         narrow[j] = <floating>others[j]
         add(&total, weight[j])
 
-cdef inline int run_as(const Request *request, const floating *dtype) noexcept nogil:
+cdef inline bint is_any_wrong(const Job *job) noexcept nogil:
+    cdef int k
+    for k in range(job.plan.threads if job.wrong != NULL else 0):
+        if job.wrong[k]:
+            return True
+    return False
+
+cdef inline int run_as(const Request *request, int check, const floating *dtype) noexcept nogil:
     """Runs a request that was checked and whose labels were counted."""
+    cdef char wrong[MAX_THREADS]
     cdef Job job
     cdef Py_ssize_t classes = request.classes, weights, others, sums, j
     cdef bint by_element
@@ -244,6 +258,18 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
         else:
             job.weight = weight
     job.scratch = scratch
+    if check != UNCHECKED:
+        job.wrong = wrong
+        memset(wrong, 0, job.plan.threads)
+    if check == CHECKED_BEFORE:
+        job.only_checks = True
+        ce_run_units(unit_function(dtype), &job,
+                     request.rows*job.plan.parts if job.plan.path == BY_PARTS else job.plan.units, job.plan.threads,
+                     job.plan.automatic)
+        if is_any_wrong(&job):
+            free(memory)
+            return 3
+        job.only_checks, job.wrong = False, NULL
     if job.plan.path == BY_PARTS:
         job.sums = job.unit_sums
         set_sum(&total, run_parts(&job, scratch))
@@ -255,10 +281,10 @@ cdef inline int run_as(const Request *request, const floating *dtype) noexcept n
     if request.total != NULL:
         request.total[0] = value(&total)
     free(memory)
-    return 0
+    return 3 if is_any_wrong(&job) else 0
 
-cdef inline int execute(const Request *request) noexcept nogil:
-    """Computes what is asked for. See `run` in _kernels.pxd for the result."""
+cdef inline int execute(const Request *request, int check) noexcept nogil:
+    """Computes what is asked for. See `run` in _kernels.pxd for the result; 3: the targets may be wrong."""
     if request.size != sizeof(Request) or not is_computable(request):
         return 2
     if request.rows <= 0 or request.classes <= 0:
@@ -270,5 +296,5 @@ cdef inline int execute(const Request *request) noexcept nogil:
                           request.has_ignore_index) < 0:
             return 1
     if computed_dtype(main_input(request).dtype) == F32:
-        return run_as(request, <const float *>NULL)
-    return run_as(request, <const double *>NULL)
+        return run_as(request, check, <const float *>NULL)
+    return run_as(request, check, <const double *>NULL)

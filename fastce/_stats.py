@@ -20,7 +20,7 @@ class SoftmaxStats(NamedTuple):
         The largest logit of each row. It has the shape of the logits without their class axis, and their dtype.
     tail : ndarray
         ``sum(exp((x - row_max)/temperature))`` over all classes of the row except (one of) the largest. It has the same
-        shape and dtype. It is NaN where the row contains NaN or +inf, or only -inf.
+        shape and dtype. It is NaN where the row contains NaN or +inf. It is -1 where the row contains only -inf.
 
     Notes
     -----

@@ -5,7 +5,7 @@ from cython cimport floating
 from libc.math cimport INFINITY, exp
 from libc.string cimport memcpy, memset
 
-from ._blocks cimport base_block, load_logits, load_tile, logit_of, row_at, store_tile, times_slope
+from ._blocks cimport base_block, load_logits, load_tile, logit_of, row_at, store_tile, times_slope, write_stats
 from ._curvature cimport begin_hess, begin_hvp, flush_result
 from ._job cimport (
     GROUP, TILE_SIZE, Job, Plan, State, add_label, coefficients, exponentials, moved, rescaled, weight_of,
@@ -421,6 +421,7 @@ cdef inline void tiles(const Job *job, Py_ssize_t start, Py_ssize_t count, State
         scratch += job.plan.tile
     tile.slope = scratch if job.plan.with_slopes else NULL
     tile_state(job, &tile, s, <floating *>tile.x)
+    write_stats(job, start, count, s, 0, scratch)
     if job.plan.with_hvp:
         tile_hvp(job, &tile, s, <floating *>tile.x)
     elif job.plan.with_grad:

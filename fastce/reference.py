@@ -21,12 +21,12 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
-    "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads", "SoftmaxStats",
-    "binary_cross_entropy", "binary_cross_entropy_with_grad", "cross_entropy", "cross_entropy_grad",
-    "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy", "entropy_with_grad",
-    "evaluate", "evaluate_linear", "kl_divergence", "kl_divergence_with_grad", "linear_cross_entropy",
-    "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp", "one_hot", "predict", "softmax",
-    "softmax_grad"]  # fmt: skip
+    "BlockStats", "CrossEntropyLoss", "EvaluatedRows", "Evaluation", "LinearCrossEntropyLoss", "LinearGrads",
+    "SoftmaxStats", "binary_cross_entropy", "binary_cross_entropy_with_grad", "block_stats", "cross_entropy",
+    "cross_entropy_grad", "cross_entropy_grad_hess", "cross_entropy_hvp", "cross_entropy_with_grad", "entropy",
+    "entropy_with_grad", "evaluate", "evaluate_linear", "grad_from_stats", "kl_divergence", "kl_divergence_with_grad",
+    "linear_cross_entropy", "linear_cross_entropy_with_grad", "log_softmax", "log_softmax_grad", "logsumexp",
+    "loss_from_stats", "merge_stats", "one_hot", "predict", "softmax", "softmax_grad"]  # fmt: skip
 
 
 class SoftmaxStats(NamedTuple):
@@ -147,6 +147,7 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
         if sample_weight is not None:
             ignored = ignored | (np.asarray(sample_weight) == 0)
         m = np.maximum.reduce(x, axis=-1, keepdims=True) if stats is None else np.asarray(stats[0])[..., None]
+        empty = return_stats and np.isneginf(x).all(axis=-1)  # seen before `out`, which may be the logits, is written
         _shifted(x, m, temperature, g)
         linear = 0 if base is None else _dot(base, g)
         if label is not None:
@@ -155,7 +156,9 @@ def _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, 
         if return_stats:
             first_max, others = np.argmax(x, axis=-1, keepdims=True), g.copy()
             np.put_along_axis(others, first_max, np.take_along_axis(g, first_max, -1) - 1, -1)  # 1 - 1, or NaN
-            stats = SoftmaxStats(m[..., 0], np.add.reduce(others, axis=-1))
+            tail = np.add.reduce(others, axis=-1)
+            tail = np.where(empty, tail.dtype.type(-1), tail)
+            stats = SoftmaxStats(m[..., 0], tail)
         s = np.add.reduce(g, axis=-1, keepdims=True) if stats is None else 1 + np.asarray(stats[1])[..., None]
         log_s = np.log(s)  # lse is m / temperature + log_s
         loss, factor = mass * log_s - linear, mass
@@ -575,6 +578,119 @@ def entropy_with_grad(logits, *, temperature=1.0, softcap=None, sample_weight=No
     return loss[..., 0] if reduction == "none" else loss, _stored(grad, logits, out)
 
 
+class BlockStats(NamedTuple):
+    """The state of a block of classes; see `fastce.BlockStats`.
+
+    Examples
+    --------
+    >>> block_stats(np.zeros((1, 2)), np.array([1]), class_offset=0, num_classes=2)
+    BlockStats(row_max=array([0.]), tail=array([1.]), mass=array([1.]), linear=array([0.]))
+    """
+
+    row_max: np.ndarray
+    tail: np.ndarray
+    mass: np.ndarray
+    linear: np.ndarray
+
+
+def block_stats(logits, targets, *, class_offset, num_classes, weight=None, ignore_index=-100, label_smoothing=0.0,
+                temperature=1.0, softcap=None, axis=-1):  # fmt: skip
+    """The state of a block of classes; see `fastce.block_stats`.
+
+    Examples
+    --------
+    >>> block_stats(np.zeros((1, 2)), np.array([3]), class_offset=0, num_classes=5).mass
+    array([0.])
+    """
+    x, q, _, _ = _block(
+        logits, targets, class_offset, num_classes, weight, ignore_index, label_smoothing, softcap, axis
+    )
+    with np.errstate(all="ignore"):
+        row_max = np.maximum.reduce(x, axis=-1, keepdims=True, initial=-np.inf)
+        distance = np.where(row_max == -np.inf, 0, row_max) - x
+        tail = np.add.reduce(np.exp(-distance / temperature), axis=-1) - 1
+        linear = np.add.reduce(_times(q, distance), axis=-1)
+    return BlockStats(row_max[..., 0], tail, np.add.reduce(q, axis=-1), linear)
+
+
+def merge_stats(a, b, *, temperature=1.0):
+    """The state of the classes of both blocks; see `fastce.merge_stats`.
+
+    Examples
+    --------
+    >>> one = block_stats(np.zeros((1, 1)), np.array([0]), class_offset=0, num_classes=2)
+    >>> other = block_stats(np.zeros((1, 1)), np.array([0]), class_offset=1, num_classes=2)
+    >>> merge_stats(one, other).tail
+    array([1.])
+    """
+    with np.errstate(all="ignore"):
+        row_max = np.maximum(a.row_max, b.row_max)
+        total, linear = np.zeros(row_max.shape), np.zeros(row_max.shape)
+        for part in (a, b):
+            gap = np.where(part.row_max == -np.inf, 0, row_max - part.row_max)
+            total = total + (1 + part.tail) * np.exp(-gap / temperature)
+            linear = linear + part.linear + _times(part.mass, gap)
+    return BlockStats(row_max, total - 1, a.mass + b.mass, linear)
+
+
+def loss_from_stats(stats, targets, *, ignore_index=-100, z_loss=0.0, temperature=1.0):
+    """The loss of each row; see `fastce.loss_from_stats`.
+
+    Examples
+    --------
+    >>> stats = block_stats(np.zeros((1, 4)), np.array([3]), class_offset=0, num_classes=4)
+    >>> loss_from_stats(stats, np.array([3])).round(6)
+    array([1.386294])
+    """
+    with np.errstate(all="ignore"):
+        log_total = np.log(np.where(stats.row_max == -np.inf, np.nan, 1 + stats.tail))
+        loss = stats.mass * log_total + stats.linear / temperature
+        if z_loss:
+            loss = loss + z_loss * (stats.row_max / temperature + log_total) ** 2
+    labels = np.ndim(targets) == np.ndim(stats.row_max)
+    return np.where(np.asarray(targets) == ignore_index, 0, loss)[()] if labels else loss[()]
+
+
+def grad_from_stats(logits, targets, stats, *, class_offset, num_classes, weight=None, ignore_index=-100,
+                    label_smoothing=0.0, z_loss=0.0, temperature=1.0, softcap=None, axis=-1, upstream=1.0,
+                    subnormals="keep"):  # fmt: skip
+    """The gradient of a block; see `fastce.grad_from_stats`.
+
+    Examples
+    --------
+    >>> stats = block_stats(np.zeros((1, 4)), np.array([3]), class_offset=0, num_classes=4)
+    >>> grad_from_stats(np.zeros((1, 2)), np.array([3]), stats, class_offset=2, num_classes=4)
+    array([[ 0.25, -0.75]])
+    """
+    x, q, slope, ignored = _block(logits, targets, class_offset, num_classes, weight, ignore_index, label_smoothing,
+                                  softcap, axis)  # fmt: skip
+    row_max, tail, mass, _ = (np.asarray(part)[..., None] for part in stats)
+    with np.errstate(all="ignore"):
+        total = np.where(row_max == -np.inf, np.nan, 1 + tail)
+        factor = mass + 2 * z_loss * (row_max / temperature + np.log(total)) if z_loss else mass
+        grad = factor * np.exp((x - row_max) / temperature) / total - q
+        grad = grad * (np.asarray(upstream)[..., None] / temperature)
+        if slope is not None:
+            grad = _times(grad, slope)
+        grad[ignored] = 0
+        dtype = np.asarray(logits).dtype
+        grad = np.moveaxis(grad.astype(dtype if dtype.kind not in "iub" else np.float64), -1, axis)
+        _flush(grad, subnormals)
+    return grad
+
+
+def _block(logits, targets, class_offset, num_classes, weight, ignore_index, label_smoothing, softcap, axis):
+    """Capped logits of a block in float64, with the classes last, its part of ``q``, the derivative of the capped
+    logits, and the mask of the ignored rows."""
+    x, slope = _capped(np.moveaxis(np.asarray(logits), axis, -1).astype(np.float64), softcap)
+    targets, numbers = np.asarray(targets), class_offset + np.arange(x.shape[-1])
+    weight = np.ones(x.shape[-1]) if weight is None else np.asarray(weight, np.float64)[numbers]
+    labels = targets.ndim < x.ndim
+    hot = targets[..., None] == numbers if labels else np.moveaxis(targets, axis, -1)
+    ignored = targets == ignore_index if labels else np.zeros(x.shape[:-1], bool)
+    return x, weight * ((1 - label_smoothing) * hot + label_smoothing / num_classes), slope, ignored
+
+
 class LinearGrads(NamedTuple):
     """Gradients of a loss of ``hidden @ weight.T + bias``; see `fastce.LinearGrads`.
 
@@ -592,7 +708,7 @@ class LinearGrads(NamedTuple):
 
 def linear_cross_entropy(hidden, linear_weight, targets, *, linear_bias=None, weight=None, sample_weight=None,
                          ignore_index=-100, label_smoothing=0.0, z_loss=0.0, temperature=1.0, softcap=None,
-                         reduction="mean", normalizer=None):  # fmt: skip
+                         reduction="mean", normalizer=None, return_stats=False):  # fmt: skip
     """`cross_entropy` of ``hidden @ linear_weight.T + linear_bias``; see `fastce.linear_cross_entropy`.
 
     Examples
@@ -601,15 +717,17 @@ def linear_cross_entropy(hidden, linear_weight, targets, *, linear_bias=None, we
     0.693147
     """
     logits = _logits(hidden, linear_weight, linear_bias)
-    return cross_entropy(logits, targets, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
-                         label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature, softcap=softcap,
-                         reduction=reduction, normalizer=normalizer)  # fmt: skip
+    loss, stats = cross_entropy(logits, targets, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
+                                label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
+                                softcap=softcap, reduction=reduction, normalizer=normalizer,
+                                return_stats=True)  # fmt: skip
+    return (loss, _of_counted_rows(stats, targets, ignore_index, sample_weight)) if return_stats else loss
 
 
 def linear_cross_entropy_with_grad(hidden, linear_weight, targets, *, linear_bias=None, weight=None, sample_weight=None,
                                    ignore_index=-100, label_smoothing=0.0, z_loss=0.0, temperature=1.0, softcap=None,
-                                   reduction="mean", normalizer=None, upstream=1.0, out=None,
-                                   accumulate=False):  # fmt: skip
+                                   reduction="mean", normalizer=None, upstream=1.0, out=None, accumulate=False,
+                                   return_stats=False):  # fmt: skip
     """Loss and gradients; see `fastce.linear_cross_entropy_with_grad`.
 
     Examples
@@ -619,18 +737,18 @@ def linear_cross_entropy_with_grad(hidden, linear_weight, targets, *, linear_bia
            [-0.5, -0.5]])
     """
     logits = _logits(hidden, linear_weight, linear_bias)
-    loss, g = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap,
-                   reduction, normalizer, -1, upstream, "flush")[:2]  # fmt: skip
+    loss, g, stats = _run(logits, targets, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature,
+                          softcap, reduction, normalizer, -1, upstream, "flush", return_stats=True)  # fmt: skip
     rows, features = g.reshape(-1, g.shape[-1]), np.reshape(hidden, (-1, np.shape(hidden)[-1]))
     kept = rows.any(axis=-1)  # of ignored rows, whose hidden states may be NaN, the gradient is 0
     bias = None if linear_bias is None else np.add.reduce(rows, axis=0)
     grads = LinearGrads(np.matmul(g, linear_weight), np.matmul(rows[kept].T, features[kept]), bias)
-    if out is None:
-        return loss, grads
-    for array, grad in zip(out, grads, strict=True):
-        if grad is not None:
-            array[...] = array + grad if accumulate else grad
-    return loss, out
+    if out is not None:
+        for array, grad in zip(out, grads, strict=True):
+            if grad is not None:
+                array[...] = array + grad if accumulate else grad
+    results = loss, grads if out is None else out, _of_counted_rows(stats, targets, ignore_index, sample_weight)
+    return results if return_stats else results[:2]
 
 
 class LinearCrossEntropyLoss:
@@ -673,6 +791,13 @@ class LinearCrossEntropyLoss:
         arguments, options = self._saved
         return linear_cross_entropy_with_grad(*arguments, **options, upstream=upstream, out=out,
                                               accumulate=accumulate)[1]  # fmt: skip
+
+
+def _of_counted_rows(stats, targets, ignore_index, sample_weight):
+    """The statistics, where rows that do not count have those of no classes."""
+    counted = (np.asarray(targets) != ignore_index) & (sample_weight is None or np.asarray(sample_weight) != 0)
+    return SoftmaxStats(np.where(counted, stats.row_max, stats.row_max.dtype.type(-np.inf)),
+                        np.where(counted, stats.tail, stats.tail.dtype.type(-1)))  # fmt: skip
 
 
 def _logits(hidden, linear_weight, linear_bias):

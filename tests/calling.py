@@ -121,6 +121,8 @@ class Case:
         for name in want:
             mine, theirs = np.asarray(got[name]), np.asarray(want[name])
             assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), f"{name} {about}"
+            if mine.tobytes() == theirs.tobytes():
+                continue
             if bitwise or mine.dtype.kind != "f" or name == "row_max":
                 np.testing.assert_array_equal(mine, theirs, err_msg=f"{name} {about}")
                 continue

@@ -67,9 +67,11 @@ def assert_within(got: Any, want: Number, what: str = "result", *, more: float =
     with np.errstate(all="ignore"):
         allowed = ((want.ulps + more) * want.size + want.extra) * LD(info.eps)
         allowed = allowed + want.floor * LD(info.smallest_subnormal)
-        same = (got == want.value.astype(got.dtype)) | (np.isnan(got) & np.isnan(want.value))
-        error = np.abs(got.astype(LD) - want.value)
-        wrong = ~same & ~(error <= allowed)
+        error = np.abs(got - want.value)
+        wrong = ~(error <= allowed)
+        if not wrong.any():
+            return
+        wrong &= (got != want.value.astype(got.dtype)) & ~(np.isnan(got) & np.isnan(want.value))
     if wrong.any():
         ratio = np.where(wrong, error / allowed, -1)
         worst = np.unravel_index(np.argmax(np.where(np.isnan(ratio), np.inf, ratio)), got.shape)
@@ -77,6 +79,33 @@ def assert_within(got: Any, want: Number, what: str = "result", *, more: float =
             f"{what} {tuple(map(int, worst))}: {got[worst]!r}, expected {want.value[worst]!r}; the error is "
             f"{float(ratio[worst]):.3g} times what is allowed ({int(wrong.sum())} of {wrong.size} wrong)"
         )
+
+
+HALVES = {"float16": (10, -14), "bfloat16": (7, -126)}  # bits of the fraction, the smallest normal exponent
+
+
+def _half_ulp(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """Half of the distance of the dtype's numbers at a value."""
+    bits, smallest = HALVES[np.dtype(dtype).name]
+    with np.errstate(divide="ignore"):
+        exponent = np.maximum(np.floor(np.log2(np.abs(value).astype(float))), smallest)
+    return 2.0 ** (exponent - bits - 1)
+
+
+def assert_rounded(got: Any, want: Number, dtype: Any, what: str, more: float = 0) -> None:
+    """Float32 results within what is allowed; those of a dtype of half precision within half an ulp of one that is."""
+    if got.dtype == np.float32:
+        assert_within(got, want, what, more=more)
+        return
+    assert got.dtype == dtype, what
+    eps = np.finfo(np.float32).eps
+    with np.errstate(all="ignore"):
+        allowed = ((want.ulps + more) * want.size + want.extra) * eps + want.floor * 2.0**-149
+        error = np.abs(got.astype(want.value.dtype) - want.value)
+        allowed = allowed + _half_ulp(np.abs(want.value) + allowed, dtype)
+        same = got == want.value.astype(np.float32).astype(dtype)  # infinities too
+    wrong = ~((error <= allowed) | same | (np.isnan(got.astype(np.float32)) & np.isnan(want.value)))
+    assert not wrong.any(), f"{what}: {np.argwhere(wrong)[0]}, {got[wrong][0]} for {want.value[wrong][0]}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,7 +139,7 @@ def _capped(x: np.ndarray, softcap: float | None, dtype: Any) -> tuple[np.ndarra
     places."""
     if softcap is None:
         nothing = np.zeros((*x.shape[:-1], 1), LD)
-        return x, np.ones_like(x), nothing, nothing, nothing
+        return x, nothing + 1, nothing, nothing, nothing
     y = np.abs(x) / LD(softcap)
     z = np.where(np.isinf(x), x, np.sign(x) * LD(softcap) * np.tanh(y))
     moved = 4 * np.abs(_finite(z)).max(axis=-1, keepdims=True)
@@ -198,12 +227,12 @@ def exact(
         terms = np.where(q == 0, 0, q * distance)
         losses = (mass * log_s)[:, 0] + terms.sum(axis=1) + (z * lse * lse)[:, 0]
         size = np.abs(mass * log_s)[:, 0] + np.abs(terms).sum(axis=1) + (2 * abs(z * lse) * lse_size)[:, 0]
-        grad = p * (rest + 2 * z * lse) - q * other_p
-        grad_size = p * (np.abs(rest) + 2 * abs(z) * lse_size) + np.abs(q) * other_p
+        of_p, of_q = p * (rest if z == 0 else rest + 2 * z * lse), q * other_p
+        grad = of_p - of_q
+        grad_size = p * (np.abs(rest) if z == 0 else np.abs(rest) + 2 * abs(z) * lse_size) + np.abs(of_q)
         # Each exponential, and each q, may be off by a step of the subnormal grid; then it is multiplied, and rounded.
-        floor = np.abs(sample) * (
-            classes * (np.abs(mass)[:, 0] + 1) + np.where(q != 0, _finite(distance), 0).sum(axis=1)
-        )
+        reach = _finite(distance)
+        floor = np.abs(sample) * (classes * (np.abs(mass)[:, 0] + 1) + np.where(q != 0, reach, 0).sum(axis=1))
         steps = np.where(distance == 0, classes, 1)  # at the maximum the sum of the others' exponentials counts
         grad_floor = steps * (1 + (np.abs(mass) + 2 * abs(z) * lse_size) / (1 + tail))
 
@@ -212,27 +241,34 @@ def exact(
             a[bad] = np.nan
         losses, size = losses * sample, size * np.abs(sample)
         losses[ignored] = size[ignored] = 0
-        # A target at the maximum is at the distance 0, unless another logit is so near that it may become the maximum.
-        distant = q.copy()
-        np.put_along_axis(distant, top, np.where(gap * t <= near, np.take_along_axis(q, top, -1), 0), -1)
-        of_cap = (mass * tail / (1 + tail) + np.abs(distant).sum(axis=1, keepdims=True) + 2 * abs(z * lse)) * moved
-        of_cap = np.where(ignored, 0, (of_cap[:, 0] * np.abs(sample)))
-        rows = Number(losses, size, gap[:, 0] * size + of_cap, floor + 2)
+        extra = gap[:, 0] * size
+        if softcap is not None:
+            # A target at the maximum is at the distance 0, unless another logit is so near that it may become the
+            # maximum.
+            distant = q.copy()
+            np.put_along_axis(distant, top, np.where(gap * t <= near, np.take_along_axis(q, top, -1), 0), -1)
+            of_cap = (mass * tail / (1 + tail) + np.abs(distant).sum(axis=1, keepdims=True) + 2 * abs(z * lse)) * moved
+            extra = extra + np.where(ignored, 0, (of_cap[:, 0] * np.abs(sample)))
+        rows = Number(losses, size, extra, floor + 2)
 
         loss, factor = rows.rearranged(lambda a: a.reshape(lead)), LD(1)
         if reduction == "mean":
             denominator = counts.sum() if normalizer is None else LD(normalizer)
-            loss, factor = rows.reduced(1 / denominator, logits.dtype), 1 / denominator if denominator else LD(0)
+            factor = 1 / denominator if denominator else LD(0)
+            loss = rows.reduced(factor if denominator else LD(np.nan), logits.dtype)
         elif reduction == "sum":
             loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
         scale = (sample * up * factor / t)[:, None] * slope
         grad, grad_size, grad_floor = grad * scale, grad_size * np.abs(scale), grad_floor * np.abs(scale) + 2
-        grad[ignored] = grad_size[ignored] = 0
+        uncounted = ignored | (factor == 0)  # nothing counts in the mean
+        grad[uncounted] = grad_size[uncounted] = 0
         # An element at the maximum is -q*(1-p), whose error grows with the gap to the runner-up instead. A masked class
         # has p = 0, exactly.
-        reach = np.where(_finite(distance) == 0, gap, _finite(distance))
-        whole = Number(grad, grad_size, (reach + moved + of_slope) * grad_size, grad_floor)
+        reach = np.where(reach == 0, gap, reach)
+        if softcap is not None:
+            reach = reach + moved + of_slope
+        whole = Number(grad, grad_size, reach * grad_size, grad_floor)
         return Exact(
             loss,
             whole.rearranged(lambda a: np.moveaxis(a.reshape(*lead, classes), -1, axis)),
@@ -406,12 +442,13 @@ def exact_binary(
         b = w * (1 - c)
         parts, size, extra, grad, grad_size, grad_extra = (_sigmoid_terms if sigmoid else _softmax_terms)(x, a, b)
         sample = LD(1) if sample_weight is None else np.asarray(sample_weight).astype(LD)[..., None]
-        parts, size, extra = _product(sample, parts), size * sample, extra * sample
+        parts, size, extra = (_product(sample, v) for v in (parts, size, extra))
 
         if reduction == "mean":
             denominator = LD(parts.size) if sigmoid else (np.ones(parts.shape, LD) * sample).sum()
             denominator = denominator if normalizer is None else LD(normalizer)
-            loss_factor, factor = 1 / denominator, 1 / denominator if denominator else LD(0)
+            factor = 1 / denominator if denominator else LD(0)
+            loss_factor = factor if denominator else LD(np.nan)
         else:
             loss_factor = factor = LD(1)
         up = np.asarray(upstream).astype(LD)

@@ -98,7 +98,7 @@ def _rows(
     return _Rows(
         x, p, other_p, mass + 2 * z * (m_over_t + log_s), np.abs(mass) + 2 * abs(z) * (np.abs(m_over_t) + log_s), z,
         (sample * up * factor)[:, None] / LD(temperature) ** 2, np.where(distance == 0, gap, distance),
-        top, ignored, _without_number(x, m), lead, slope, bend, moved, of_slope,
+        top, ignored | (factor == 0), _without_number(x, m), lead, slope, bend, moved, of_slope,
     )  # fmt: skip
 
 

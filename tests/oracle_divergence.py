@@ -110,16 +110,20 @@ def exact_divergence(
         sample = np.ones(len(x), LD)
         if sample_weight is not None:
             sample = np.broadcast_to(np.asarray(sample_weight), lead).astype(LD).ravel()
+        for a in (losses, grad, size, grad_size, extra, reach):
+            a[sample == 0] = 0  # whatever the logits are
         rows = Number(losses * sample, size[:, 0] * sample, extra[:, 0] * sample, 2 + 2 * sample, DIVERGENCE_ULPS)
 
         loss, factor = rows.rearranged(lambda a: a.reshape(lead)), LD(1)
         if reduction == "mean":
             denominator = sample.sum() if normalizer is None else LD(normalizer)
-            loss, factor = rows.reduced(1 / denominator, logits.dtype), 1 / denominator if denominator else LD(0)
+            factor = 1 / denominator if denominator else LD(0)
+            loss = rows.reduced(factor if denominator else LD(np.nan), logits.dtype)
         elif reduction == "sum":
             loss = rows.reduced(LD(1), logits.dtype)
         up = np.broadcast_to(np.asarray(upstream), lead).astype(LD).ravel()
-        scale = (sample * up * factor / T)[:, None] * slope
+        grad = grad if factor else np.zeros_like(grad)
+        scale = _product(sample[:, None], (up * factor / T)[:, None] * slope)
         by_size = np.abs(scale) * mass
         number = Number(grad * scale, grad_size * by_size, reach * by_size, 2 + 2 * by_size, DIVERGENCE_ULPS)
         return ExactDivergence(

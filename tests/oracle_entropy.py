@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
-from oracle import LD, Number, _capped
+from oracle import LD, Number, _capped, _product
 
 # Four as for every sum and logarithm of the contract; four more for the products with the gaps, and their sum.
 ENTROPY_ULPS = 8
@@ -66,6 +66,7 @@ def exact_entropy(
         value[bad] = slope[bad] = size[bad] = np.nan
 
         weight = np.ones(lead, LD) if sample_weight is None else np.asarray(sample_weight).astype(LD)
+        value[weight == 0] = slope[weight == 0] = size[weight == 0] = 0  # whatever the logits are
         value = value * weight
         rows = Number(value, value, (mean_gap + moved)[..., 0] * value, 2 + classes * weight, ENTROPY_ULPS)
         factor = LD(1)
@@ -73,7 +74,8 @@ def exact_entropy(
             denominator = weight.sum() if normalizer is None else LD(normalizer)
             factor = 1 / denominator if denominator else LD(0)
         loss = rows if reduction == "none" else rows.reduced(factor if factor else LD(np.nan), logits.dtype)
-        scale = (weight * np.asarray(upstream).astype(LD) * factor)[..., None] * cap_slope
+        slope = slope if factor else np.zeros_like(slope)
+        scale = _product(weight[..., None], (np.asarray(upstream).astype(LD) * factor)[..., None] * cap_slope)
         size = size * np.abs(scale)
         extra = (mean_gap + 2 * gaps + moved + of_slope) * size + of_gaps * np.abs(scale)
         floor = 2 + np.abs(scale) / LD(temperature) * (1 + classes * p)

@@ -161,6 +161,6 @@ static void FN(divergence_finish)(ce_divergence *d)
     for (Py_ssize_t r = 0; r < (d->of_logits ? 0 : d->rows); r++) {
         /* The mass is mass + mass_lost, which counts where it is near 1. */
         const double mass = d->mass[r], log_mass = FN(log_quotient)(mass, 1, (mass - 1) + d->mass_lost[r]);
-        d->loss[r] = mass == 0 ? 0 * d->x_tail[r] : mass * (d->loss[r] + log_mass);
+        d->loss[r] = mass == 0 ? 0 * ce_tail_if_finite(d->x_tail[r], d->x_max[r]) : mass * (d->loss[r] + log_mass);
     }
 }

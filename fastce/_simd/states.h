@@ -197,3 +197,29 @@ static Py_ssize_t FN(settle_labels)(const int64_t *labels, Py_ssize_t n, int64_t
     }
     return count;
 }
+
+/* The bits are copied, since they may be those of floats. */
+#define LARGEST_BITS(TYPE)                                             \
+    static TYPE FN(largest_##TYPE)(const char *c, Py_ssize_t n)        \
+    {                                                                  \
+        TYPE largest = 0;                                              \
+        for (Py_ssize_t i = 0; i < n; i++) {                           \
+            TYPE bits;                                                 \
+            memcpy(&bits, c + i * (Py_ssize_t)sizeof bits, sizeof bits); \
+            largest = bits > largest ? bits : largest;                 \
+        }                                                              \
+        return largest;                                                \
+    }
+LARGEST_BITS(uint8_t)
+LARGEST_BITS(uint16_t)
+LARGEST_BITS(uint32_t)
+LARGEST_BITS(uint64_t)
+#undef LARGEST_BITS
+
+static uint64_t FN(largest_bits)(const void *c, Py_ssize_t n, Py_ssize_t size)
+{
+    return size == 1   ? FN(largest_uint8_t)(c, n)
+           : size == 2 ? FN(largest_uint16_t)(c, n)
+           : size == 4 ? FN(largest_uint32_t)(c, n)
+                       : FN(largest_uint64_t)(c, n);
+}

@@ -3,6 +3,7 @@ Nothing is written."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ def labels_with(value: int, at: int = 17, dtype: Any = np.int64) -> np.ndarray:
     return labels
 
 
+def probabilities_with(value: float) -> np.ndarray:
+    targets = PROBABILITIES.copy()
+    targets[17, 3] = value
+    return targets
+
+
 class Masked:
     """What is no array, but becomes a masked one."""
 
@@ -61,6 +68,7 @@ def not_numbers(name: str, right: np.ndarray) -> list[Entry]:
         ("None", {name: None}, TypeError, f"^{says} .*None"),
         ("masked", {name: masked(right)}, TypeError, f"^{says} .*mask"),
         ("masked in a list", {name: [masked(right)]}, TypeError, f"^{says} .*mask"),
+        ("masked elements", {name: [np.ma.masked] * ROWS}, TypeError, f"^{says} .*mask"),
         ("masked as an array", {name: Masked(right)}, TypeError, f"^{says} .*mask"),
         ("objects", {name: right.astype(object)}, TypeError, f"^{says} .*object"),
         ("strings", {name: right.astype(str)}, TypeError, f"^{says} .*<U"),
@@ -128,6 +136,21 @@ WRONG: dict[str, tuple[frozenset[str], list[Entry]]] = {
             ("complex", {"targets": PROBABILITIES.astype(complex)}, TypeError, "^targets .*complex128"),
             ("objects", {"targets": PROBABILITIES.astype(object)}, TypeError, "^targets .*object"),
             ("masked", {"targets": masked(PROBABILITIES)}, TypeError, "^targets .*mask"),
+            (
+                "negative",
+                {"targets": probabilities_with(-0.5)},
+                ValueError,
+                r"^targets\[17, 3\] is -0\.5, expected pro",
+            ),
+            ("NaN", {"targets": probabilities_with(np.nan)}, ValueError, r"^targets\[17, 3\] is nan, expected pro"),
+            ("infinite", {"targets": probabilities_with(np.inf)}, ValueError, r"^targets\[17, 3\] is inf, .*finite"),
+            ("logits", {"targets": -np.abs(LOGITS)}, ValueError, r"^targets\[0, 0\] is -.*, expected probabilities"),
+            (
+                "of ints",
+                {"targets": labels_with(-1)[:, None] + 0 * LOGITS.astype(int)},
+                ValueError,
+                r"\[17, 0\] is -1,",
+            ),
         ],
     ),
     "targets of both terms": (
@@ -462,3 +485,103 @@ def test_ignored_labels_need_not_be_in_range() -> None:
     labels[17] = -7
     losses = fastce.cross_entropy(LOGITS, labels, ignore_index=-7, reduction="none")
     assert np.flatnonzero(losses == 0).tolist() == [2, 17]
+
+
+STORED = ["f2", "f4", "f8", ">f4", "i1", "i2", "i4", "i8"]
+SHAPES: list[tuple[tuple[int, ...], int]] = [((30, 10), 1), ((3, 70000), 1), ((300, 300), 1), ((4, 6, 5, 3), 1)]
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("shape, axis", SHAPES, ids=str)
+def test_negative_or_infinite_probabilities_are_found_wherever_they_are(
+    shape: tuple[int, ...], axis: int, dtype: str
+) -> None:
+    """In every storage and memory order, whether the result is a new array or one that may not be written to."""
+    logits, right = np.zeros(shape, F32), np.ones(shape, dtype)
+    right[(0,) * len(shape)] = 0
+    places = [(0,) * len(shape), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)]
+    orders = {"C": np.ascontiguousarray, "F": np.asfortranarray, "strided": lambda a: np.repeat(a, 2, -1)[..., ::2]}
+    for name, order in orders.items():
+        targets = order(right)
+        out = np.full_like(logits, 7)
+        call = partial(fastce.cross_entropy_with_grad, logits, targets, axis=axis)
+        want = call()[1]
+        np.testing.assert_array_equal(call(out=out)[1], want)
+        for at in places:
+            for wrong in [-1] if targets.dtype.kind == "i" else [-1, -1e-7, np.inf, -np.inf, np.nan]:
+                kept, targets[at], out[...] = targets[at], wrong, 7
+                for options in ({}, {"out": out}, {"num_threads": 2}):
+                    with pytest.raises(ValueError, match=rf"^targets\[{', '.join(map(str, at))}\] is .*probabilities"):
+                        call(**options)
+                assert (out == 7).all(), name
+                targets[at] = kept
+
+
+def test_probabilities_that_are_negative_zeros_or_do_not_count_are_right() -> None:
+    targets = PROBABILITIES.copy()
+    targets[4] = [-0.0] * 9 + [1]
+    want = fastce.cross_entropy_with_grad(LOGITS, np.abs(targets))
+    for out in (None, np.empty_like(LOGITS)):
+        for got, expected in zip(fastce.cross_entropy_with_grad(LOGITS, targets, out=out), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    counts = PER_ROW.copy()
+    counts[17] = 0
+    options = {"sample_weight": counts, "reduction": "none"}
+    want = fastce.cross_entropy_with_grad(LOGITS, targets, **options)
+    for value in (-1, np.nan, np.inf):
+        targets[17] = value
+        for out in (None, np.empty_like(LOGITS)):
+            got = fastce.cross_entropy_with_grad(LOGITS, targets, out=out, **options)
+            np.testing.assert_array_equal(got[0], want[0])
+            np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_what_else_probabilities_may_be() -> None:
+    """They need not sum to 1, so a mask of 0 and 255 is 255 times one of 0 and 1. No label is compared with
+    `ignore_index`. Targets of the two-term form may be any numbers."""
+    mask = np.eye(CLASSES, dtype=np.uint8)[LABELS]
+    loss, grad = fastce.cross_entropy_with_grad(LOGITS, mask * 255)
+    want, want_grad = fastce.cross_entropy_with_grad(LOGITS, mask)
+    np.testing.assert_allclose(loss, 255 * want, rtol=1e-6)
+    np.testing.assert_allclose(grad, 255 * want_grad, rtol=1e-5)
+    for ignored in (0, 1, None):
+        assert fastce.cross_entropy(LOGITS, mask, ignore_index=ignored) == want
+    outside = (
+        fastce.binary_cross_entropy(np.float64([[1]]), [[-1]]),
+        fastce.binary_cross_entropy(np.float64([[1]]), [[3]]),
+    )
+    np.testing.assert_allclose(outside, [np.log1p(np.e) + 1, np.log1p(np.e) - 3])
+
+
+class Claims(np.ndarray):
+    """An array that tells another shape and dtype than it has."""
+
+    shape = property(lambda self: (ROWS, CLASSES))  # type: ignore[assignment]
+    dtype = property(lambda self: np.dtype(F32))  # type: ignore[assignment]
+
+
+class SaysItIsAnArray:
+    __class__ = np.ndarray  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("real", [((2, CLASSES), F32), ((ROWS, CLASSES), np.int8)], ids=["shape", "dtype"])
+def test_out_is_what_it_is_and_not_what_it_says(real: tuple[tuple[int, ...], Any]) -> None:
+    memory = np.full(2 * ROWS * CLASSES, 7, real[1])
+    out = memory[: int(np.prod(real[0]))].reshape(real[0]).view(Claims)
+    assert out.shape == LOGITS.shape and out.dtype == LOGITS.dtype
+    for call in (
+        lambda: fastce.softmax(LOGITS, out=out),
+        lambda: fastce.cross_entropy_with_grad(LOGITS, LABELS, out=out),
+        lambda: fastce.cross_entropy_grad_hess(LOGITS, LABELS, out=(out, np.empty_like(LOGITS))),
+        lambda: fastce.cross_entropy_grad_hess(LOGITS, LABELS, out=(np.empty_like(LOGITS), out)),
+    ):
+        with pytest.raises(ValueError, match=r"^out.* has (shape|dtype)"):
+            call()
+    assert (memory == 7).all()
+
+
+def test_an_object_that_says_it_is_an_array_is_none() -> None:
+    with pytest.raises(TypeError, match="^logits "):
+        fastce.CrossEntropyLoss()(SaysItIsAnArray(), LABELS)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="^out is SaysItIsAnArray, expected numpy.ndarray"):
+        fastce.softmax(LOGITS, out=SaysItIsAnArray())  # type: ignore[call-overload]

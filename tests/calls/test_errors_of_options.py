@@ -304,6 +304,7 @@ def test_no_warning_whatever_the_logits_hold(classes: int, dtype: Any) -> None:
     special[4, 1], special[5], special[6, 0] = np.finfo(dtype).max, -np.finfo(dtype).max, np.finfo(dtype).tiny
     labels = np.array([0, 0, 0, 0, 0, 0, 0, -100])
     every: dict[str, Any] = {"weight": np.linspace(0, 1, classes), "label_smoothing": 0.1, "z_loss": 1e-3}
+    tiny: dict[str, Any] = {"weight": np.full(classes, 1e-300), "sample_weight": np.full(8, 1e-320)}
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
         for case in CASES:
@@ -318,7 +319,8 @@ def test_no_warning_whatever_the_logits_hold(classes: int, dtype: Any) -> None:
             for reduction in reductions:
                 case(arguments, **({"reduction": reduction} if reduction else {}))
                 if case.targets in ("labels", "probabilities") and not {"weight", "rank"} & {*arguments, *case.results}:
-                    case(arguments, **every, **({"reduction": reduction} if reduction else {}))
+                    for options in (every, tiny):
+                        case(arguments, **options, **({"reduction": reduction} if reduction else {}))
         assert np.isnan(fastce.cross_entropy(special[:0], labels[:0]))
         loss, grad = fastce.cross_entropy_with_grad(special, np.full(8, -100))
         assert np.isnan(loss)

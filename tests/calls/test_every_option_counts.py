@@ -19,18 +19,21 @@ X = RNG.standard_normal((4, 3))
 P = fastce.softmax(X)
 LABELS = np.array([0, 2, 1, 2])
 STATS = fastce.cross_entropy(X, LABELS, return_stats=True)[1]
+BLOCK = fastce.block_stats(X, LABELS, class_offset=0, num_classes=3)
 
 # A value of each option that must change the results of a call whose other options are the defaults; for options that
 # need others, the others too.
 CHANGES: dict[str, dict[str, Any]] = {
     "activation": {"activation": "softmax"},
     "axis": {"axis": 0},
+    "class_offset": {"class_offset": 1, "num_classes": 4},  # the latter matters to smoothed labels alone
     "dtype": {"dtype": np.int8},
     "ignore_index": {"ignore_index": 2},
     "keepdims": {"keepdims": True},
     "label_smoothing": {"label_smoothing": 0.3},
     "linear_bias": {"linear_bias": [0.0, 1.0, 3.0]},
     "normalizer": {"normalizer": 7.0},
+    "num_classes": {"num_classes": 9},  # of smoothed labels
     "out": {"out": None},  # made for each call
     "pos_weight": {"pos_weight": [1.0, 2.0, 3.0]},
     "reduction": {"reduction": "sum"},
@@ -49,7 +52,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 ARGUMENTS: dict[str, Any] = {
     "logits": X, "x": X, "y": P, "targets": LABELS, "upstream": X[::-1].copy(), "labels": LABELS, "num_classes": 3,
-    "target_logits": P, "vectors": X[::-1].copy(), "hidden": X, "linear_weight": 3 * X[:3],
+    "target_logits": P, "vectors": X[::-1].copy(), "hidden": X, "linear_weight": 3 * X[:3], "class_offset": 0,
+    "stats": BLOCK, "a": BLOCK, "b": fastce.block_stats(X + 1, LABELS, class_offset=0, num_classes=3),
 }  # fmt: skip
 FUNCTIONS = [getattr(fastce, name) for name in fastce.__all__ if inspect.isroutine(getattr(fastce, name))]
 FUNCTIONS.remove(fastce.show_config)
@@ -102,6 +106,8 @@ def returned(function: Callable[..., Any], **options: Any) -> list[np.ndarray]:
     for key in ("targets", "labels") if "axis" in options and function is not fastce.one_hot else ():
         if arguments.get(key) is LABELS:
             arguments[key] = LABELS[:3]
+            if "stats" in arguments:
+                arguments["stats"] = fastce.BlockStats(*(part[:3] for part in BLOCK))
     result = function(**(arguments | options))
     flat = result if isinstance(result, tuple) else (result,)
     parts = [part for item in flat for part in (item if isinstance(item, tuple) else (item,))]
@@ -126,6 +132,11 @@ def test_each_option_changes_something(function: Callable[..., Any], name: str) 
     others = {"activation": "softmax"} if name == "axis" and "binary" in function.__name__ else {}
     if name == "label_smoothing" and function is fastce.cross_entropy_hvp:  # the sum of the targets matters, which is 1
         others = CHANGES["weight"]
+    if name == "num_classes" or (name == "weight" and function is fastce.grad_from_stats):
+        # The stats contain the weights of labels that are not smoothed.
+        others = CHANGES["label_smoothing"]
+    if name == "axis" and "num_classes" in inspect.signature(function).parameters:
+        others = {"num_classes": 4}
     if name == "subnormals":
         parameters = inspect.signature(function).parameters
         others = {"x": 500 * X} if "x" in parameters else {"upstream": 1e-300 * (X if "y" in parameters else 1)}

@@ -113,3 +113,11 @@ def test_wrong_labels(wrong: str) -> None:
 def test_wrong_options(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         fastce.one_hot(np.array([0, 1]), **({"num_classes": 2} | options))
+
+
+@pytest.mark.parametrize("dtype", [">i8", "<i8", "i1"])
+def test_a_single_label_of_any_byte_order(dtype: str) -> None:
+    label = np.array(1, dtype)
+    np.testing.assert_array_equal(fastce.one_hot(label, 3), [0, 1, 0])
+    stats = fastce.block_stats(np.zeros(3), label, class_offset=0, num_classes=3)
+    assert fastce.loss_from_stats(stats, label).shape == ()

@@ -269,6 +269,7 @@ BUFFERS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 @pytest.mark.parametrize("buffer", BUFFERS)
 def test_out(axis: Any, buffer: str) -> None:
     x, u = numbers(SHAPE), numbers(SHAPE, seed=5)
+    kept = x.copy(), u.copy()
     calls = {name: partial(function, x, axis=axis) for name, function in FUNCTIONS.items()}
     calls["keepdims"] = partial(fastce.logsumexp, x, axis=axis, keepdims=True)
     calls |= {name: partial(function, u, x, axis=axis) for name, function in GRADIENTS.items()}
@@ -277,6 +278,8 @@ def test_out(axis: Any, buffer: str) -> None:
         out = BUFFERS[buffer](np.shape(wanted))
         assert call(out=out) is out
         np.testing.assert_allclose(out, wanted, rtol=2e-6, atol=1e-6)
+        equal(x, kept[0])
+        equal(u, kept[1])
 
 
 @pytest.mark.parametrize("axis", [None, (), (0, 1), (2, 3), (0, 2), (3, 0, 1)], ids=str)

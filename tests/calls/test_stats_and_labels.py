@@ -22,6 +22,33 @@ def test_stats_may_be_read_only(which: list[int]) -> None:
     np.testing.assert_array_equal(fastce.cross_entropy_grad(X, LABELS, stats=stats), want)
 
 
+@pytest.mark.parametrize("package", [fastce, fastce.reference], ids=["fastce", "reference"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((70, 3), 1), ((70, 16), 1), ((16, 70), 0), ((5, 2000), 1), ((2, 300_000), 1)]
+)
+def test_a_row_of_nothing_but_minus_infinity_has_the_stats_of_no_classes(
+    shape: tuple[int, int], axis: int, dtype: type, package: Any
+) -> None:
+    """So it changes no row that it is merged with. NaN in the row is not lost, in place either."""
+    x = np.moveaxis(np.random.default_rng(6).standard_normal(shape), axis, 1).astype(dtype)
+    x[0] = -np.inf
+    x[1, :-1], x[1, -1] = -np.inf, np.nan
+    labels, x = np.zeros(len(x), int), np.ascontiguousarray(np.moveaxis(x, 1, axis))
+    _, grad, want = package.cross_entropy_with_grad(x, labels, axis=axis, return_stats=True)
+    assert (want.row_max[0], want.tail[0]) == (-np.inf, -1)
+    assert np.isnan(want.tail[1]) and (want.tail[2:] >= 0).all()
+    loss, stats = package.cross_entropy(x, labels, axis=axis, return_stats=True, reduction="none")
+    assert np.isnan(loss[:2]).all()
+    from_stats = package.cross_entropy_grad(x, labels, axis=axis, stats=stats)
+    assert np.isnan(np.moveaxis(grad, axis, 1)[:2]).all() and np.isnan(np.moveaxis(from_stats, axis, 1)[:2]).all()
+    in_place = x.copy()
+    of_place = package.cross_entropy_with_grad(in_place, labels, axis=axis, return_stats=True, out=in_place)[2]
+    for got in (stats, of_place):
+        for part, wanted in zip(got, want, strict=True):
+            np.testing.assert_array_equal(part, wanted)
+
+
 STATS_OPTIONS = {
     "labels": {},
     "weight": {"weight": True},
@@ -111,3 +138,20 @@ def test_stats_with_the_gradient_are_those_of_the_forward(order: str, classes: i
                 assert isinstance(stats, package.SoftmaxStats)
                 for mine, theirs in zip(stats, want, strict=True):
                     np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("classes", [3, 70, 5000, 40_000])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_stats_of_ignored_rows_are_those_of_their_logits(order: str, classes: int) -> None:
+    x = np.array(np.random.default_rng(0).normal(size=(6, classes)), order=order)  # type: ignore[call-overload]
+    labels = np.arange(6) % classes
+    some = np.where(np.arange(6) % 2, labels, -100)
+    for package in (fastce, fastce.reference):
+        want = package.cross_entropy(x, labels, return_stats=True)[1]
+        for got in (
+            package.cross_entropy(x, some, return_stats=True)[1],
+            package.cross_entropy(x, labels, sample_weight=some >= 0, return_stats=True)[1],
+            package.cross_entropy_with_grad(x, some, return_stats=True)[2],
+        ):
+            for mine, theirs in zip(got, want, strict=True):
+                np.testing.assert_array_equal(mine, theirs)

@@ -276,3 +276,14 @@ def test_the_sum_of_a_product_is_zero():
     x, v = numbers((50, 12), F64), numbers((50, 12), F64, 2)
     product = fastce.cross_entropy_hvp(x, np.arange(50) % 12, v).astype(LD)
     np.testing.assert_allclose(product.sum(axis=1).astype(F64), 0, atol=1e-16)
+
+
+@dtypes
+def test_a_sum_of_infinities_is_no_error_with_a_softcap(dtype):
+    x, labels = numbers((4, 3), dtype), np.zeros(4, int)
+    with np.errstate(all="raise"):
+        for upstream in (np.inf, -np.inf, np.nan):
+            options = {"softcap": 5.0, "upstream": upstream, "reduction": "sum"}
+            _, hess = fastce.cross_entropy_grad_hess(x, labels, **options)
+            product = fastce.cross_entropy_hvp(x, labels, np.full_like(x, 2), **options)
+            assert not np.isfinite(hess).any() and not np.isfinite(product).any()

@@ -186,6 +186,18 @@ def test_targets_of_any_mass(classes, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("classes", [1, 3, 100, 5000])
+def test_rows_without_targets_are_no_numbers_if_their_logits_are_none(classes, dtype):
+    x = np.zeros((5, classes), dtype)
+    x[0, classes // 2], x[1, classes // 2], x[2] = np.nan, INF, -INF
+    c = np.zeros_like(x)
+    for way in (np.ascontiguousarray, np.asfortranarray):
+        loss, grad = fastce.kl_divergence_with_grad(way(x), c, targets="probabilities", reduction="none")
+        np.testing.assert_array_equal(loss, [np.nan] * 3 + [0] * 2)
+        assert np.isnan(grad[:3]).all() and (grad[3:] == 0).all()
+
+
+@dtypes
 @pytest.mark.parametrize("other", [np.float16, F32, F64, np.int32, np.bool_, ">f4", np.longdouble])
 @pytest.mark.parametrize("classes", [5, 100, 5000])
 def test_target_logits_of_any_dtype(classes, other, dtype):

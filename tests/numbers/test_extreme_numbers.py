@@ -192,3 +192,33 @@ def test_sample_weights_of_which_some_are_0(family, dtype):
     sample = np.arange(40) % 4 / 2
     for reduction in ("mean", "sum", "none"):
         check(family, family.arguments(x), more=OPTION_ULPS, sample_weight=sample, reduction=reduction)
+
+
+@dtypes
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "z_loss": 1e-3}], ids=str)
+@pytest.mark.parametrize("power", [-1074, -1030, -136, -100, 100, 127, 1023])
+def test_a_mean_does_not_depend_on_the_size_of_weights(power, options, dtype):
+    """Nothing overflows or is lost among subnormal numbers on the way."""
+    rng = np.random.default_rng(12)
+    x, labels = rng.standard_normal((5, 4)).astype(dtype), np.array([0, 3, 1, -100, 2])
+    rows, classes = np.array([1.0, 0.5, 0.0, 1.0, 0.25]), np.array([1.0, 0.25, 1.0, 0.5])
+    if power == -1074:
+        rows, classes = np.ceil(rows), np.ones(4)
+    for name, weights, targets in (
+        ("sample_weight", rows, labels), ("sample_weight", rows, np.full((5, 4), 0.25)), ("weight", classes, labels),
+    ):  # fmt: skip
+        if name == "weight" and (options.get("z_loss") or (dtype is F32 and power > 127)):
+            continue  # its z_loss counts as much as in a mean of weights near 1; float32 does not hold such weights
+        want, wanted_grad = fastce.cross_entropy_with_grad(x, targets, **{name: weights}, **options)
+        got, grad = fastce.cross_entropy_with_grad(x, targets, **{name: np.ldexp(weights, power)}, **options)
+        np.testing.assert_allclose(got, want, rtol=8 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(grad, wanted_grad, rtol=64 * np.finfo(dtype).eps, atol=np.finfo(dtype).eps)
+
+
+def test_z_loss_counts_as_much_beside_small_weights():
+    """It does not contain the class weights, but their sum divides it."""
+    x, labels = np.array([[1.0, 2.0, 4.0]]), np.array([1])
+    lse = float(fastce.logsumexp(x)[0])
+    for size in (1e-30, 1e30):
+        got = fastce.cross_entropy(x, labels, weight=np.full(3, size), z_loss=0.1)
+        np.testing.assert_allclose(got, lse - 2 + 0.1 * lse**2 / size, rtol=1e-14)

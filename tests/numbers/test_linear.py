@@ -82,6 +82,28 @@ def test_every_option(reduction: str, options: dict[str, Any], chunk_bytes: int 
 
 @dtypes
 @chunks
+@pytest.mark.parametrize("lead", [(ROWS,), (5, 6), ()], ids=str)
+def test_stats(lead: tuple[int, ...], chunk_bytes: int | None, dtype: Any) -> None:
+    """They are those of the logits. Rows that do not count have those of no classes."""
+    case = Case(dtype, lead)
+    _, want = fastce.cross_entropy(case.logits(), case.labels, temperature=0.7, return_stats=True)
+    counted = case.labels != -100
+    options = {"linear_bias": case.bias, "temperature": 0.7, "return_stats": True}
+    arguments = case.hidden, case.weight, case.labels
+    loss, stats = fastce.linear_cross_entropy(*arguments, **options, chunk_bytes=chunk_bytes)
+    other_loss, grads, other = fastce.linear_cross_entropy_with_grad(*arguments, **options, chunk_bytes=chunk_bytes)
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-6)
+    assert isinstance(grads, LinearGrads)
+    twins = [reference.linear_cross_entropy(*arguments, **options)[-1]]
+    twins += [reference.linear_cross_entropy_with_grad(*arguments, **options)[-1]]
+    for found in (stats, other, *twins):
+        for part, wanted, nothing in zip(found, want, (-np.inf, -1), strict=True):
+            assert part.dtype == dtype and part.shape == lead
+            np.testing.assert_allclose(part, np.where(counted, wanted, nothing), rtol=1e-5)
+
+
+@dtypes
+@chunks
 @pytest.mark.parametrize("lead", [(), (1,), (5, 6), (2, 3, 5), (0,), (3, 0)], ids=str)
 def test_any_number_of_axes(lead: tuple[int, ...], chunk_bytes: int | None, dtype: Any) -> None:
     case = Case(dtype, lead)

@@ -22,6 +22,7 @@ from functions import (
     numbers,
     over,
 )
+from isa import AVAILABLE, computed_with
 
 INF, NAN = math.inf, math.nan
 BY_HAND = {F32: 1e-6, F64: 2e-15}  # a handful of roundings of numbers near 1
@@ -346,6 +347,25 @@ def test_ignored_rows_may_hold_anything(package, width, dtype, held):
             assert (again[~kept] == 0).all() and np.isfinite(again).all()
             if reduction == "none":
                 assert (loss[~kept] == 0).all()
+
+
+@dtypes
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_every_instruction_set(isa, dtype, tmp_path):
+    """An instruction for the larger of two numbers returns the first or the second where one of them is NaN."""
+    calls, kept = [], np.arange(20) % 3 > 0
+    for width in (4, 100):
+        logits, labels = numbers((20, width), dtype), np.where(kept, np.arange(20) % width, -100)
+        logits[~kept], logits[1, 0], logits[2, 1], logits[4, -1] = NAN, NAN, INF, -INF
+        calls.append(("cross_entropy_with_grad", (logits, labels), {"reduction": "none"}))
+        calls.append(("softmax", (logits,), {}))
+    results = computed_with(isa, calls, tmp_path)
+    bad = np.isin(np.arange(20), (1, 2))
+    for (loss, grad), p in zip(results[::2], results[1::2], strict=True):
+        assert (loss[~kept] == 0).all() and (grad[~kept] == 0).all()
+        assert np.isnan(loss[bad]).all() and np.isnan(grad[bad]).all() and np.isnan(p[~kept | bad]).all()
+        assert np.isfinite(loss[kept & ~bad]).all() and np.isfinite(grad[kept & ~bad]).all()
+        assert np.isfinite(p[kept & ~bad]).all()
 
 
 @pytest.mark.parametrize("label_dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])

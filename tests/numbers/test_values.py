@@ -143,17 +143,16 @@ def test_one_row_without_leading_dimensions(package):
             np.testing.assert_array_equal(grad, expected_grad[0])
 
 
-@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     "more, fits", [(0, True), (2.0**102, True), (2.0**103, False), (2.0**106, False), (2e38, False)]
 )
-def test_sum_beyond_float32_is_infinite_without_a_warning(more, fits, sign):
-    """It is added up in float64. Of targets that are not probabilities, the loss may be negative."""
+def test_sum_beyond_float32_is_infinite_without_a_warning(more, fits):
+    """It is added up in float64."""
     largest = float(np.finfo(F32).max)  # 2^128 - 2^104; from 2^128 - 2^103 on, float32 rounds to infinity
     logits = np.array([[0, -1024], [0, -1024]], F32)
-    targets = np.array([[0, sign * largest / 1024], [0, sign * more / 1024]])
+    targets = np.array([[0, largest / 1024], [0, more / 1024]])
     got = fastce.cross_entropy(logits, targets, reduction="sum")
-    assert got == sign * (largest if fits else INF)
+    assert got == (largest if fits else INF)
 
 
 @dtypes

@@ -3,17 +3,23 @@ sdist and an installed folder hold. The copies are built with the interpreter an
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import fastce
@@ -355,3 +361,86 @@ def test_metadata_has_the_version_of_the_source_and_needs_only_numpy() -> None:
 
 def test_the_folder_has_its_own_copy_of_the_licence() -> None:
     assert (CHECKOUT / "fastce" / "LICENSE").read_bytes() == (CHECKOUT / "LICENSE").read_bytes()
+
+
+# Without the import hook of an editable installation, which would find the built package.
+NUMPY = f"""
+import runpy, sys
+sys.path[:0] = ["", {str(Path(np.__file__).parents[1])!r}]
+if sys.argv[1] == "-m":
+    runpy.run_module(sys.argv[2], run_name="__main__")
+exec(sys.argv[2])
+"""
+
+
+def test_sources_that_are_not_built_say_what_to_do(copy: Path) -> None:
+    """In the checkout they hide the installed package."""
+    for command in (("-c", "import fastce"), ("-m", "fastce")):
+        run = subprocess.run([sys.executable, "-S", "-c", NUMPY, *command], cwd=copy, capture_output=True, text=True)
+        assert run.returncode == 1
+        assert run.stderr.splitlines()[-1].startswith(f"ImportError: the sources in {copy / 'fastce'} are not built")
+        assert "Start Python in another folder, or build the sources in place" in run.stderr
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+needs_ci = pytest.mark.skipif(not (CHECKOUT / ".ci" / "wheels.sh").is_file(), reason="an sdist has no .ci and .github")
+
+
+@needs_ci
+def test_the_conda_recipe_and_the_citation_say_what_pyproject_says() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    recipe = (CHECKOUT / ".github" / "conda" / "recipe.yaml").read_text(encoding="utf-8")
+
+    def listed(section: str) -> set[str]:
+        (block,) = re.findall(rf"^  {section}:\n((?:    .*\n)+)", recipe, flags=re.MULTILINE)
+        return {re.sub(r"[ ]", "", line).lower() for line in re.findall(r"^    - (.*)$", block, flags=re.MULTILINE)}
+
+    requires = {line.lower() for line in project["build-system"]["requires"]}
+    assert {line for line in listed("host") if ">" in line} == requires
+    assert listed("run") == {"python", *project["project"]["dependencies"]}
+    oldest = project["project"]["requires-python"].removeprefix(">=")
+    assert f'skip: match(python, "<{oldest}")' in recipe
+    assert f"summary: {project['project']['description']}\n" in recipe
+    assert f"license: {project['project']['license']}\n" in recipe
+    assert f'version: "{fastce.__version__}"\n' in recipe
+    citation = (CHECKOUT / ".github" / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {fastce.__version__}\n" in citation
+    assert f"license: {project['project']['license']}\n" in citation
+
+
+@needs_ci
+@pytest.mark.parametrize("with_libgomp", [True, False])
+def test_a_repaired_wheel_has_the_licence_of_the_libgomp_that_it_brings(with_libgomp: bool, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("repair", CHECKOUT / ".ci" / "repair.py")
+    repair = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(repair)
+    contents = {
+        "fastce/__init__.py": "",
+        "fastce-1.dist-info/METADATA": "Name: fastce\nLicense-File: LICENSE\nRequires-Dist: numpy\n\nText.\n",
+        "fastce-1.dist-info/licenses/LICENSE": "BSD",
+        "fastce-1.dist-info/RECORD": "",
+    }
+    if with_libgomp:
+        contents["fastce.libs/libgomp-1a2b3c.so.1.0.0"] = "machine code"
+    with zipfile.ZipFile(tmp_path / "before.whl", "w") as wheel:
+        for name, content in contents.items():
+            wheel.writestr(name, content)
+    repair.with_licence(tmp_path / "before.whl", tmp_path / "after.whl")
+
+    with zipfile.ZipFile(tmp_path / "after.whl") as wheel:
+        names = wheel.namelist()
+        record = dict(line.split(",", 1) for line in wheel.read(names[-1]).decode().splitlines())
+        metadata = wheel.read("fastce-1.dist-info/METADATA").decode()
+        for name in names[:-1]:
+            digest, size = record.pop(name).removeprefix("sha256=").split(",")
+            content = wheel.read(name)
+            assert base64.urlsafe_b64decode(digest + "=") == hashlib.sha256(content).digest()
+            assert int(size) == len(content)
+        licence = "fastce-1.dist-info/licenses/LICENSE-libgomp.txt"
+        assert set(names) - contents.keys() == ({licence} if with_libgomp else set())
+        if with_libgomp:
+            text = wheel.read(licence).decode()
+            assert "GCC RUNTIME LIBRARY EXCEPTION" in text and "GNU GENERAL PUBLIC LICENSE" in text
+    assert names[-1] == "fastce-1.dist-info/RECORD" and record == {names[-1]: ","}
+    assert ("License-File: LICENSE\nLicense-File: LICENSE-libgomp.txt\n" in metadata) == with_libgomp

@@ -23,6 +23,7 @@ import fastce
 
 EXAMPLE = Path(__file__).resolve().parent / "cython_example"
 PACKAGE = Path(fastce.__file__).resolve().parent
+README = (EXAMPLE.parents[2] / "README.md").read_text(encoding="utf-8")
 EPS = np.finfo(np.float64).eps
 
 STRUCT = "struct __pyx_t_6fastce_8_request_"
@@ -106,13 +107,11 @@ def test_the_pxd_declares_what_is_exported_and_nothing_else() -> None:
     assert text.count("noexcept nogil") == len(declared), "errors are returned, and the GIL is not needed"
 
 
-@pytest.fixture(scope="module")
-def consumer(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def built(where: Path, name: str) -> ModuleType:
+    """The module that the project in where/src builds, installed as the README says."""
     for module in ("pip", "setuptools", "Cython"):
         if not is_installed(module):
             pytest.skip(f"{module} is not installed")
-    where = tmp_path_factory.mktemp("consumer")
-    shutil.copytree(EXAMPLE, where / "src")
     environment = {name: value for name, value in os.environ.items() if name != "FASTCE_ISA"}
     # Where the installed package lies: for a regular installation that is where Cython looks anyway.
     environment["PYTHONPATH"] = str(PACKAGE.parent)
@@ -126,12 +125,37 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = (where / "site").glob("softmax_regression*.*d" if os.name == "nt" else "softmax_regression*.so")
-    spec = importlib.util.spec_from_file_location("softmax_regression", built)
+    (library,) = (where / "site").glob(f"{name}*.*d" if os.name == "nt" else f"{name}*.so")
+    spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def consumer(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    where = tmp_path_factory.mktemp("consumer")
+    shutil.copytree(EXAMPLE, where / "src")
+    return built(where, "softmax_regression")
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_builds_and_runs_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for language, file in (("cython", "loss.pyx"), ("toml", "pyproject.toml")):
+        (block,) = re.findall(rf"^```{language}\n(# {re.escape(file)}\n.*?)^```$", README, flags=re.M | re.S)
+        (tmp_path / "src" / file).write_text(block)
+    loss = built(tmp_path, "loss")
+    rng = np.random.default_rng(4)
+    x, labels = rng.standard_normal((20, 7), dtype=np.float32), rng.integers(0, 7, 20)
+    grad = np.empty_like(x)
+    total = loss.loss_and_grad(x, labels, grad)
+    want, want_grad = fastce.cross_entropy_with_grad(x, labels, reduction="sum")
+    assert np.float32(total) == want
+    np.testing.assert_array_equal(grad, want_grad)
+    with pytest.raises(ValueError, match="error 1"):
+        loss.loss_and_grad(x, labels + 1, grad)
 
 
 @pytest.mark.slow
@@ -372,6 +396,7 @@ def test_half_precision_and_softcap() -> None:
 def test_every_operation(suffix: str) -> None:
     rng, dtype = np.random.default_rng(2), FLOATS[suffix]
     z, u, c = (rng.standard_normal((30, 9)).astype(dtype) for _ in range(3))
+    c = np.abs(c)
     up, sample, weight = rng.standard_normal(30), rng.uniform(0.5, 2, 30), rng.uniform(0.5, 2, 9)
     out, losses, by_element, total = np.empty_like(z), np.empty(30, dtype), np.empty_like(z), np.empty(1)
     fields: dict[str, Any]

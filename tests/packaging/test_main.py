@@ -110,6 +110,7 @@ def test_measure_takes_the_median_of_single_calls_and_the_best_of_all(monkeypatc
 # --- bench/ -----------------------------------------------------------------------------------------------------------
 
 SCRIPTS = {
+    "accuracy.py": (),
     "chapter.py": (),
     "compare.py": (),
     "evaluate_lm.py": (),
@@ -188,6 +189,15 @@ def test_paths_and_instruction_sets_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"| ns per logit | {' | '.join(CONFIG['isa_available'])} |" in done.stdout
     assert len(re.findall(r"^\| 65536 x 10\b", done.stdout, re.MULTILINE)) == 2
+
+
+@needs_bench
+def test_errors_are_measured_and_below_their_bounds(tmp_path: Path) -> None:
+    done = run_command(sys.executable, BENCH / "accuracy.py", "--smoke", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"^\| (.*?) \| (\d+) \|((?: \d+\.\d\d \|)+)$", done.stdout, flags=re.MULTILINE)
+    assert len(rows) == len(done.stdout.splitlines()) - 4 > 20
+    assert all(cells.count("|") == 2 * len(CONFIG["isa_available"]) for _, _, cells in rows)
 
 
 def skip_without_the_packages_of_the_report() -> None:

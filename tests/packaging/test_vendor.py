@@ -1,5 +1,6 @@
 """Vendoring: the installed folder is copied under another name into a package. The package is built by setuptools and
-by meson-python with the lines that the README shows, installed, and used beside the installed fastce."""
+by meson-python with the files that the README shows, as they stand there, installed, and used beside the installed
+fastce."""
 
 from __future__ import annotations
 
@@ -34,38 +35,7 @@ def shown(language: str) -> str:
     return block
 
 
-SETUP = shown("py")
-(PACKAGE_DATA,) = re.findall(r'`("hostpkg\._vendor\.ce" = \[.*?\])`', README, flags=re.DOTALL)
-MESON = f"""\
-project('hostpkg', 'c', 'cython', default_options: ['buildtype=release'])
-py = import('python').find_installation(pure: false)
-cc = meson.get_compiler('c')
-{shown("meson")}
-install_subdir('hostpkg', install_dir: py.get_install_dir())
-"""
-
-PYPROJECT = {
-    "setuptools": f"""
-        [build-system]
-        requires = ["setuptools", "Cython"]
-        build-backend = "setuptools.build_meta"
-        [project]
-        name = "hostpkg"
-        version = "1"
-        [tool.setuptools]
-        packages = ["hostpkg", "hostpkg._vendor", "hostpkg._vendor.ce", "hostpkg._vendor.ce.integrations"]
-        [tool.setuptools.package-data]
-        {PACKAGE_DATA}
-    """,
-    "meson": """
-        [build-system]
-        requires = ["meson-python", "Cython"]
-        build-backend = "mesonpy"
-        [project]
-        name = "hostpkg"
-        version = "1"
-    """,
-}
+SCRIPTS = {"setuptools": ("setup.py", shown("py")), "meson": ("meson.build", shown("meson"))}
 OPTIONS = {"setuptools": [], "meson": ["-Csetup-args=-Doptimization=1"]}  # see quick_compiler
 BACKEND = {"setuptools": "setuptools", "meson": "mesonpy"}
 
@@ -94,7 +64,7 @@ def copy_folder(to: Path) -> None:
     shutil.copytree(PACKAGE, to, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.c"))
 
 
-@pytest.fixture(scope="module", params=list(PYPROJECT))
+@pytest.fixture(scope="module", params=list(SCRIPTS))
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which a host is installed, built by each backend."""
     backend: str = request.param
@@ -107,9 +77,10 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     copy_folder(host / "src" / CE)
     for folder in (CE.parent, CE.parent.parent):
         (host / "src" / folder / "__init__.py").touch()
-    (host / "src" / "setup.py").write_text(SETUP if backend == "setuptools" else "")
-    (host / "src" / "meson.build").write_text(MESON)
-    (host / "src" / "pyproject.toml").write_text(textwrap.dedent(PYPROJECT[backend]))
+    name, script = SCRIPTS[backend]
+    (pyproject,) = re.findall(r"^# .*; pyproject\.toml: (build-system = .*)$", script, flags=re.MULTILINE)
+    (host / "src" / name).write_text(script)
+    (host / "src" / "pyproject.toml").write_text(pyproject)
     install = "-m pip -q install --no-build-isolation --no-deps --no-index --disable-pip-version-check --target".split()
     environment = {"CC": quick_compiler(host)} if backend == "setuptools" and os.name == "posix" else {}
     run(sys.executable, *install, str(host / "site"), *OPTIONS[backend], "./src", cwd=host, **environment)

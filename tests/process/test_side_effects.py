@@ -1,5 +1,5 @@
 """What import and calls leave alone: other modules, the floating-point environment of every thread, memory beside the
-arrays."""
+arrays; and that results do not depend on what memory held before."""
 
 from __future__ import annotations
 
@@ -142,3 +142,67 @@ report("kept within")
 def test_nothing_beside_the_arrays_is_touched(run: Callable[..., Any], isa: str) -> None:
     """Vectors may reach over the end of a row, but not over the end of the array: that would end the process."""
     assert run(PAGES, FASTCE_ISA=isa) == "kept within"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory that was not written to
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Rows that do not fill the vectors of a tile, whose other lanes are scratch. Some probabilities are subnormal, some are
+# near the number below which they are flushed: what is flushed there depends on the coefficients of a whole tile.
+DIGEST = """
+import hashlib
+digests = {}
+
+def results(dtype, rows, classes, axis, weighted, options):
+    x = (rng.standard_normal((rows, classes)) * 30).astype(dtype)
+    x[::2, 1:] = x[::2, :1] - np.linspace(*((86, 104) if dtype is np.float32 else (707, 746)), classes - 1)
+    labels = np.arange(rows) % classes
+    c, one_hot = np.full_like(x, 0.3), np.eye(classes, dtype=dtype)[labels]
+    x, c, one_hot = (np.ascontiguousarray(np.moveaxis(a, 1, axis)) for a in (x, c, one_hot))
+    own = options | {"axis": axis}
+    given = own | {"upstream": 0.9, "reduction": "sum"}
+    labelled = {"weight": np.linspace(0.5, 2, classes), "label_smoothing": 0.1} if weighted else {}
+    for targets in (labels, one_hot):
+        loss, grad, stats = fastce.cross_entropy_with_grad(x, targets, return_stats=True, **given, **labelled)
+        yield from (loss, grad, *stats)
+        yield fastce.cross_entropy_grad(x, targets, stats=stats, **given, **labelled)
+    if not weighted:
+        yield fastce.softmax(x, **own)
+        yield from fastce.entropy_with_grad(x, **given)
+        if "subnormals" not in options:
+            yield from fastce.kl_divergence_with_grad(x, c, **given)
+    if not options:
+        yield fastce.log_softmax(x, **own)
+        yield from fastce.cross_entropy_grad_hess(x, labels, **given, **labelled)
+        yield fastce.cross_entropy_hvp(x, labels, c, **given, **labelled)
+        yield from fastce.binary_cross_entropy_with_grad(x, c, activation="softmax", **given)
+
+def near_the_smallest(dtype, axis):
+    x = np.zeros((100, 7))
+    x[:, 1] = -rng.random(100)
+    smallest = (100 if dtype is np.float32 else 900) * np.log(2)
+    x[:, 2:] = -smallest + np.log1p(np.exp(x[:, 1:2]))
+    x = x.astype(dtype)
+    x[:, 2:] += np.arange(-2, 3, dtype=dtype) * np.spacing(dtype(smallest))
+    return fastce.softmax(np.ascontiguousarray(np.moveaxis(x, 1, axis)), axis=axis, subnormals="flush")
+
+for name, options in {"plain": {}, "flush": {"subnormals": "flush"}, "softcap": {"softcap": 3.0}}.items():
+    digest = hashlib.sha256()
+    for dtype in (np.float32, np.float64):
+        for axis, weighted in ((1, False), (0, False), (1, True), (0, True)):
+            arrays = [near_the_smallest(dtype, axis) for _ in range(20)]
+            for rows, classes in ((1, 3), (5, 10), (117, 7), (37, 40)):
+                arrays += results(dtype, rows, classes, axis, weighted, options)
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array).tobytes())
+    digests[name] = digest.hexdigest()
+report(digests)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets what glibc fills allocated memory with")
+def test_results_do_not_depend_on_what_memory_held_before(run: Callable[..., Any]) -> None:
+    want = run(DIGEST)
+    for filled in (0x41, 0x7F):  # numbers of about 10, and nearly the largest
+        assert run(DIGEST, MALLOC_PERTURB_=str(0xFF ^ filled)) == want
