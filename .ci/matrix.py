@@ -85,7 +85,7 @@ THREADED = "tests/process/test_numbers_of_threads.py tests/process/test_threads.
 THREADED += ["tests/process/test_busy_machine.py", "tests/packaging/test_cimport.py"]
 # They count threads or time them, or replace OpenMP's functions, which the sanitizer does too.
 NOT_THREADED = "automatic_choice or region or taken_as_given or stays_on_one_thread or releases_the_gil"
-# Ten seconds for each: left to --full. Other tests call the same functions with as many threads.
+# Ten seconds for each there, and beside busy processes: left to --full. Others call the same with as many threads.
 LONG_THREADED = "do_not_depend_on_the_number_of_threads"
 APT_GET = ["apt-get", "-q", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20"]
 
@@ -654,7 +654,7 @@ def busy(run: Run) -> str:
         share = float(run.call([python, "-c", SHARE], what="control program"))
         if share > 0.8:
             raise Failed(f"a process computes in {share:.0%} of its time, so the machine is not busy")
-        said = run.test(python, ["tests/process"], under=[])
+        said = run.test(python, ["tests/process", *([] if run.full else ["-k", f"not {LONG_THREADED}"])], under=[])
         if any(other.poll() is not None for other in others):
             raise Failed("a busy process ended before the tests")
     finally:
