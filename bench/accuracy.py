@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from functions import DTYPES, FAMILIES, LOSSES, MAPS, ONE_TERM, Family, numbers  # noqa: E402
 from isa import AVAILABLE, computed_with  # noqa: E402
 from oracle import LD, OPTION_ULPS, Number  # noqa: E402
-from rows import GAPS, confident, on_grid  # noqa: E402
+from rows import GAPS, confident, on_grid, options_of  # noqa: E402
 
 NAMES = {
     "index": "cross_entropy of labels",
@@ -78,21 +78,6 @@ def logits_of(dtype: Any, smoke: bool) -> Iterator[tuple[np.ndarray, np.ndarray 
         x[:, 7] = 0
         x[1] = np.random.default_rng(5).normal(size=MANY_CLASSES)
         yield x, np.array([7, 7])
-
-
-def options_of(family: Family, x: np.ndarray) -> dict[str, Any]:
-    """All of them, with a number for each class or row."""
-    rng = np.random.default_rng(6)
-    rows, classes = x.shape
-    every: dict[str, Any] = {
-        "weight": (rng.random(classes) + 0.1).astype(x.dtype),
-        "pos_weight": rng.random(classes).astype(x.dtype) * 9,
-        "sample_weight": (rng.random(rows) + 0.1).astype(x.dtype),
-        "upstream": rng.normal(size=rows if family.by_row else x.shape).astype(x.dtype),
-        "label_smoothing": 0.1,
-        "z_loss": 1e-3,
-    }
-    return {name: value for name, value in every.items() if name in family.options}
 
 
 def cases(smoke: bool) -> Iterator[tuple[Family, tuple[np.ndarray, ...], dict[str, Any]]]:

@@ -244,9 +244,7 @@ cdef inline int brought_to_one(Arguments *a, int at, const double **weights, Py_
     if largest == 0:
         return 0
     exponent = -ilogb(largest)
-    array = checks(a).contiguous(checks(a).as_array("", [ldexp(weights[0][i], exponent) for i in range(n)]),
-                                 checks(a).F64)
-    hold(a, at, array, PyBUF_RECORDS_RO)
+    hold(a, at, checks(a).as_array("weights", [ldexp(weights[0][i], exponent) for i in range(n)]), PyBUF_RECORDS_RO)
     weights[0] = <const double *>a.view[at].buf
     return exponent
 

@@ -41,7 +41,7 @@ def _block(
         nothing, np.zeros(0, int), weight=weight, ignore_index=ignore_index, num_threads=num_threads, **options
     )
     t = _checks.as_targets(targets, x.shape, "targets")
-    if t.shape != x.shape or x.ndim == 0:
+    if t.shape != x.shape:
         if t.shape != rows or t.dtype.kind not in "iu":
             raise _checks.targets_error(t, x.shape, axis, True, True, "targets")
         _merging.counted_rows(t, total, ignore_index)
@@ -298,6 +298,8 @@ def grad_from_stats(
         label_smoothing=label_smoothing, temperature=temperature, softcap=softcap, z_loss=z_loss, subnormals=subnormals,
     )  # fmt: skip
     shape = x.shape[: block.axis] + x.shape[block.axis + 1 :]
+    if t.ndim == x.ndim:  # for `block_stats`, `cross_entropy` checks them
+        _checks.check_probabilities("targets", t, None, block.axis)
     merged = _as_stats("stats", stats, shape)
     one_class = np.broadcast_to(np.zeros((), x.dtype), (*shape, 1)), np.broadcast_to(np.zeros((), np.int8), shape)
     cross_entropy_with_grad(*one_class, reduction="none", upstream=upstream)  # checks upstream

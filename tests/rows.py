@@ -1,4 +1,5 @@
-"""Logits that are hard to get right, the ways in which they may lie in memory, and the slope of a loss."""
+"""Logits that are hard to get right, options for them, the ways in which they may lie in memory, and the slope of a
+loss."""
 
 from __future__ import annotations
 
@@ -34,6 +35,21 @@ def on_grid(x: np.ndarray, offset: float, dtype: Any) -> tuple[np.ndarray, np.nd
     shifted = (x + offset).astype(dtype)
     assert (shifted.astype(F64) - offset == x).all()
     return x.astype(dtype), shifted
+
+
+def options_of(family: Family, x: np.ndarray, name: str = "all") -> dict[str, Any]:
+    """One of the options of the family, or all of them. Those for each class or row have random numbers."""
+    rng = np.random.default_rng(6)
+    rows, classes = x.shape
+    every = {
+        "weight": (rng.random(classes) + 0.1).astype(x.dtype),
+        "pos_weight": rng.random(classes).astype(x.dtype) * 9,
+        "sample_weight": (rng.random(rows) + 0.1).astype(x.dtype),
+        "upstream": rng.normal(size=rows if family.by_row else x.shape).astype(x.dtype),
+        "label_smoothing": 0.1,
+        "z_loss": 1e-3,
+    }
+    return {key: value for key, value in every.items() if key in family.options and name in (key, "all")}
 
 
 class Arrangement(NamedTuple):

@@ -142,6 +142,7 @@ STATS = fastce.block_stats(X, LABELS, class_offset=0, num_classes=9)
         ({"num_classes": 7}, IndexError, r"^targets\[1\] is 7, out of range for 7 classes"),
         ({"targets": [0.0, 1.0]}, TypeError, "^targets has dtype float64 and the shape of class indices"),
         ({"targets": [0]}, ValueError, r"^targets has shape \(1,\), expected \(2,\)"),
+        ({"targets": np.full((2, 3), -1.0)}, ValueError, r"^targets\[0, 0\] is -1.0, expected probabilities"),
         ({"logits": 1.0}, ValueError, "^logits is a scalar"),
         ({"axis": 2}, ValueError, "^axis is 2"),
         ({"weight": np.ones(3)}, ValueError, r"^weight has shape \(3,\), expected \(9,\)"),

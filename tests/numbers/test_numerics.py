@@ -29,7 +29,7 @@ from functions import (
 )
 from isa import AVAILABLE, computed_with
 from oracle import CONTRACT_ULPS, LD, OPTION_ULPS, Number, assert_within, exact, needs_longdouble
-from rows import ARRANGEMENTS, GAPS, SUBNORMAL_GAPS, check_arranged, confident, on_grid
+from rows import ARRANGEMENTS, GAPS, SUBNORMAL_GAPS, check_arranged, confident, on_grid, options_of
 
 import fastce
 
@@ -260,27 +260,13 @@ WITH_OPTIONS = [
 family_and_option = pytest.mark.parametrize("family, name", WITH_OPTIONS, ids=lambda v: getattr(v, "name", v))
 
 
-def _options(family, name, x):
-    rng = np.random.default_rng(6)
-    rows, classes = x.shape
-    every = {
-        "weight": (rng.random(classes) + 0.1).astype(x.dtype),
-        "pos_weight": rng.random(classes).astype(x.dtype) * 9,
-        "sample_weight": (rng.random(rows) + 0.1).astype(x.dtype),
-        "upstream": rng.normal(size=rows if family.by_row else x.shape).astype(x.dtype),
-        "label_smoothing": 0.1,
-        "z_loss": 1e-3,
-    }
-    return {key: value for key, value in every.items() if key in family.options and name in (key, "all")}
-
-
 @dtypes
 @family_and_option
 @pytest.mark.parametrize("classes", [2, 9, 65, 130])
 def test_confident_rows_with_options(classes, family, name, dtype):
     x, top = confident(GAPS[dtype], classes, dtype)
     for labels in (top, (top + 1) % classes, None)[: 2 if family is INDEX else 3]:
-        check_arranged(family, family.arguments(x, labels), more=OPTION_ULPS, **_options(family, name, x))
+        check_arranged(family, family.arguments(x, labels), more=OPTION_ULPS, **options_of(family, x, name))
 
 
 @dtypes
@@ -297,7 +283,7 @@ def test_probabilities_with_options(classes, family, name, dtype):
     c[::3] = rng.random((len(c[::3]), classes))
     c = (c / c.sum(axis=1, keepdims=True)).astype(dtype)
     for targets in (c, x > 0, x < 0) if family is SIGMOID else (c,):
-        check_arranged(family, (x, targets), more=OPTION_ULPS, **_options(family, name, x))
+        check_arranged(family, (x, targets), more=OPTION_ULPS, **options_of(family, x, name))
 
 
 @dtypes
@@ -312,7 +298,7 @@ def test_many_classes_with_options(power, family, dtype):
     arrays = family.arguments(x, np.argmax(x, axis=1))
     if family is not INDEX:
         arrays = x, np.full(x.shape, 1 / 3 / x.shape[1], dtype)
-    check_arranged(family, arrays, ways=ROWS_AND_AXIS_0, more=OPTION_ULPS, **_options(family, "all", x))
+    check_arranged(family, arrays, ways=ROWS_AND_AXIS_0, more=OPTION_ULPS, **options_of(family, x))
 
 
 @dtypes
@@ -321,10 +307,8 @@ def test_many_classes_with_options(power, family, dtype):
 def test_offsets_with_options(offset, family, dtype):
     rng = np.random.default_rng(11)
     _, x = on_grid(rng.normal(0, 9, (150, 10)), offset, dtype)
-    check_arranged(
-        family, family.arguments(x, rng.integers(0, 10, 150)), more=OPTION_ULPS, **_options(family, "all", x)
-    )
-    check_arranged(family, family.arguments(x), more=OPTION_ULPS, **_options(family, "all", x))
+    check_arranged(family, family.arguments(x, rng.integers(0, 10, 150)), more=OPTION_ULPS, **options_of(family, x))
+    check_arranged(family, family.arguments(x), more=OPTION_ULPS, **options_of(family, x))
 
 
 @dtypes
